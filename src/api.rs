@@ -1,0 +1,504 @@
+//! The whole contract between a client and a node: one request, one response, and the rules a request must keep.
+//!
+//! The node in this process and the stub of a remote one are both a `tower::Service<Call>`, so there is one `Client`
+//! type, and every recipe exists once. In process nothing is serialised; between processes a request travels as its
+//! hand-made layout ([`layout`]), under its [`Request::method`] number.
+//!
+//! ```text
+//! client ── Call { request, timeout } ──▶ node's gateway ──▶ check() ──▶ log, or local state ──▶ Response
+//! ```
+//!
+//! Invariants
+//! - what enters the log is a [`Proposal`], and applying it depends on nothing but it and the state before it;
+//! - [`check`] refuses whatever could not be applied, so that no member can choke on an entry that others accept;
+//! - one call carries many writes, many cursors or many leases: a caller's load is never one frame each.
+
+mod layout;
+
+use crate::error::{Error, Reason};
+use crate::types::{
+    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, NodeId, Op, OpKind, PutOp, RangeOp,
+    Revision, TxnOp, TxnOutcome, limits,
+};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A request and how long its caller waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) request: Request,
+    pub(crate) timeout: Duration,
+}
+
+/// What a client asks of a node, and one node of another.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Request {
+    /// Replicate commands and apply them everywhere. A gateway forwards many at once, and marks them, so that they
+    /// travel one hop at most.
+    Propose { proposals: Vec<Proposal>, forwarded: bool },
+    /// Read without a log entry.
+    Query(Query),
+    /// One step of all watches of a caller: wait until one of its cursors has events, then return them.
+    Follow(Follow),
+    /// Push the deadlines of leases back. Answered by the leader from memory, after a quorum round.
+    KeepAlive { leases: Vec<LeaseId>, forwarded: bool },
+    /// What the leader knows about leases; `None` asks for all.
+    Leases { only: Option<Vec<LeaseId>>, forwarded: bool },
+    /// The log index that a linearizable read on another member has to wait for. Only the leader answers.
+    ReadIndex,
+    /// Who this node is, and whom it follows.
+    Status,
+    /// What founders say to each other before there is a group; only they read it.
+    Founding(Bytes),
+}
+
+/// The answer to the [`Request`] of the same name.
+#[derive(Clone, Debug)]
+pub(crate) enum Response {
+    /// One outcome for each proposal, in order.
+    Propose(Vec<Result<Applied, Error>>),
+    Query(TxnOutcome),
+    Follow(Followed),
+    /// The time to live of each lease, in order, or why it has none any more.
+    KeepAlive(Vec<Result<Duration, Reason>>),
+    /// One for each asked lease, in order; `None` is unknown or expired.
+    Leases(Vec<Option<LeaseStatus>>),
+    ReadIndex(u64),
+    Status(NodeStatus),
+    Founding(Bytes),
+}
+
+/// A command and, if its sender wants it to happen once however often it is sent, whose and which it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Proposal {
+    pub(crate) origin: Option<Origin>,
+    pub(crate) command: Command,
+}
+
+/// Names a write, so that a retry of it can be told from a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) client: u64,
+    pub(crate) sequence: u64,
+    /// Every smaller sequence has been answered.
+    pub(crate) lowest_outstanding: u64,
+}
+
+/// What enters the log.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Command {
+    /// Every write of keys; a single put is a transaction without conditions.
+    Txn(TxnOp),
+    /// Make a lease; the group chooses the id if there is none.
+    Grant { id: Option<LeaseId>, ttl: Duration },
+    /// End a lease, and delete its keys.
+    Revoke(LeaseId),
+    /// The same for leases that are due by the clock of the leader of `deciding_term`. Void in any other term: a leader
+    /// that was paused after deciding must not expire what was renewed at its successor. Never forwarded.
+    Expire { deciding_term: u64, leases: Vec<LeaseId> },
+    /// Forget the history before a revision.
+    Compact(Revision),
+}
+
+/// What applying a [`Command`] did. A rejection by the rules is a [`Reason`] instead.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Applied {
+    Txn(TxnOutcome),
+    Granted {
+        id: LeaseId,
+        ttl: Duration,
+        revision: Revision,
+    },
+    Revoked {
+        revision: Revision,
+    },
+    /// Those of the leases that still existed.
+    Expired {
+        leases: Vec<LeaseId>,
+        revision: Revision,
+    },
+    Compacted {
+        revision: Revision,
+    },
+}
+
+/// A transaction without writes, and how fresh its answer must be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Query {
+    pub(crate) txn: TxnOp,
+    pub(crate) consistency: Consistency,
+    /// Wait until this revision is there, whatever the consistency: a caller never sees time go back.
+    pub(crate) revision_min: Option<Revision>,
+}
+
+/// Names one watch of a caller. A caller never uses a number twice on one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CursorId(pub(crate) u64);
+
+/// One step of a stream of watches.
+///
+/// The node remembers the cursors of a stream while its connection lives, so that a step carries only what changed.
+/// `after` numbers the answers: it is the last that the caller has received, and 0 begins the stream anew. A node that
+/// is asked again after the same number takes the lost answer back; one that does not know the stream says so, and the
+/// caller begins anew with all its cursors. So no lost, late or repeated message can lose an event.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Follow {
+    pub(crate) stream: u64,
+    pub(crate) after: u64,
+    pub(crate) added: Vec<(CursorId, Cursor)>,
+    pub(crate) removed: Vec<CursorId>,
+    pub(crate) wait: Duration,
+    pub(crate) bytes_max: u32,
+}
+
+/// A watch: a range, and where to go on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cursor {
+    pub(crate) range: KeyRange,
+    pub(crate) next: Position,
+    pub(crate) puts: bool,
+    pub(crate) deletes: bool,
+    pub(crate) prev: bool,
+}
+
+/// A point in history down to the change within a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Position {
+    pub(crate) revision: Revision,
+    pub(crate) sub: u32,
+}
+
+/// The answer to a [`Follow`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Followed {
+    /// `news` for the cursors that have some. Every other cursor has seen everything up to `progress`.
+    Step { number: u64, progress: Revision, news: Vec<(CursorId, News)> },
+    /// The stream is not known here: begin anew.
+    Unknown,
+}
+
+/// What happened to one cursor.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum News {
+    /// Events, oldest first, and where the cursor stands now. If `fragment`, the last of the changes is not complete,
+    /// and goes on in the next answer.
+    Changes { changes: Vec<Changes>, next: Position, fragment: bool },
+    /// The cursor is at its end: compacted. It is forgotten.
+    Ended(Reason),
+}
+
+/// Who a node is, and whom it follows.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NodeStatus {
+    pub(crate) node: NodeId,
+    pub(crate) group: u128,
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) term: u64,
+    pub(crate) revision: Revision,
+}
+
+impl Position {
+    /// The beginning of a revision.
+    pub(crate) const fn start_of(revision: Revision) -> Self {
+        Self { revision, sub: 0 }
+    }
+}
+
+impl From<Command> for Proposal {
+    fn from(command: Command) -> Self {
+        Self { origin: None, command }
+    }
+}
+
+impl Request {
+    /// Whether it may change the state, so that its failure leaves the outcome unknown.
+    pub(crate) fn is_write(&self) -> bool {
+        matches!(self, Self::Propose { .. })
+    }
+}
+
+impl TxnOp {
+    /// A transaction that carries out one operation.
+    pub(crate) fn single(op: OpKind) -> Self {
+        Self { when: Vec::new(), then: vec![Op(op)], otherwise: Vec::new() }
+    }
+
+    /// Whether no branch can change a key.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.operations().all(|op| match &op.0 {
+            OpKind::Put(_) | OpKind::Delete(_) => false,
+            OpKind::Get(_) | OpKind::Range(_) => true,
+            OpKind::Txn(txn) => txn.is_read_only(),
+        })
+    }
+
+    /// The operations of both branches, without those nested deeper.
+    pub(crate) fn operations(&self) -> impl Iterator<Item = &Op> {
+        self.then.iter().chain(&self.otherwise)
+    }
+}
+
+/// Refuses what could not be applied, for a reason that is the same on every member.
+///
+/// `ttl_floor` is the shortest time to live that this group grants.
+pub(crate) fn check(request: &Request, ttl_floor: Duration) -> Result<(), Reason> {
+    match request {
+        Request::Propose { proposals, .. } => {
+            check_batch(proposals.len())?;
+            proposals.iter().try_for_each(|proposal| check_command(&proposal.command, ttl_floor))
+        }
+        Request::Query(query) => check_txn(&query.txn),
+        Request::Follow(follow) => {
+            check_batch(follow.added.len())?;
+            check_batch(follow.removed.len())?;
+            follow.added.iter().try_for_each(|(_, cursor)| check_range(&cursor.range))
+        }
+        Request::KeepAlive { leases, .. } => check_batch(leases.len()),
+        Request::Leases { only, .. } => check_batch(only.as_ref().map_or(0, Vec::len)),
+        Request::ReadIndex | Request::Status | Request::Founding(_) => Ok(()),
+    }
+}
+
+fn check_batch(length: usize) -> Result<(), Reason> {
+    within(length, limits::BATCH_MAX, |actual, limit| Reason::TooManyOperations { actual, limit })
+}
+
+fn check_command(command: &Command, ttl_floor: Duration) -> Result<(), Reason> {
+    match command {
+        Command::Txn(txn) => check_txn(txn),
+        Command::Grant { ttl, .. } if *ttl < ttl_floor => {
+            Err(Reason::TtlTooSmall { floor: ttl_floor })
+        }
+        Command::Grant { ttl, .. } if *ttl > limits::TTL_MAX => Err(Reason::TtlTooLarge),
+        Command::Expire { leases, .. } => {
+            within(leases.len(), limits::EXPIRE_LEASES_MAX, |actual, limit| {
+                Reason::TooManyOperations { actual, limit }
+            })
+        }
+        Command::Grant { .. } | Command::Revoke(_) | Command::Compact(_) => Ok(()),
+    }
+}
+
+/// The rules of a transaction: its keys and ranges, its size, its number of operations, and that no key can change
+/// twice.
+pub(crate) fn check_txn(txn: &TxnOp) -> Result<(), Reason> {
+    let bytes = check_level(txn, limits::TXN_OPERATIONS_MAX, limits::TXN_DEPTH_MAX)?;
+    within(bytes, limits::REQUEST_BYTES_MAX, |actual, limit| Reason::RequestTooLarge {
+        actual,
+        limit,
+    })?;
+    footprint(&txn.then)?;
+    footprint(&txn.otherwise)?;
+    Ok(())
+}
+
+/// Checks one level of a transaction, with what the levels above leave it, and returns its size in bytes.
+fn check_level(txn: &TxnOp, budget: usize, depth: usize) -> Result<usize, Reason> {
+    let used = txn.when.len().max(txn.then.len()).max(txn.otherwise.len());
+    within(used, budget, |actual, limit| Reason::TooManyOperations { actual, limit })?;
+    let mut bytes = 0;
+    for compare in &txn.when {
+        check_range(&compare.range)?;
+        bytes += range_bytes(&compare.range);
+        if let crate::types::Operand::Value(value) = &compare.operand {
+            bytes += value.len();
+        }
+    }
+    for op in txn.operations() {
+        bytes += match &op.0 {
+            OpKind::Put(put) => check_put(put)?,
+            OpKind::Get(get) => {
+                check_key(&get.key)?;
+                get.key.len()
+            }
+            OpKind::Delete(delete) => {
+                check_range(&delete.range)?;
+                range_bytes(&delete.range)
+            }
+            OpKind::Range(RangeOp { range, .. }) => {
+                check_range(range)?;
+                range_bytes(range)
+            }
+            OpKind::Txn(_) if depth == 0 => {
+                let limit = limits::TXN_DEPTH_MAX as u64;
+                return Err(Reason::TooManyOperations { actual: limit + 1, limit });
+            }
+            OpKind::Txn(nested) => check_level(nested, budget - used, depth - 1)?,
+        };
+    }
+    Ok(bytes)
+}
+
+fn check_put(put: &PutOp) -> Result<usize, Reason> {
+    check_key(&put.key)?;
+    if put.ignore_value && !put.value.is_empty() {
+        return Err(Reason::ValueProvided);
+    }
+    if put.ignore_lease && put.lease.is_some() {
+        return Err(Reason::LeaseProvided);
+    }
+    within(put.value.len(), limits::VALUE_BYTES_MAX, |actual, limit| Reason::ValueTooLarge {
+        actual,
+        limit,
+    })?;
+    Ok(put.key.len() + put.value.len())
+}
+
+/// The rules of one key.
+pub(crate) fn check_key(key: &[u8]) -> Result<(), Reason> {
+    let too_long = |actual, limit| Reason::KeyTooLong { actual, limit };
+    match key.first() {
+        None => Err(Reason::EmptyKey),
+        Some(&limits::RESERVED_FIRST_BYTE) => Err(Reason::ReservedKey),
+        Some(_) => {
+            within(key.len(), limits::KEY_BYTES_MAX, too_long)?;
+            let zeros = key.iter().filter(|byte| **byte == 0).count();
+            within(key.len() + zeros, limits::ESCAPED_KEY_BYTES_MAX, too_long)
+        }
+    }
+}
+
+/// The rules of a range. It may span keys that are not allowed; it only cannot hold any.
+pub(crate) fn check_range(range: &KeyRange) -> Result<(), Reason> {
+    if let Some(key) = range.as_key() {
+        return check_key(key);
+    }
+    if range.is_empty() {
+        return Err(Reason::EmptyRange);
+    }
+    let longest = range.start.len().max(range.end.as_ref().map_or(0, Bytes::len));
+    // The end of a range may be one byte longer than a key: the first key after the longest.
+    within(longest, limits::KEY_BYTES_MAX + 1, |actual, limit| Reason::KeyTooLong { actual, limit })
+}
+
+fn range_bytes(range: &KeyRange) -> usize {
+    range.start.len() + range.end.as_ref().map_or(0, Bytes::len)
+}
+
+fn within(
+    actual: usize,
+    limit: usize,
+    reason: impl FnOnce(u64, u64) -> Reason,
+) -> Result<(), Reason> {
+    if actual <= limit { Ok(()) } else { Err(reason(actual as u64, limit as u64)) }
+}
+
+/// The keys that a list of operations can change.
+#[derive(Default)]
+struct Footprint<'a> {
+    puts: BTreeSet<&'a Bytes>,
+    deletes: Vec<&'a KeyRange>,
+}
+
+/// Refuses operations that run together and could change a key twice: two puts of it, or a put and a delete in either
+/// order. The two branches of a nested transaction never run together, and deletes may overlap, for the second finds
+/// nothing.
+fn footprint(ops: &[Op]) -> Result<Footprint<'_>, Reason> {
+    let mut all = Footprint::default();
+    for op in ops {
+        match &op.0 {
+            OpKind::Put(put) => {
+                all.disjoint(&Footprint::put(&put.key))?.add(Footprint::put(&put.key))
+            }
+            OpKind::Delete(delete) => {
+                let delete = Footprint { deletes: vec![&delete.range], ..Footprint::default() };
+                all.disjoint(&delete)?.add(delete);
+            }
+            OpKind::Get(_) | OpKind::Range(_) => {}
+            OpKind::Txn(nested) => {
+                let (then, otherwise) = (footprint(&nested.then)?, footprint(&nested.otherwise)?);
+                all.disjoint(&then)?.disjoint(&otherwise)?.add(then);
+                all.add(otherwise);
+            }
+        }
+    }
+    Ok(all)
+}
+
+impl<'a> Footprint<'a> {
+    fn put(key: &'a Bytes) -> Self {
+        Self { puts: BTreeSet::from([key]), deletes: Vec::new() }
+    }
+
+    fn disjoint(&mut self, other: &Self) -> Result<&mut Self, Reason> {
+        let twice = other.puts.iter().any(|key| self.puts.contains(key))
+            || self.deletes_any(&other.puts)
+            || other.deletes_any(&self.puts);
+        if twice { Err(Reason::DuplicateKey) } else { Ok(self) }
+    }
+
+    fn deletes_any(&self, puts: &BTreeSet<&Bytes>) -> bool {
+        self.deletes.iter().any(|range| puts.iter().any(|key| range.contains(key)))
+    }
+
+    fn add(&mut self, other: Self) {
+        self.puts.extend(other.puts);
+        self.deletes.extend(other.deletes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_ops(ops: impl IntoIterator<Item = Op>) -> Result<(), Reason> {
+        check_txn(&TxnOp { then: ops.into_iter().collect(), ..TxnOp::default() })
+    }
+
+    #[test]
+    fn keys_have_rules() {
+        assert_eq!(check_key(b""), Err(Reason::EmptyKey));
+        assert_eq!(check_key(b"\0settings"), Err(Reason::ReservedKey));
+        assert_eq!(check_key(&[b'k'; 1024]), Ok(()));
+        assert!(matches!(check_key(&[b'k'; 1025]), Err(Reason::KeyTooLong { actual: 1025, .. })));
+        let mut zeros = [0; 1024];
+        zeros[0] = b'k';
+        assert!(matches!(check_key(&zeros), Err(Reason::KeyTooLong { .. })));
+        assert_eq!(check_range(&KeyRange::key("")), Err(Reason::EmptyKey));
+        assert_eq!(check_range(&KeyRange::from("b".."a")), Err(Reason::EmptyRange));
+        assert_eq!(check_range(&KeyRange::all()), Ok(()));
+    }
+
+    #[test]
+    fn a_key_changes_at_most_once_in_a_transaction() {
+        let put = |key: &str| Op::put(key.to_owned(), "v");
+        let twice = Err(Reason::DuplicateKey);
+        assert_eq!(check_ops([put("k"), put("k")]), twice);
+        assert_eq!(check_ops([put("k"), Op::delete(KeyRange::prefix("k"))]), twice);
+        assert_eq!(check_ops([Op::delete("a"..), put("b")]), twice);
+        assert_eq!(check_ops([put("k"), Op::txn([], [put("k")], [])]), twice);
+        assert_eq!(check_ops([Op::txn([], [put("k")], []), Op::delete("k")]), twice);
+        assert_eq!(check_ops([Op::txn([], [put("k")], [put("k")])]), Ok(()));
+        assert_eq!(check_ops([Op::delete("a".."m"), Op::delete("k"..), put("a0/")]), twice);
+        assert_eq!(check_ops([Op::delete("a".."m"), Op::delete("k".."z")]), Ok(()));
+    }
+
+    #[test]
+    fn size_number_and_depth_are_bounded() {
+        let put = |index: usize| Op::put(format!("k{index}"), "v");
+        assert_eq!(check_ops((0..128).map(put)), Ok(()));
+        assert!(matches!(
+            check_ops((0..129).map(put)),
+            Err(Reason::TooManyOperations { actual: 129, limit: 128 })
+        ));
+        let value = vec![0; limits::VALUE_BYTES_MAX];
+        let large = |key: &str| Op::put(key.to_owned(), value.clone());
+        assert_eq!(check_ops([large("a")]), Ok(()));
+        assert!(matches!(check_ops([large("a"), large("b")]), Err(Reason::RequestTooLarge { .. })));
+        let mut deep = put(0);
+        for _ in 0..=limits::TXN_DEPTH_MAX {
+            deep = Op::txn([], [deep], []);
+        }
+        assert!(matches!(check_ops([deep]), Err(Reason::TooManyOperations { .. })));
+    }
+
+    #[test]
+    fn a_time_to_live_has_a_floor_and_a_ceiling() {
+        let floor = Duration::from_secs(3);
+        let grant = |ttl| check_command(&Command::Grant { id: None, ttl }, floor);
+        assert_eq!(grant(Duration::ZERO), Err(Reason::TtlTooSmall { floor }));
+        assert_eq!(grant(floor), Ok(()));
+        assert_eq!(grant(Duration::MAX), Err(Reason::TtlTooLarge));
+    }
+}

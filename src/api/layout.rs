@@ -1,0 +1,324 @@
+//! The layout of the contract, on the wire and in the log. `tests` at the end hold the bytes of each command in place.
+//!
+//! Numbers are never reused or reordered. A command that this version does not know does not decode, and that stops
+//! the node: skipping it would let this member disagree with the others.
+
+use super::{
+    Applied, Command, Cursor, CursorId, Follow, Followed, News, NodeStatus, Origin, Position,
+    Proposal, Query, Request, Response,
+};
+use crate::codec::layout::{Input, Layout, Malformed, layout};
+use crate::error::{Error, Reason};
+use crate::types::{
+    Changes, Compare, Consistency, DeleteOp, Event, GetOp, KeyRange, KeyValue, LeaseId,
+    LeaseStatus, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation, Revision,
+    SortBy, TxnOp, TxnOutcome,
+};
+use bytes::Bytes;
+
+macro_rules! numbers {
+    ($($type:ty),*) => {$(
+        impl Layout for $type {
+            fn write(&self, out: &mut Vec<u8>) {
+                self.get().write(out);
+            }
+            fn read(input: &mut Input) -> Result<Self, Malformed> {
+                u64::read(input).map(Self::from)
+            }
+        }
+    )*};
+}
+numbers!(Revision, NodeId, LeaseId);
+
+layout!(struct CursorId(number));
+layout!(struct KeyRange { start, end });
+layout!(struct KeyValue { key, value, create_revision, mod_revision, version, lease });
+layout!(enum Event { 1 => Put { kv, prev }, 2 => Delete { key, revision, prev } });
+layout!(struct Changes { revision, events });
+layout!(enum Consistency { 1 => Linearizable, 2 => Serializable });
+layout!(enum SortBy { 1 => Key, 2 => Value, 3 => CreateRevision, 4 => ModRevision, 5 => Version });
+layout!(enum Relation { 1 => Equal, 2 => NotEqual, 3 => Less, 4 => Greater });
+layout!(enum Operand {
+    1 => Value(value), 2 => CreateRevision(revision), 3 => ModRevision(revision), 4 => Version(version),
+    5 => Lease(lease),
+});
+layout!(struct Compare { range, relation, operand });
+layout!(struct PutOp { key, value, lease, ignore_value, ignore_lease, prev });
+layout!(struct GetOp { key, at });
+layout!(struct DeleteOp { range, prev });
+layout!(struct RangeOp {
+    range, at, limit, keys_only, count_only, sort, descending,
+    mod_revision_min, mod_revision_max, create_revision_min, create_revision_max,
+});
+layout!(struct TxnOp { when, then, otherwise });
+layout!(enum OpKind {
+    1 => Put(put), 2 => Get(get), 3 => Delete(delete), 4 => Range(range), 5 => Txn(txn),
+});
+layout!(struct Op(kind));
+layout!(struct Page { entries, more, count, revision });
+layout!(enum OpResult {
+    1 => Put { prev }, 2 => Get(kv), 3 => Deleted { count, prev }, 4 => Range(page), 5 => Txn(outcome),
+});
+layout!(struct TxnOutcome { succeeded, revision, results });
+layout!(struct LeaseStatus { id, ttl, remaining, keys });
+
+layout!(struct Origin { client, sequence, lowest_outstanding });
+layout!(enum Command {
+    1 => Txn(txn), 2 => Grant { id, ttl }, 3 => Revoke(lease), 4 => Expire { deciding_term, leases },
+    5 => Compact(revision),
+});
+layout!(enum Applied {
+    1 => Txn(outcome), 2 => Granted { id, ttl, revision }, 3 => Revoked { revision },
+    4 => Expired { leases, revision }, 5 => Compacted { revision },
+});
+layout!(struct Query { txn, consistency, revision_min });
+layout!(struct Position { revision, sub });
+layout!(struct Cursor { range, next, puts, deletes, prev });
+layout!(struct Follow { stream, after, added, removed, wait, bytes_max });
+layout!(enum Followed { 1 => Step { number, progress, news }, 2 => Unknown });
+layout!(enum News { 1 => Changes { changes, next, fragment }, 2 => Ended(reason) });
+layout!(struct NodeStatus { node, group, leader, term, revision });
+
+/// The version of the layout of [`Proposal`]. A new field goes to the end of a new version.
+const PROPOSAL_VERSION: u8 = 1;
+
+impl Layout for Proposal {
+    fn write(&self, out: &mut Vec<u8>) {
+        PROPOSAL_VERSION.write(out);
+        self.origin.write(out);
+        self.command.write(out);
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        match u8::read(input)? {
+            PROPOSAL_VERSION => {
+                Ok(Self { origin: Option::read(input)?, command: Command::read(input)? })
+            }
+            _ => Err(Malformed),
+        }
+    }
+}
+
+impl Request {
+    /// The number of its method on the wire. Never reused.
+    pub(crate) fn method(&self) -> u16 {
+        match self {
+            Self::Propose { .. } => 1,
+            Self::Query(_) => 2,
+            Self::Follow(_) => 3,
+            Self::KeepAlive { .. } => 4,
+            Self::Leases { .. } => 5,
+            Self::ReadIndex => 6,
+            Self::Status => 7,
+            Self::Founding(_) => 8,
+        }
+    }
+
+    /// Appends what a frame of its method carries.
+    pub(crate) fn write_body(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Propose { proposals, forwarded } => {
+                proposals.write(out);
+                forwarded.write(out);
+            }
+            Self::Query(query) => query.write(out),
+            Self::Follow(follow) => follow.write(out),
+            Self::KeepAlive { leases, forwarded } => {
+                leases.write(out);
+                forwarded.write(out);
+            }
+            Self::Leases { only, forwarded } => {
+                only.write(out);
+                forwarded.write(out);
+            }
+            Self::ReadIndex | Self::Status => {}
+            Self::Founding(message) => message.write(out),
+        }
+    }
+
+    /// Reads what a frame of `method` carries.
+    pub(crate) fn read_body(method: u16, body: Bytes) -> Result<Self, Malformed> {
+        let input = &mut Input::new(body);
+        let request = match method {
+            1 => Self::Propose { proposals: Vec::read(input)?, forwarded: bool::read(input)? },
+            2 => Self::Query(Query::read(input)?),
+            3 => Self::Follow(Follow::read(input)?),
+            4 => Self::KeepAlive { leases: Vec::read(input)?, forwarded: bool::read(input)? },
+            5 => Self::Leases { only: Option::read(input)?, forwarded: bool::read(input)? },
+            6 => Self::ReadIndex,
+            7 => Self::Status,
+            8 => Self::Founding(Bytes::read(input)?),
+            _ => return Err(Malformed),
+        };
+        if input.remaining() == 0 { Ok(request) } else { Err(Malformed) }
+    }
+}
+
+layout!(enum Response {
+    1 => Propose(outcomes), 2 => Query(outcome), 3 => Follow(followed), 4 => KeepAlive(leases),
+    5 => Leases(leases), 6 => ReadIndex(index), 7 => Status(status), 8 => Founding(message),
+});
+
+/// `may_have_applied ++ text ++ reason`: an older reader that lacks a name for the reason still has its text.
+impl Layout for Error {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.may_have_applied().write(out);
+        self.reason().write(out);
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        let may_have_applied = bool::read(input)?;
+        let error = Self::from(Reason::read(input)?);
+        Ok(if may_have_applied { error.unknown_outcome() } else { error })
+    }
+}
+
+/// `text ++ u32 length ++ number and fields`: an older reader that lacks a name for the reason still has its text.
+impl Layout for Reason {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.to_string().write(out);
+        Numbered::to_bytes(&Numbered(self.clone())).write(out);
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        let text = String::read(input)?;
+        let numbered = Numbered::from_bytes(Bytes::read(input)?);
+        Ok(numbered.map_or(Self::Unrecognized { text }, |Numbered(reason)| reason))
+    }
+}
+
+/// A reason whose number both sides know.
+struct Numbered(Reason);
+
+macro_rules! reasons {
+    ($($number:literal => $variant:ident $({$($field:ident),*})?),* $(,)?) => {
+        impl Layout for Numbered {
+            fn write(&self, out: &mut Vec<u8>) {
+                match &self.0 {
+                    $(Reason::$variant $({$($field),*})? => {
+                        out.push($number);
+                        $($($field.write(out);)*)?
+                    })*
+                }
+            }
+            fn read(input: &mut Input) -> Result<Self, Malformed> {
+                match u8::read(input)? {
+                    $($number => Ok(Self(Reason::$variant $({$($field: Layout::read(input)?),*})?)),)*
+                    _ => Err(Malformed),
+                }
+            }
+        }
+    };
+}
+reasons! {
+    1 => EmptyKey,
+    2 => KeyTooLong { actual, limit },
+    3 => ReservedKey,
+    4 => EmptyRange,
+    5 => ValueTooLarge { actual, limit },
+    6 => RequestTooLarge { actual, limit },
+    7 => TooManyOperations { actual, limit },
+    8 => DuplicateKey,
+    9 => ValueProvided,
+    10 => LeaseProvided,
+    11 => TtlTooSmall { floor },
+    12 => TtlTooLarge,
+    13 => BadAddress { detail },
+    14 => BadMembers { detail },
+    15 => BadOption { detail },
+    16 => PlaintextRefused { address },
+    17 => KeyNotFound,
+    18 => LeaseNotFound { lease },
+    19 => LeaseExists { lease },
+    20 => Compacted { at },
+    21 => FutureRevision { current },
+    22 => SessionLost,
+    23 => TooManyRequests,
+    24 => ResultTooLarge { limit },
+    25 => NoLeader,
+    26 => NotLeader { leader },
+    27 => LeaderChanged,
+    28 => Unreachable { detail },
+    29 => Starting,
+    30 => DeadlinePassed { waited },
+    31 => ConnectionLost,
+    32 => GroupMismatch,
+    33 => NodeMismatch { actual, expected },
+    34 => IncarnationRefused { node },
+    35 => FoundersDiffer { detail },
+    36 => TimingDiffers,
+    37 => NoCommonVersion,
+    38 => Malformed { what },
+    39 => WrongType { detail },
+    40 => DiskFailed { detail },
+    41 => Corrupt { detail },
+    42 => UnreadableFormat { detail },
+    43 => AlreadyOpen { path },
+    44 => Closed,
+    45 => Unrecognized { text },
+    46 => AssertionFailed { detail },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_bytes_of_a_put_are_golden() {
+        let txn = TxnOp::single(Op::put("k", "v").lease(LeaseId::from(3)).0);
+        let proposal = Proposal::from(Command::Txn(txn));
+        let golden: &[u8] = &[
+            1, 0, 1, // version, no origin, a transaction
+            0, 0, 0, 0, // no comparison
+            0, 0, 0, 1, 1, // one operation, a put
+            0, 0, 0, 1, b'k', 0, 0, 0, 1, b'v', // key, value
+            1, 0, 0, 0, 0, 0, 0, 0, 3, // lease
+            0, 0, 0, // ignore value, ignore lease, prev
+            0, 0, 0, 0, // nothing otherwise
+        ];
+        assert_eq!(proposal.to_bytes(), golden);
+        assert_eq!(Proposal::from_bytes(Bytes::from_static(golden)).unwrap(), proposal);
+    }
+
+    #[test]
+    fn the_bytes_of_lease_commands_are_golden() {
+        let origin = Some(Origin { client: 1, sequence: 2, lowest_outstanding: 2 });
+        let expire = Command::Expire { deciding_term: 5, leases: vec![LeaseId::from(9)] };
+        let golden: &[u8] = &[
+            1, 1, // version, an origin
+            0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, //
+            4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9,
+        ];
+        assert_eq!(Proposal { origin, command: expire }.to_bytes(), golden);
+        let grant = Command::Grant { id: None, ttl: Duration::from_millis(258) };
+        assert_eq!(Proposal::from(grant).to_bytes()[..], [1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+        let revoke = Command::Revoke(LeaseId::from(1));
+        assert_eq!(Proposal::from(revoke).to_bytes()[..], [1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let compact = Command::Compact(Revision::from(7));
+        assert_eq!(Proposal::from(compact).to_bytes()[..], [1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 7]);
+    }
+
+    #[test]
+    fn an_unknown_version_or_command_does_not_decode() {
+        assert!(Proposal::from_bytes(Bytes::from_static(&[2, 0, 1, 0, 0])).is_err());
+        assert!(Proposal::from_bytes(Bytes::from_static(&[1, 0, 99])).is_err());
+    }
+
+    #[test]
+    fn errors_travel_with_reason_and_outcome() {
+        let error = Error::from(Reason::Compacted { at: Revision::from(7) }).unknown_outcome();
+        let back = Error::from_bytes(error.to_bytes()).unwrap();
+        assert_eq!(back.reason(), error.reason());
+        assert!(back.may_have_applied());
+    }
+
+    #[test]
+    fn a_reason_of_a_newer_version_keeps_its_text() {
+        let mut bytes = Vec::new();
+        "the moon is full".to_owned().write(&mut bytes);
+        Bytes::from_static(&[200, 1, 2]).write(&mut bytes);
+        let reason = Reason::from_bytes(bytes.into()).unwrap();
+        assert_eq!(reason, Reason::Unrecognized { text: "the moon is full".into() });
+    }
+}

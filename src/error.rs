@@ -1,0 +1,583 @@
+//! The one error of the crate, and the fault that stops a node.
+//!
+//! There are two kinds of "no". A *rejection* by the rules is an answer: every member would give the same one, and it
+//! is a [`Reason`]. A *fault* is this member's own, a failed disk or bytes that are not what was written, and stops the
+//! node; it is a `Fault`. They are two types, so that they cannot be confused: the state machine returns
+//! `Result<Result<_, Reason>, Fault>`, and only the inner error is ever replicated.
+//!
+//! What a caller should do next follows from [`Error::kind`], [`Error::is_retryable`] and [`Error::may_have_applied`];
+//! details to show or log are in the [`Reason`] and in the text.
+
+use crate::types::{LeaseId, NodeId, Revision};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A result with the crate's own [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed, and what to do about it. Cheap to clone.
+///
+/// ```
+/// # use quorate::{Error, ErrorKind};
+/// fn advice(error: &Error) -> &'static str {
+///     match error.kind() {
+///         ErrorKind::Compacted => "read the range again, then watch from there",
+///         ErrorKind::LeaseExpired => "open a new session",
+///         _ if error.is_retryable() && !error.may_have_applied() => "call again",
+///         _ if error.may_have_applied() => "look whether the write happened",
+///         _ => "mend the call",
+///     }
+/// }
+/// # let _ = advice;
+/// ```
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    reason: Reason,
+    may_have_applied: bool,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What class of failure it is, by who has to act.
+///
+/// ```
+/// # use quorate::ErrorKind;
+/// # fn check(error: quorate::Error) {
+/// assert_ne!(error.kind(), ErrorKind::Storage, "this member's disk failed");
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A key, value, transaction or argument breaks a rule. The caller has to change it.
+    InvalidInput,
+    /// What the call names does not exist.
+    NotFound,
+    /// What the call would make exists already, or somebody else was faster.
+    Conflict,
+    /// The revision is outside of the history that the group keeps.
+    Compacted,
+    /// The lease, and with it the session and all that hung on it, is gone.
+    LeaseExpired,
+    /// Too much at once. Later, or smaller.
+    Overloaded,
+    /// No quorum, no leader, or no endpoint answers.
+    Unavailable,
+    /// The deadline passed. A write may or may not have happened.
+    Timeout,
+    /// The peer belongs to another group, is another member, or speaks another protocol version.
+    WrongGroup,
+    /// A value could not be decoded as the asked type.
+    Codec,
+    /// The disk failed, is in use, or holds data that this version cannot read.
+    Storage,
+    /// The node or client was shut down.
+    Closed,
+}
+
+/// The typed reason of an [`Error`].
+///
+/// ```
+/// # use quorate::Reason;
+/// # fn resume(error: quorate::Error) {
+/// if let Reason::Compacted { at } = error.reason() {
+///     println!("history begins at {at}");
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A key has at least one byte.
+    EmptyKey,
+    /// The key is longer than a key may be.
+    KeyTooLong {
+        /// Its length in bytes.
+        actual: u64,
+        /// The longest allowed.
+        limit: u64,
+    },
+    /// Keys that begin with a zero byte belong to the group itself.
+    ReservedKey,
+    /// The range cannot hold a key: its end is not above its start.
+    EmptyRange,
+    /// The value is larger than a value may be.
+    ValueTooLarge {
+        /// Its length in bytes.
+        actual: u64,
+        /// The largest allowed.
+        limit: u64,
+    },
+    /// The request is larger than a request may be.
+    RequestTooLarge {
+        /// Its size in bytes.
+        actual: u64,
+        /// The largest allowed.
+        limit: u64,
+    },
+    /// The transaction has more comparisons or operations than a transaction may have.
+    TooManyOperations {
+        /// How many it has.
+        actual: u64,
+        /// The most allowed.
+        limit: u64,
+    },
+    /// Two operations of the transaction would change the same key: a key changes at most once per revision.
+    DuplicateKey,
+    /// A put that keeps the old value was given a value.
+    ValueProvided,
+    /// A put that keeps the old lease was given a lease.
+    LeaseProvided,
+    /// The time to live is shorter than a change of leader takes.
+    TtlTooSmall {
+        /// The shortest that this group grants.
+        floor: Duration,
+    },
+    /// The time to live is longer than 100 years.
+    TtlTooLarge,
+    /// The address is not `host:port`, or cannot be listened on.
+    BadAddress {
+        /// Which, and why.
+        detail: String,
+    },
+    /// The list of members makes no sense.
+    BadMembers {
+        /// Why.
+        detail: String,
+    },
+    /// An option makes no sense.
+    BadOption {
+        /// Which, and why.
+        detail: String,
+    },
+    /// Traffic to an address that is not loopback would be readable by others; say `.plaintext()` if that is meant.
+    PlaintextRefused {
+        /// The address.
+        address: String,
+    },
+    /// The put keeps the old value or lease of a key that does not exist.
+    KeyNotFound,
+    /// The lease is unknown, revoked or expired.
+    LeaseNotFound {
+        /// Which.
+        lease: LeaseId,
+    },
+    /// A lease of this id exists.
+    LeaseExists {
+        /// Which.
+        lease: LeaseId,
+    },
+    /// The revision was compacted away.
+    Compacted {
+        /// The oldest revision that can be read and watched from.
+        at: Revision,
+    },
+    /// The revision has not happened yet.
+    FutureRevision {
+        /// The newest revision.
+        current: Revision,
+    },
+    /// The session did not reach the group in time, so its lease counts as lost.
+    SessionLost,
+    /// More requests are waiting than this node takes on.
+    TooManyRequests,
+    /// The answer does not fit: ask for less at once.
+    ResultTooLarge {
+        /// The most bytes that one answer carries.
+        limit: u64,
+    },
+    /// The group has no leader now.
+    NoLeader,
+    /// The asked member does not lead, and was not to pass the request on.
+    NotLeader {
+        /// Who leads, if it knows.
+        leader: Option<NodeId>,
+    },
+    /// The leader changed while the request was under way.
+    LeaderChanged,
+    /// The peer cannot be reached.
+    Unreachable {
+        /// Its address, and why.
+        detail: String,
+    },
+    /// The node is starting and does not serve yet.
+    Starting,
+    /// No answer within the time allowed.
+    DeadlinePassed {
+        /// How long the call waited.
+        waited: Duration,
+    },
+    /// The connection broke before the answer came.
+    ConnectionLost,
+    /// The peer, or the data folder, belongs to another group.
+    GroupMismatch,
+    /// The peer, or the data folder, is another member than expected.
+    NodeMismatch {
+        /// Who it is.
+        actual: NodeId,
+        /// Who was expected.
+        expected: NodeId,
+    },
+    /// A member of this id has other data: its folder was replaced. It has to join as somebody new.
+    IncarnationRefused {
+        /// The id.
+        node: NodeId,
+    },
+    /// The members list that founded the group is another one.
+    FoundersDiffer {
+        /// How they differ.
+        detail: String,
+    },
+    /// The members run with different timing, so that their leases would disagree.
+    TimingDiffers,
+    /// The peer speaks no protocol version that this one speaks.
+    NoCommonVersion,
+    /// The bytes of a message or record make no sense.
+    Malformed {
+        /// What they should have been.
+        what: String,
+    },
+    /// A value is not of the asked type.
+    WrongType {
+        /// Where, and why.
+        detail: String,
+    },
+    /// The disk refused, or broke its word.
+    DiskFailed {
+        /// What was tried.
+        detail: String,
+    },
+    /// What is on the disk is not what was written.
+    Corrupt {
+        /// What, and where.
+        detail: String,
+    },
+    /// A newer version wrote this, or a program with another LMDB.
+    UnreadableFormat {
+        /// What was found.
+        detail: String,
+    },
+    /// Another node, in this process or another, has the data folder open.
+    AlreadyOpen {
+        /// The folder.
+        path: String,
+    },
+    /// An assertion of this crate failed, and stopped the node before it could do harm. This is a bug: report it.
+    AssertionFailed {
+        /// Which.
+        detail: String,
+    },
+    /// The node or client was shut down.
+    Closed,
+    /// An answer of a newer version that this one has no name for.
+    Unrecognized {
+        /// Its text.
+        text: String,
+    },
+}
+
+impl Reason {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::EmptyKey
+            | Self::KeyTooLong { .. }
+            | Self::ReservedKey
+            | Self::EmptyRange
+            | Self::ValueTooLarge { .. }
+            | Self::RequestTooLarge { .. }
+            | Self::TooManyOperations { .. }
+            | Self::DuplicateKey
+            | Self::ValueProvided
+            | Self::LeaseProvided
+            | Self::TtlTooSmall { .. }
+            | Self::TtlTooLarge
+            | Self::BadAddress { .. }
+            | Self::BadMembers { .. }
+            | Self::BadOption { .. }
+            | Self::PlaintextRefused { .. } => ErrorKind::InvalidInput,
+            Self::KeyNotFound | Self::LeaseNotFound { .. } => ErrorKind::NotFound,
+            Self::LeaseExists { .. } => ErrorKind::Conflict,
+            Self::Compacted { .. } | Self::FutureRevision { .. } => ErrorKind::Compacted,
+            Self::SessionLost => ErrorKind::LeaseExpired,
+            Self::TooManyRequests | Self::ResultTooLarge { .. } => ErrorKind::Overloaded,
+            Self::NoLeader
+            | Self::NotLeader { .. }
+            | Self::LeaderChanged
+            | Self::Unreachable { .. }
+            | Self::Starting
+            | Self::Unrecognized { .. } => ErrorKind::Unavailable,
+            Self::DeadlinePassed { .. } | Self::ConnectionLost => ErrorKind::Timeout,
+            Self::GroupMismatch
+            | Self::NodeMismatch { .. }
+            | Self::IncarnationRefused { .. }
+            | Self::FoundersDiffer { .. }
+            | Self::TimingDiffers
+            | Self::NoCommonVersion
+            | Self::Malformed { .. } => ErrorKind::WrongGroup,
+            Self::WrongType { .. } => ErrorKind::Codec,
+            Self::DiskFailed { .. }
+            | Self::Corrupt { .. }
+            | Self::UnreadableFormat { .. }
+            | Self::AlreadyOpen { .. }
+            | Self::AssertionFailed { .. } => ErrorKind::Storage,
+            Self::Closed => ErrorKind::Closed,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyKey => f.write_str("a key has at least one byte"),
+            Self::KeyTooLong { actual, limit } => {
+                write!(f, "the key has {actual} bytes, more than the {limit} allowed")
+            }
+            Self::ReservedKey => {
+                f.write_str("keys that begin with a zero byte are reserved for the group itself")
+            }
+            Self::EmptyRange => f.write_str("the range is empty: its end is not above its start"),
+            Self::ValueTooLarge { actual, limit } => {
+                write!(f, "the value has {actual} bytes, more than the {limit} allowed")
+            }
+            Self::RequestTooLarge { actual, limit } => {
+                write!(f, "the request has {actual} bytes, more than the {limit} allowed")
+            }
+            Self::TooManyOperations { actual, limit } => {
+                write!(f, "the transaction has {actual} operations, more than the {limit} allowed")
+            }
+            Self::DuplicateKey => {
+                f.write_str("two operations of the transaction would change the same key")
+            }
+            Self::ValueProvided => f.write_str("a put that keeps the old value was given a value"),
+            Self::LeaseProvided => f.write_str("a put that keeps the old lease was given a lease"),
+            Self::TtlTooSmall { floor } => {
+                write!(f, "the time to live is too short: a change of leader needs {floor:?}")
+            }
+            Self::TtlTooLarge => f.write_str("the time to live is longer than 100 years"),
+            Self::BadAddress { detail }
+            | Self::BadMembers { detail }
+            | Self::BadOption { detail }
+            | Self::FoundersDiffer { detail }
+            | Self::WrongType { detail }
+            | Self::DiskFailed { detail }
+            | Self::Corrupt { detail }
+            | Self::UnreadableFormat { detail } => f.write_str(detail),
+            Self::PlaintextRefused { address } => {
+                write!(f, "{address} is not loopback: allow unencrypted traffic with plaintext()")
+            }
+            Self::KeyNotFound => {
+                f.write_str("the key, whose value or lease is to be kept, does not exist")
+            }
+            Self::LeaseNotFound { lease } => write!(f, "lease {lease} is unknown or has expired"),
+            Self::LeaseExists { lease } => write!(f, "lease {lease} exists already"),
+            Self::Compacted { at } => {
+                write!(f, "the revision was compacted away: history begins at {at}")
+            }
+            Self::FutureRevision { current } => {
+                write!(f, "the revision has not happened yet: the group is at {current}")
+            }
+            Self::SessionLost => {
+                f.write_str("the session is lost: its lease could not be kept alive")
+            }
+            Self::TooManyRequests => f.write_str("too many requests are waiting"),
+            Self::ResultTooLarge { limit } => {
+                write!(f, "the answer is larger than the {limit} bytes that fit: ask for less")
+            }
+            Self::NoLeader => f.write_str("the group has no leader now"),
+            Self::NotLeader { leader: Some(leader) } => {
+                write!(f, "node {leader} leads, not this one")
+            }
+            Self::NotLeader { leader: None } => f.write_str("this node does not lead"),
+            Self::LeaderChanged => f.write_str("the leader changed meanwhile"),
+            Self::Unreachable { detail } => write!(f, "unreachable: {detail}"),
+            Self::Starting => f.write_str("the node is starting and does not serve yet"),
+            Self::DeadlinePassed { waited } => write!(f, "no answer within {waited:?}"),
+            Self::ConnectionLost => f.write_str("the connection broke before the answer came"),
+            Self::GroupMismatch => f.write_str("it belongs to another group"),
+            Self::NodeMismatch { actual, expected } => {
+                write!(f, "it is node {actual}, not node {expected}")
+            }
+            Self::IncarnationRefused { node } => {
+                write!(
+                    f,
+                    "node {node} has other data than the member of that id: it has to join as a new member"
+                )
+            }
+            Self::TimingDiffers => {
+                f.write_str("heartbeat or election timeouts differ between the members")
+            }
+            Self::NoCommonVersion => f.write_str("no protocol version in common"),
+            Self::Malformed { what } => write!(f, "malformed {what}"),
+            Self::AssertionFailed { detail } => {
+                write!(f, "an assertion failed, which is a bug of quorate: {detail}")
+            }
+            Self::AlreadyOpen { path } => write!(f, "{path} is open in another node"),
+            Self::Closed => f.write_str("shut down"),
+            Self::Unrecognized { text } => f.write_str(text),
+        }
+    }
+}
+
+impl Error {
+    /// A failure before which nothing happened.
+    pub(crate) fn new(reason: Reason) -> Self {
+        Self(Arc::new(Inner { reason, may_have_applied: false, source: None }))
+    }
+
+    /// The same failure, of a write that may have happened all the same.
+    #[must_use]
+    pub(crate) fn unknown_outcome(mut self) -> Self {
+        Arc::make_mut(&mut self.0).may_have_applied = true;
+        self
+    }
+
+    /// The same failure with what caused it.
+    #[must_use]
+    pub(crate) fn because(
+        mut self,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.0).source = Some(Arc::new(source));
+        self
+    }
+
+    /// What class of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.reason.kind()
+    }
+
+    /// The typed reason.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        &self.0.reason
+    }
+
+    /// Whether the same call can succeed later without a change by the caller.
+    ///
+    /// A write that [may have been applied](Self::may_have_applied) would then perhaps happen twice.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Overloaded)
+    }
+
+    /// Whether the group may have carried out the write despite this error.
+    #[must_use]
+    pub fn may_have_applied(&self) -> bool {
+        self.0.may_have_applied
+    }
+}
+
+impl From<Reason> for Error {
+    fn from(reason: Reason) -> Self {
+        Self::new(reason)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("reason", &self.0.reason)
+            .field("may_have_applied", &self.0.may_have_applied)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.reason.fmt(f)?;
+        if let Some(source) = &self.0.source {
+            write!(f, ": {source}")?;
+        }
+        if self.0.may_have_applied {
+            f.write_str("; the write may have been applied")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// A failure of this member's own: it stops the node, with this as the cause, and never becomes an answer of the group.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault(Error);
+
+impl Fault {
+    /// The disk refused, or broke its word.
+    pub(crate) fn disk(
+        tried: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self(Error::new(Reason::DiskFailed { detail: tried.into() }).because(source))
+    }
+
+    /// What is on the disk is not what was written.
+    pub(crate) fn corrupt(what: impl Into<String>) -> Self {
+        Self(Error::new(Reason::Corrupt { detail: what.into() }))
+    }
+
+    /// A newer version wrote this, or another LMDB.
+    pub(crate) fn format(found: impl Into<String>) -> Self {
+        Self(Error::new(Reason::UnreadableFormat { detail: found.into() }))
+    }
+
+    /// A fault of any other reason.
+    pub(crate) fn from_reason(reason: Reason) -> Self {
+        Self(Error::new(reason))
+    }
+
+    /// An assertion failed.
+    pub(crate) fn assertion(detail: impl Into<String>) -> Self {
+        Self(Error::new(Reason::AssertionFailed { detail: detail.into() }))
+    }
+
+    /// Another node has the folder open.
+    pub(crate) fn already_open(path: &std::path::Path) -> Self {
+        Self(Error::new(Reason::AlreadyOpen { path: path.display().to_string() }))
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        fault.0
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_says_what_happened_and_what_remains_unknown() {
+        let error = Error::new(Reason::DeadlinePassed { waited: Duration::from_secs(2) });
+        assert_eq!(error.clone().to_string(), "no answer within 2s");
+        let unknown = error.unknown_outcome();
+        assert_eq!(unknown.to_string(), "no answer within 2s; the write may have been applied");
+        assert!(unknown.is_retryable() && unknown.may_have_applied());
+    }
+
+    #[test]
+    fn an_error_is_one_word_wide() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+}

@@ -1,0 +1,309 @@
+//! LMDB environments, and the threads that write to them.
+//!
+//! All `unsafe` of the crate is here, in [`open`]: its caller promises LMDB that nobody else changes the file, that it
+//! is on a local disk, and that it is not opened twice. [`FolderLock`] keeps other processes out, heed's own table
+//! keeps out a second opening in this process, and a network file system is the user's to avoid.
+//!
+//! ```text
+//! any thread ── message ──▶ Worker: one OS thread, in order, all that wait at once ──▶ one write transaction
+//! any thread ── read transaction (short, `Send`) ──▶ pages, shared
+//! ```
+//!
+//! Invariants
+//! - a write transaction begins and ends on the one [`Worker`] thread of its environment: LMDB's writer lock must be
+//!   released by the thread that took it, or the next writer waits for ever;
+//! - the LMDB in the binary is the one that was compiled with this crate ([`LMDB_VERSION`]): two of them in one binary
+//!   are merged silently by the linker, and the other one would write another file format;
+//! - a write that failed is never tried again: after a failed sync nobody knows what is on the disk.
+
+use crate::error::{Fault, Reason};
+use heed::{EnvFlags, EnvOpenOptions, WithoutTls};
+use std::fs::{self, File};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use std::{io, thread};
+
+/// An open environment. Cheap to clone; it closes when the last clone and the last read transaction are gone.
+pub(crate) type Env = heed::Env<WithoutTls>;
+/// A read transaction that borrows its environment.
+pub(crate) type ReadTxn<'env> = heed::RoTxn<'env, WithoutTls>;
+/// A read transaction that keeps its environment open.
+pub(crate) type OwnedReadTxn = heed::RoTxn<'static, WithoutTls>;
+
+/// The version of the bundled LMDB.
+const LMDB_VERSION: (i32, i32, i32) = (0, 9, 70);
+
+/// How an environment is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Address space to reserve. The file grows only as it is used; the reservation is never changed while open.
+    pub(crate) map_bytes: usize,
+    /// How many tables it has. Each transaction copies a record of each, so exactly the number.
+    pub(crate) tables: u32,
+    /// How many read transactions there may be at once.
+    pub(crate) readers: u32,
+    /// Whether a commit is on the disk when it returns.
+    pub(crate) sync: Sync,
+}
+
+/// What is left of the last commit after a loss of power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sync {
+    /// It is there.
+    Strict,
+    /// It may be gone, whole; the one before it is there. Saves one of two flushes.
+    LastCommitMayBeLost,
+}
+
+/// Opens the environment in `folder`, and makes it if there is none.
+pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
+    let version = heed::lmdb_version();
+    if (version.major, version.minor, version.patch) != LMDB_VERSION {
+        return Err(Fault::format(format!(
+            "another LMDB ({}.{}.{}) is linked into this program and replaces ours, {LMDB_VERSION:?}",
+            version.major, version.minor, version.patch
+        )));
+    }
+    make_folder(folder)?;
+    let is_new = !folder.join("data.mdb").exists();
+    let mut map_bytes = options.map_bytes;
+    let env = loop {
+        match open_once(folder, Options { map_bytes, ..options }) {
+            // Address space may be limited (containers, 32-bit): half of it is still a lot.
+            Err(heed::Error::Io(error))
+                if error.kind() == io::ErrorKind::OutOfMemory && map_bytes > 64 << 20 =>
+            {
+                map_bytes /= 2;
+            }
+            Err(heed::Error::EnvAlreadyOpened) => return Err(Fault::already_open(folder)),
+            Err(error) => return Err(fault(format!("cannot open {}", folder.display()), error)),
+            Ok(env) => break env,
+        }
+    };
+    env.clear_stale_readers()?;
+    if is_new {
+        // LMDB syncs the file but not the folder that names it.
+        sync_folder(folder)?;
+    }
+    Ok(env)
+}
+
+#[expect(unsafe_code, reason = "the promises that LMDB asks for, kept as the module says")]
+fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
+    let mut open = EnvOpenOptions::new().read_txn_without_tls();
+    open.map_size(options.map_bytes).max_dbs(options.tables).max_readers(options.readers);
+    match options.sync {
+        Sync::Strict => {}
+        // SAFETY: the flag costs the last commit at most, which the caller asked for.
+        Sync::LastCommitMayBeLost => unsafe {
+            open.flags(EnvFlags::NO_META_SYNC);
+        },
+    }
+    // SAFETY: see the module.
+    unsafe { open.open(folder) }
+}
+
+/// Makes a folder and those above it, and makes sure that their names survive a loss of power.
+pub(crate) fn make_folder(folder: &Path) -> Result<(), Fault> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let tried = |error| Fault::disk(format!("cannot make the folder {}", folder.display()), error);
+    fs::create_dir_all(folder).map_err(tried)?;
+    match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in a folder survive a loss of power.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), Fault> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced
+        .map_err(|error| Fault::disk(format!("cannot sync the folder {}", folder.display()), error))
+}
+
+/// Replaces a small file as a whole: after a loss of power it has the old content or the new.
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), Fault> {
+    let tried = |error| Fault::disk(format!("cannot write {}", path.display()), error);
+    let draft = path.with_extension("draft");
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&draft)?;
+        io::Write::write_all(&mut file, content)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    };
+    write().map_err(tried)?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Waits until no clone of the environment and no read transaction is left, so that the folder can be opened again.
+/// Returns whether that happened within `limit`.
+pub(crate) fn close(env: Env, limit: Duration) -> bool {
+    env.prepare_for_closing().wait_timeout(limit)
+}
+
+/// Keeps other processes, and other nodes of this one, out of a data folder. Dropping it lets them in.
+#[derive(Debug)]
+pub(crate) struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// Takes the lock, or says that the folder is open elsewhere.
+    pub(crate) fn take(folder: &Path) -> Result<Self, Fault> {
+        make_folder(folder)?;
+        let path: PathBuf = folder.join("LOCK");
+        let opened = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = opened
+            .map_err(|error| Fault::disk(format!("cannot write to {}", folder.display()), error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(fs::TryLockError::WouldBlock) => Err(Fault::already_open(folder)),
+            Err(fs::TryLockError::Error(error)) => {
+                Err(Fault::disk(format!("cannot lock {}", path.display()), error))
+            }
+        }
+    }
+}
+
+impl From<heed::Error> for Fault {
+    fn from(error: heed::Error) -> Self {
+        fault("LMDB", error)
+    }
+}
+
+/// Sorts LMDB's errors into a disk that failed, bytes that are wrong, and another format.
+fn fault(tried: impl Into<String>, error: heed::Error) -> Fault {
+    use heed::MdbError::{Corrupted, Invalid, PageNotFound, VersionMismatch};
+    let tried = tried.into();
+    match error {
+        heed::Error::Mdb(Corrupted | PageNotFound | Invalid) => {
+            Fault::corrupt(format!("{tried}: {error}"))
+        }
+        heed::Error::Mdb(VersionMismatch) => Fault::format(format!("{tried}: {error}")),
+        heed::Error::Decoding(_) => Fault::corrupt(format!("{tried}: {error}")),
+        heed::Error::Io(error) => Fault::disk(tried, error),
+        heed::Error::Mdb(_) | heed::Error::Encoding(_) | heed::Error::EnvAlreadyOpened => {
+            Fault::disk(tried, error)
+        }
+    }
+}
+
+/// A thread of its own that handles messages in order, all that wait at once.
+///
+/// Its queue has no bound of its own: what is in it was admitted by somebody who counts bytes (the gateway for
+/// proposals, the log for entries). If the handler panics the thread ends, and every later message is answered with
+/// the cause. Dropping the worker lets it finish what waits, without waiting for it; [`Worker::join`] waits.
+#[derive(Debug)]
+pub(crate) struct Worker<M> {
+    messages: mpsc::Sender<M>,
+    thread: thread::JoinHandle<()>,
+    cause: Arc<OnceLock<Fault>>,
+}
+
+impl<M: Send + 'static> Worker<M> {
+    /// Starts the thread.
+    pub(crate) fn spawn(
+        name: &str,
+        mut handle: impl FnMut(Vec<M>) + Send + 'static,
+    ) -> Result<Self, Fault> {
+        let (messages, waiting) = mpsc::channel::<M>();
+        let cause = Arc::new(OnceLock::new());
+        let panicked = Arc::clone(&cause);
+        let run = move || {
+            while let Ok(first) = waiting.recv() {
+                let mut batch = vec![first];
+                batch.extend(waiting.try_iter());
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handle(batch))) {
+                    let _ = panicked.set(Fault::assertion(panic_text(&*panic)));
+                    return;
+                }
+            }
+        };
+        let started = thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread =
+            started.map_err(|error| Fault::disk(format!("cannot start thread {name}"), error))?;
+        Ok(Self { messages, thread, cause })
+    }
+
+    /// Queues a message, or says why the thread has ended.
+    pub(crate) fn send(&self, message: M) -> Result<(), Fault> {
+        self.messages.send(message).map_err(|_| self.cause())
+    }
+
+    /// Why the thread has ended, for a caller whose message was never answered.
+    pub(crate) fn cause(&self) -> Fault {
+        self.cause.get().cloned().unwrap_or_else(|| Fault::from_reason(Reason::Closed))
+    }
+
+    /// Waits until everything that was sent is handled and the thread has ended. Blocks: not for async code.
+    pub(crate) fn join(self) {
+        drop(self.messages);
+        // The thread catches the panics of its handler.
+        let _ = self.thread.join();
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a message").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    const SMALL: Options =
+        Options { map_bytes: 16 << 20, tables: 1, readers: 8, sync: Sync::Strict };
+
+    #[test]
+    fn a_second_opening_is_refused_with_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path(), SMALL).unwrap();
+        let text = open(folder.path(), SMALL).unwrap_err().to_string();
+        assert!(text.contains(&*folder.path().to_string_lossy()), "{text}");
+        assert!(close(first, Duration::from_secs(5)));
+        open(folder.path(), SMALL).unwrap();
+    }
+
+    #[test]
+    fn a_locked_folder_is_refused_until_the_lock_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(folder.path()).unwrap();
+        assert!(FolderLock::take(folder.path()).is_err());
+        drop(lock);
+        FolderLock::take(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_worker_handles_everything_in_order_before_it_ends() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&seen);
+        let worker = Worker::spawn("test", move |batch: Vec<u32>| {
+            sink.lock().unwrap().extend(batch);
+        })
+        .unwrap();
+        (0..1000).for_each(|number| worker.send(number).unwrap());
+        worker.join();
+        assert_eq!(*seen.lock().unwrap(), (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_panic_ends_the_worker_with_its_cause() {
+        let worker =
+            Worker::spawn("test", |batch: Vec<u32>| assert!(batch.is_empty(), "not empty"))
+                .unwrap();
+        worker.send(1).unwrap();
+        while worker.send(2).is_ok() {
+            thread::yield_now();
+        }
+        assert!(worker.cause().to_string().contains("not empty"));
+    }
+}

@@ -198,11 +198,16 @@ fn fault(tried: impl Into<String>, error: heed::Error) -> Fault {
 /// Its queue has no bound of its own: what is in it was admitted by somebody who counts bytes (the gateway for
 /// proposals, the log for entries). If the handler panics the thread ends, and every later message is answered with
 /// the cause. Dropping the worker lets it finish what waits, without waiting for it; [`Worker::join`] waits.
-#[derive(Debug)]
 pub(crate) struct Worker<M> {
     messages: mpsc::Sender<M>,
     thread: thread::JoinHandle<()>,
     cause: Arc<OnceLock<Fault>>,
+}
+
+impl<M> std::fmt::Debug for Worker<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Worker").field(&self.thread.thread().name()).finish()
+    }
 }
 
 impl<M: Send + 'static> Worker<M> {

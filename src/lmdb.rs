@@ -56,6 +56,20 @@ pub(crate) enum Sync {
     Strict,
     /// It may be gone, whole; the one before it is there. Saves one of two flushes.
     LastCommitMayBeLost,
+    /// Perhaps nothing that makes sense. For tests that lose no power, and open thousands of environments.
+    #[cfg(test)]
+    Never,
+}
+
+impl Sync {
+    /// Whether anything is promised about what is on the disk.
+    fn is_durable(self) -> bool {
+        match self {
+            Self::Strict | Self::LastCommitMayBeLost => true,
+            #[cfg(test)]
+            Self::Never => false,
+        }
+    }
 }
 
 /// Opens the environment in `folder`, and makes it if there is none.
@@ -84,7 +98,7 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
         }
     };
     env.clear_stale_readers()?;
-    if is_new {
+    if is_new && options.sync.is_durable() {
         // LMDB syncs the file but not the folder that names it.
         sync_folder(folder)?;
     }
@@ -100,6 +114,11 @@ fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
         // SAFETY: the flag costs the last commit at most, which the caller asked for.
         Sync::LastCommitMayBeLost => unsafe {
             open.flags(EnvFlags::NO_META_SYNC);
+        },
+        // SAFETY: tests do not lose power.
+        #[cfg(test)]
+        Sync::Never => unsafe {
+            open.flags(EnvFlags::NO_SYNC);
         },
     }
     // SAFETY: see the module.

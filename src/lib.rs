@@ -18,6 +18,7 @@ pub mod recipes;
 mod types;
 mod wire;
 
+pub use client::{Client, ClientBuilder, Map, Session, Watch};
 pub use error::{Error, ErrorKind, Reason, Result};
 pub use types::{
     Changes, Comparand, Compare, Consistency, Event, FencingToken, KeyRange, KeyValue, LeaseId,

@@ -1,1 +1,169 @@
-//! Under construction.
+//! The client: typed requests, watches and sessions, over a node in this process or a remote one.
+//!
+//! A [`Client`] is a handle. Cloning it costs a reference count, and all clones share two background tasks, which are
+//! started when first needed: the *hub* follows all watches in one waiting call, and the *keeper* keeps the leases of
+//! all sessions alive in shared calls. So ten thousand watches, or a thousand sessions, are one client to the group.
+//!
+//! ```text
+//! get put delete range txn lease_* compact status ──────────────┐
+//! watch ×10,000 ──▶ hub: one Follow call ───────────────────────┼──▶ Link ──▶ tower service ──▶ node, or remote stub
+//! session ×1,000 ─▶ keeper: one KeepAlive call each ttl/3 ──────┘    (check, deadline)
+//! ```
+//!
+//! Every request is a value with its options as methods, and is sent when it is awaited:
+//!
+//! ```
+//! # use quorate::{Client, Consistency};
+//! # async fn f(client: Client) -> quorate::Result<()> {
+//! let written = client.put("greeting", "hello").await?;
+//! let read = client.get("greeting").consistency(Consistency::Serializable).await?;
+//! assert_eq!(read.map(|kv| kv.mod_revision), Some(written));
+//! # Ok(()) }
+//! ```
+//!
+//! # Cancel safety
+//!
+//! Dropping a request before it is answered gives up the answer, not the request: a write may still happen.
+//!
+//! Invariants
+//! - the tasks end when the last client, watch and session is dropped; none is ever left without an owner;
+//! - nothing here knows which node leads: any node passes a write on.
+//!
+//! It does not retry, and it does not change over to another endpoint once connected.
+
+pub(crate) mod backoff;
+mod follow;
+mod keeper;
+mod lease;
+pub(crate) mod link;
+mod map;
+mod ops;
+mod pages;
+mod remote;
+mod session;
+mod watch;
+
+pub use lease::{
+    LeaseGrant, LeaseGranted, LeaseKeepAlive, LeaseList, LeaseRevoke, LeaseTimeToLive,
+};
+pub use map::Map;
+pub use ops::{
+    Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, Status, StatusRead,
+    Txn,
+};
+pub use remote::ClientBuilder;
+pub use session::Session;
+pub use watch::{Watch, WatchBuilder};
+
+use crate::error::Result;
+use crate::types::{KeyRange, KeyValue, Revision};
+use follow::Hub;
+use keeper::Keeper;
+use link::{Link, Service};
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// How long a call waits if nothing else was said.
+pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// A handle to a group. Cheap to clone; local or remote, it behaves the same.
+///
+/// `Node::client` gives one that reaches its node without a socket; [`Client::connect`] one that reaches a group from
+/// outside.
+///
+/// ```
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// client.put("jobs/1", "sweep the floor").await?;
+/// let jobs = client.range("jobs/".."jobs0").await?;
+/// assert_eq!(jobs.count, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+/// What all clones of a client have in common. Watches and sessions hold it too.
+struct Shared {
+    link: Link,
+    hub: OnceLock<Hub>,
+    keeper: OnceLock<Keeper>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("link", &self.shared.link).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client of whatever answers `service`. Its background tasks and timers run on `runtime`.
+    pub(crate) fn over(service: Service, runtime: Handle, timeout: Duration) -> Self {
+        let link = Link::new(service, runtime, timeout);
+        Self { shared: Arc::new(Shared { link, hub: OnceLock::new(), keeper: OnceLock::new() }) }
+    }
+
+    /// Connects to a group through the first of `endpoints` that answers, each of the form `host:port`.
+    ///
+    /// Needs a tokio runtime with timers and sockets, on which its background tasks then run.
+    ///
+    /// # Errors
+    ///
+    /// What the last endpoint failed with: usually of kind [`Unavailable`](crate::ErrorKind::Unavailable). An answer
+    /// that another endpoint would not mend, such as a wrong group, is returned at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes what was opened.
+    ///
+    /// ```no_run
+    /// # use quorate::Client;
+    /// # async fn f() -> quorate::Result<()> {
+    /// let client = Client::connect(["127.0.0.1:7401", "127.0.0.1:7402"]).await?;
+    /// # let _ = client; Ok(()) }
+    /// ```
+    pub async fn connect<A: Into<String>>(endpoints: impl IntoIterator<Item = A>) -> Result<Self> {
+        Self::builder().endpoints(endpoints).connect().await
+    }
+
+    /// Connects with options.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::new()
+    }
+
+    /// Watches a key, or a range of keys, from now on or from any revision that history still holds.
+    ///
+    /// ```
+    /// # use quorate::{Event, KeyRange};
+    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// let mut watch = client.watch(KeyRange::prefix("jobs/")).with_existing().await?;
+    /// loop {
+    ///     for event in watch.recv().await?.events {
+    ///         println!("{event:?}");
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn watch(&self, range: impl Into<KeyRange>) -> WatchBuilder<'_> {
+        WatchBuilder::new(self, range.into())
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.shared.link
+    }
+
+    fn hub(&self) -> &Hub {
+        self.shared.hub.get_or_init(|| Hub::start(self.link().clone()))
+    }
+
+    fn keeper(&self) -> &Keeper {
+        self.shared.keeper.get_or_init(|| Keeper::start(self.link().clone()))
+    }
+
+    /// All keys of a range as they are at one revision, in key order, and that revision.
+    pub(crate) async fn read_all(&self, range: KeyRange) -> Result<(Vec<KeyValue>, Revision)> {
+        self.range(range).read_all().await
+    }
+}

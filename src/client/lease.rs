@@ -1,0 +1,214 @@
+//! Leases by hand: grant, keep alive, revoke, look.
+//!
+//! A lease is a deadline that the group keeps, and the keys that vanish with it. Most programs want a
+//! [`Session`](super::Session), which keeps one alive and says when it is lost; this is for the others.
+
+use super::Client;
+use super::link::{malformed, unexpected};
+use super::ops::request;
+use crate::api::{Applied, Command, Request, Response};
+use crate::error::Result;
+use crate::types::{LeaseId, LeaseStatus};
+use std::time::Duration;
+
+impl Client {
+    /// Makes a lease that lives for `ttl`, and so long again from each keep-alive.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// let lease = client.lease_grant(Duration::from_secs(30)).await?;
+    /// client.put("worker/7", "here").lease(lease.id).await?; // gone 30 seconds from now
+    /// # Ok(()) }
+    /// ```
+    pub fn lease_grant(&self, ttl: Duration) -> LeaseGrant<'_> {
+        LeaseGrant { client: self, id: None, ttl, timeout: None }
+    }
+
+    /// Pushes the deadline of a lease back, and yields its time to live from the moment of the answer at the latest.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseNotFound`](crate::Reason::LeaseNotFound) if the lease is gone.
+    pub fn lease_keep_alive(&self, lease: LeaseId) -> LeaseKeepAlive<'_> {
+        LeaseKeepAlive { client: self, lease, timeout: None }
+    }
+
+    /// Ends a lease, and deletes its keys in one revision.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseNotFound`](crate::Reason::LeaseNotFound) if the lease is gone.
+    pub fn lease_revoke(&self, lease: LeaseId) -> LeaseRevoke<'_> {
+        LeaseRevoke { client: self, lease, timeout: None }
+    }
+
+    /// Asks how much time is left to a lease, and which keys hang on it. `None`: it is unknown, or gone.
+    pub fn lease_time_to_live(&self, lease: LeaseId) -> LeaseTimeToLive<'_> {
+        LeaseTimeToLive { client: self, lease, timeout: None }
+    }
+
+    /// Lists all leases of the group.
+    pub fn lease_list(&self) -> LeaseList<'_> {
+        LeaseList { client: self, timeout: None }
+    }
+}
+
+/// Makes a lease. Made by [`Client::lease_grant`].
+///
+/// ```
+/// # use std::time::Duration;
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// let lease = client.lease_grant(Duration::from_secs(30)).id(7.into()).await?;
+/// assert_eq!(lease.id.get(), 7);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "a request does nothing until it is awaited"]
+pub struct LeaseGrant<'a> {
+    client: &'a Client,
+    id: Option<LeaseId>,
+    ttl: Duration,
+    timeout: Option<Duration>,
+}
+request!(LeaseGrant -> LeaseGranted);
+
+/// A lease that was made.
+///
+/// ```
+/// # use std::time::Duration;
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// let lease = client.lease_grant(Duration::from_secs(30)).await?;
+/// println!("lease {} lives for {:?}", lease.id, lease.ttl);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaseGranted {
+    /// Its name.
+    pub id: LeaseId,
+    /// The time to live that was granted.
+    pub ttl: Duration,
+}
+
+impl LeaseGrant<'_> {
+    /// Asks for a certain id. Without it the group chooses one that was never used.
+    pub fn id(mut self, id: LeaseId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    async fn send(self) -> Result<LeaseGranted> {
+        let command = Command::Grant { id: self.id, ttl: self.ttl };
+        match self.client.link().propose(command, self.timeout).await? {
+            Applied::Granted { id, ttl, .. } => Ok(LeaseGranted { id, ttl }),
+            _ => Err(malformed("outcome of a grant").unknown_outcome()),
+        }
+    }
+}
+
+/// Pushes the deadline of a lease back. Made by [`Client::lease_keep_alive`].
+///
+/// ```
+/// # async fn f(client: quorate::Client, lease: quorate::LeaseId) -> quorate::Result<()> {
+/// let ttl = client.lease_keep_alive(lease).await?;
+/// # let _ = ttl; Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "a request does nothing until it is awaited"]
+pub struct LeaseKeepAlive<'a> {
+    client: &'a Client,
+    lease: LeaseId,
+    timeout: Option<Duration>,
+}
+request!(LeaseKeepAlive -> Duration);
+
+impl LeaseKeepAlive<'_> {
+    async fn send(self) -> Result<Duration> {
+        let request = Request::KeepAlive { leases: vec![self.lease], forwarded: false };
+        match self.client.link().call(request, self.timeout).await? {
+            Response::KeepAlive(mut answers) if answers.len() == 1 => Ok(answers.remove(0)?),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Ends a lease. Made by [`Client::lease_revoke`].
+///
+/// ```
+/// # async fn f(client: quorate::Client, lease: quorate::LeaseId) -> quorate::Result<()> {
+/// client.lease_revoke(lease).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "a request does nothing until it is awaited"]
+pub struct LeaseRevoke<'a> {
+    client: &'a Client,
+    lease: LeaseId,
+    timeout: Option<Duration>,
+}
+request!(LeaseRevoke -> ());
+
+impl LeaseRevoke<'_> {
+    async fn send(self) -> Result<()> {
+        match self.client.link().propose(Command::Revoke(self.lease), self.timeout).await? {
+            Applied::Revoked { .. } => Ok(()),
+            _ => Err(malformed("outcome of a revoke").unknown_outcome()),
+        }
+    }
+}
+
+/// Asks about a lease. Made by [`Client::lease_time_to_live`].
+///
+/// ```
+/// # async fn f(client: quorate::Client, lease: quorate::LeaseId) -> quorate::Result<()> {
+/// if let Some(status) = client.lease_time_to_live(lease).await? {
+///     println!("{:?} left", status.remaining);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "a request does nothing until it is awaited"]
+pub struct LeaseTimeToLive<'a> {
+    client: &'a Client,
+    lease: LeaseId,
+    timeout: Option<Duration>,
+}
+request!(LeaseTimeToLive -> Option<LeaseStatus>);
+
+impl LeaseTimeToLive<'_> {
+    async fn send(self) -> Result<Option<LeaseStatus>> {
+        let request = Request::Leases { only: Some(vec![self.lease]), forwarded: false };
+        match self.client.link().call(request, self.timeout).await? {
+            Response::Leases(mut found) if found.len() == 1 => Ok(found.remove(0)),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Lists all leases. Made by [`Client::lease_list`].
+///
+/// ```
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// for lease in client.lease_list().await? {
+///     println!("lease {}: {} keys", lease.id, lease.keys.len());
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "a request does nothing until it is awaited"]
+pub struct LeaseList<'a> {
+    client: &'a Client,
+    timeout: Option<Duration>,
+}
+request!(LeaseList -> Vec<LeaseStatus>);
+
+impl LeaseList<'_> {
+    async fn send(self) -> Result<Vec<LeaseStatus>> {
+        let request = Request::Leases { only: None, forwarded: false };
+        match self.client.link().call(request, self.timeout).await? {
+            Response::Leases(found) => Ok(found.into_iter().flatten().collect()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! A typed map: keys under one prefix, with values of one type.
+//!
+//! Values are JSON, so that an operator can read and edit them, and so that a field can be added to a type without
+//! rewriting what is stored.
+//!
+//! ```text
+//! client.map::<Flag>("flags/").put("dark-mode", &Flag { on: true })
+//!        key    flags/dark-mode
+//!        value  {"on":true}
+//! ```
+
+use super::backoff::Backoff;
+use super::{Client, Watch};
+use crate::error::{Error, Reason, Result};
+use crate::types::{KeyRange, LeaseId, Revision};
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt;
+use std::marker::PhantomData;
+use tokio::time::Instant;
+
+/// Keys under one prefix, with values of one type, stored as JSON. Made by [`Client::map`].
+///
+/// ```
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// struct Flag {
+///     on: bool,
+/// }
+///
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// let flags = client.map::<Flag>("flags/");
+/// flags.put("dark-mode", &Flag { on: true }).await?;
+/// flags.update("dark-mode", |flag| flag.map(|flag| Flag { on: !flag.on })).await?;
+/// assert!(flags.get("dark-mode").await?.is_some_and(|flag| !flag.on));
+/// # Ok(()) }
+/// ```
+pub struct Map<T> {
+    client: Client,
+    prefix: Bytes,
+    _of: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Map<T> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), prefix: self.prefix.clone(), _of: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for Map<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// The keys that begin with `prefix`, as a map to values of one type.
+    pub fn map<T>(&self, prefix: impl AsRef<[u8]>) -> Map<T> {
+        let prefix = Bytes::copy_from_slice(prefix.as_ref());
+        Map { client: self.clone(), prefix, _of: PhantomData }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send> Map<T> {
+    /// The value of a key; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongType`](crate::Reason::WrongType) if the value is not JSON of a `T`. So too for all other reads here.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn get(&self, key: &str) -> Result<Option<T>> {
+        let found = self.client.get(self.key(key)).await?;
+        found.map(|kv| decode(&kv.key, &kv.value)).transpose()
+    }
+
+    /// Writes a value, and yields the revision of the write.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the write may still happen.
+    pub async fn put(&self, key: &str, value: &T) -> Result<Revision> {
+        let (key, value) = (self.key(key), encode(value)?);
+        self.client.put(key, value).await
+    }
+
+    /// Writes a value that vanishes with a lease.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the write may still happen.
+    pub async fn put_leased(&self, key: &str, value: &T, lease: LeaseId) -> Result<Revision> {
+        let (key, value) = (self.key(key), encode(value)?);
+        self.client.put(key, value).lease(lease).await
+    }
+
+    /// Reads a value, edits it, and writes it back if nobody else wrote in between; else tries again, with the new
+    /// value, for as long as a call of the client may take. `None` is no value, before and after. Yields the value
+    /// that was written.
+    ///
+    /// `edit` may be called several times, and has to be free of side effects. A key keeps its lease.
+    ///
+    /// # Errors
+    ///
+    /// [`DeadlinePassed`](crate::Reason::DeadlinePassed) if others were always faster. An error that
+    /// [may have been applied](crate::Error::may_have_applied) leaves open whether the last edit was written.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the write may still happen, once.
+    ///
+    /// ```
+    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// let counters = client.map::<u64>("counters/");
+    /// let count = counters.update("visits", |count| Some(count.unwrap_or(0) + 1)).await?;
+    /// # let _ = count; Ok(()) }
+    /// ```
+    pub async fn update(
+        &self,
+        key: &str,
+        mut edit: impl FnMut(Option<T>) -> Option<T> + Send,
+    ) -> Result<Option<T>> {
+        let key = self.key(key);
+        let began = Instant::now();
+        let mut backoff = Backoff::contention();
+        loop {
+            let found = self.client.get(&key).await?;
+            let old = found.as_ref().map(|kv| decode(key.as_ref(), &kv.value)).transpose()?;
+            let new = edit(old);
+            let written = match (&found, &new) {
+                (None, None) => true,
+                (None, Some(new)) => self.client.put_if_absent(&key, encode(new)?).await?.is_some(),
+                (Some(kv), Some(new)) => {
+                    let mut put = self.client.update_if(&key, kv.mod_revision, encode(new)?);
+                    if let Some(lease) = kv.lease {
+                        put = put.lease(lease);
+                    }
+                    put.await?.is_some()
+                }
+                (Some(kv), None) => self.client.delete_if(&key, kv.mod_revision).await?,
+            };
+            if written {
+                return Ok(new);
+            }
+            let waited = began.elapsed();
+            if waited >= self.client.link().timeout() {
+                return Err(Error::new(Reason::DeadlinePassed { waited }));
+            }
+            self.client.link().sleep(backoff.next()).await;
+        }
+    }
+
+    /// Deletes a key, and yields whether it was there.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the key may still be deleted.
+    pub async fn delete(&self, key: &str) -> Result<bool> {
+        Ok(self.client.delete(self.key(key)).await? > 0)
+    }
+
+    /// All keys, without the prefix, and their values, as they are at one revision, in key order.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn entries(&self) -> Result<Vec<(String, T)>> {
+        let (entries, _) = self.client.read_all(KeyRange::prefix(&self.prefix)).await?;
+        let named = entries.iter().map(|kv| {
+            let name = String::from_utf8(kv.key[self.prefix.len()..].to_vec())
+                .map_err(|error| wrong_type(&kv.key, &error))?;
+            Ok((name, decode(&kv.key, &kv.value)?))
+        });
+        named.collect()
+    }
+
+    /// Watches all keys of the map, from now on. Events carry whole keys, and values as they are stored.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn watch(&self) -> Result<Watch> {
+        self.client.watch(KeyRange::prefix(&self.prefix)).await
+    }
+
+    fn key(&self, key: &str) -> Vec<u8> {
+        [&self.prefix, key.as_bytes()].concat()
+    }
+}
+
+/// A value as it is stored.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
+    let encoded = serde_json::to_vec(value).map_err(|error| {
+        let detail = format!("a {} cannot be written as JSON", std::any::type_name::<T>());
+        Error::new(Reason::WrongType { detail }).because(error)
+    })?;
+    Ok(Bytes::from(encoded))
+}
+
+/// A value from how it is stored under `key`.
+pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
+    serde_json::from_slice(value).map_err(|error| wrong_type(key, &error))
+}
+
+fn wrong_type(key: &[u8], error: &dyn std::error::Error) -> Error {
+    let key = key.escape_ascii();
+    Error::new(Reason::WrongType { detail: format!("the entry {key} is not as expected: {error}") })
+}

@@ -1,0 +1,216 @@
+//! A session: a lease that is kept alive in the background, and that says when it is lost.
+//!
+//! Whatever must not outlive its process hangs on one: locks, leaderships, registrations. While the session lives, so
+//! do its keys; when the process dies, is cut off, or closes it, the group deletes them.
+//!
+//! ```text
+//!            renewed in time                       the deadline passed, or the group says that the lease is gone
+//! alive ─────────┘   │ └──────────────────▶ lost, for good
+//!                    └ close(), or the last clone dropped ─▶ revoked, and lost
+//! ```
+//!
+//! Invariants
+//! - `lost()` fires before the group can let the lease expire (`keeper.rs` says how), so a holder that is cut off
+//!   stops before another can begin;
+//! - a lost session never comes back. Open a new one;
+//! - dropping the last clone asks the keeper to revoke the lease. It does not wait, spawn or panic.
+//!
+//! It cannot stop a process that does not look: one that was paused past the deadline, say, may write once more before
+//! it notices. So without a token check at the resource mutual exclusion does not hold.
+
+use super::Client;
+use super::keeper::{Life, unless_lost};
+use crate::error::{Error, Reason, Result};
+use crate::types::{LeaseId, Revision};
+use bytes::Bytes;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A heartbeat: one lease, kept alive until this is closed or every clone is dropped.
+///
+/// It counts as lost a tenth of its time to live (100 ms at least) before the group could let it expire, and every
+/// clone sees that at once. A session in two tasks is one session: what it holds is held by both.
+///
+/// Without a token check at the resource mutual exclusion does not hold: a process can be paused after it looked, for
+/// longer than any deadline. Hand the [`FencingToken`](crate::FencingToken) of a lock or leadership to what it
+/// protects.
+///
+/// ```
+/// # use std::time::Duration;
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// let session = client.session(Duration::from_secs(10)).await?;
+/// client.put("workers/7", "here").lease(session.lease_id()).await?;
+/// session.run(work()).await?; // stopped if the session is lost
+/// session.close().await?; // the key is gone
+/// # Ok(()) }
+/// # async fn work() {}
+/// ```
+#[derive(Clone)]
+#[must_use = "the lease is revoked when the session is dropped"]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    life: Arc<Life>,
+    /// How many names were made for keys of this session.
+    nonces: AtomicU64,
+    revoked: AtomicBool,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lease = self.lease_id();
+        f.debug_struct("Session").field("lease", &lease).field("alive", &self.is_alive()).finish()
+    }
+}
+
+impl Client {
+    /// Opens a session whose lease lives for `ttl`: that long after this process is gone, its keys are.
+    ///
+    /// Shorter is not better. The group refuses less than a change of its leader takes, and a pause of this process
+    /// of about the time to live ends the session.
+    ///
+    /// # Errors
+    ///
+    /// [`TtlTooSmall`](crate::Reason::TtlTooSmall), or what the group did not answer in time with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a lease behind, which nobody renews and which expires after `ttl`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// let session = client.session(Duration::from_secs(10)).await?;
+    /// # let _ = session; Ok(()) }
+    /// ```
+    pub async fn session(&self, ttl: Duration) -> Result<Session> {
+        // Before sending: the group's own count can only begin later.
+        let sent = Instant::now();
+        let granted = self.lease_grant(ttl).await?;
+        let life = Arc::new(Life::new(granted.id, granted.ttl, sent));
+        let inner = Inner {
+            client: self.clone(),
+            life: life.clone(),
+            nonces: AtomicU64::new(0),
+            revoked: AtomicBool::new(false),
+        };
+        let session = Session { inner: Arc::new(inner) };
+        self.keeper().keep(life)?;
+        if session.is_alive() { Ok(session) } else { Err(Error::new(Reason::SessionLost)) }
+    }
+}
+
+impl Session {
+    /// The client it belongs to.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// Its lease: attach keys to it that shall vanish with the session.
+    #[must_use]
+    pub fn lease_id(&self) -> LeaseId {
+        self.inner.life.lease()
+    }
+
+    /// The time to live of its lease.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.inner.life.ttl()
+    }
+
+    /// Whether it lives, as of now.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.inner.life.is_alive()
+    }
+
+    /// Completes when the session is lost: before the group can let its lease expire, or as soon as it is known to be
+    /// gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    ///
+    /// ```
+    /// # async fn f(session: quorate::Session) {
+    /// session.lost().await;
+    /// assert!(!session.is_alive());
+    /// # }
+    /// ```
+    pub async fn lost(&self) {
+        self.inner.life.lost(self.client().link()).await;
+    }
+
+    /// Runs `work` until it ends or the session is lost, whichever comes first.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionLost`](crate::Reason::SessionLost). `work` is then dropped where it stood.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops `work`.
+    ///
+    /// ```
+    /// # async fn f(session: quorate::Session) -> quorate::Result<()> {
+    /// let sum = session.run(async { 40 + 2 }).await?;
+    /// assert_eq!(sum, 42);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output> {
+        unless_lost(&self.inner.life, self.client().link(), work).await
+    }
+
+    /// Ends the session for all its clones, and waits until the group has deleted its keys.
+    ///
+    /// # Errors
+    ///
+    /// What the group did not answer in time with. The session is lost all the same, and the keeper goes on trying.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the rest to the keeper.
+    pub async fn close(self) -> Result<()> {
+        self.lose();
+        match self.client().lease_revoke(self.lease_id()).await {
+            Err(error) if !matches!(error.reason(), Reason::LeaseNotFound { .. }) => Err(error),
+            Ok(()) | Err(_) => {
+                self.inner.revoked.store(true, Ordering::Relaxed);
+                self.client().keeper().forget(self.lease_id());
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts the session as lost from now on.
+    pub(crate) fn lose(&self) {
+        self.inner.life.lose();
+    }
+
+    /// A number that this session has not given before.
+    pub(crate) fn nonce(&self) -> u64 {
+        self.inner.nonces.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Has a key deleted in the background, if it is of the life that began at `created`. Without that, the key may be
+    /// about to be written, so it must be one that nobody writes twice. Does not wait, spawn or panic.
+    pub(crate) fn delete_later(&self, key: Bytes, created: Option<Revision>) {
+        self.client().keeper().delete(&self.inner.life, key, created);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !*self.revoked.get_mut() {
+            self.client.keeper().revoke(self.life.clone());
+        }
+    }
+}

@@ -18,17 +18,17 @@
 //!   group nor vote under its old id. While its peers are down it waits, for it cannot know;
 //! - a founder that is not heard of within the time allowed is named in the error.
 
-use super::identity::{Founder, FOUNDERS_MAX, Founding, Identity, Records};
+use super::Peer;
+use super::identity::{FOUNDERS_MAX, Founder, Founding, Identity, Records};
 use super::log::LogStore;
 use crate::api::{Call, Request, Response};
 use crate::codec;
-use crate::error::{Error, Reason};
+use crate::error::{Error, Fault, Reason};
 use crate::wire::RpcClient;
 use bytes::Bytes;
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -82,6 +82,11 @@ impl Founders {
         Ok(Self { name: name.to_owned(), addresses, own: own.to_owned() })
     }
 
+    /// A group of one has no address of its own.
+    pub(crate) fn alone(name: &str) -> Self {
+        Self { name: name.to_owned(), addresses: vec![String::new()], own: String::new() }
+    }
+
     fn others(&self) -> impl Iterator<Item = &String> {
         self.addresses.iter().filter(|address| **address != self.own)
     }
@@ -131,6 +136,46 @@ impl Desk {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(crate) fn others(&self) -> impl Iterator<Item = &String> {
+        self.founders.others()
+    }
+
+    /// The members that founded the group.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (u64, Peer)> {
+        let founding = self.records().founding;
+        founding.map(|founding| founding.members().collect::<Vec<_>>()).into_iter().flatten()
+    }
+
+    /// Whether it is this founder who begins the first term. It has seen all others hold the record.
+    pub(crate) fn initializes(&self) -> bool {
+        self.founders.is_first()
+    }
+
+    /// Who this folder is, if that is settled: it holds the record, and, if it is the one that has to know that all
+    /// others hold it too, it has begun the first term already.
+    pub(crate) fn known(&self, log: &LogStore) -> Result<Option<Identity>, Error> {
+        let records = self.records();
+        let Some(founding) = &records.founding else { return Ok(None) };
+        founding.check(&self.founders.name, &self.founders.addresses)?;
+        let identity = founding.identity(&self.founders.own, records.incarnation)?;
+        let settled = !self.founders.is_first() || !log.is_pristine();
+        Ok(settled.then_some(identity))
+    }
+
+    /// Founds a group of one.
+    pub(crate) async fn found_alone(&self, log: &LogStore) -> Result<Identity, Error> {
+        self.consider(log, &[]).await?;
+        let identity = self.consider(log, &[]).await?;
+        identity.ok_or_else(|| Fault::assertion("a founder without others waits for nobody").into())
+    }
+
+    /// The incarnation of a founder, if this member knows its group.
+    pub(crate) fn incarnation(&self, node: u64) -> Option<u64> {
+        let founding = self.records().founding?;
+        let mut members = founding.members();
+        members.find(|(id, _)| *id == node).map(|(_, peer)| peer.incarnation)
+    }
+
     /// Answers the question of another founder.
     pub(crate) fn answer(&self, question: &Bytes) -> Result<Bytes, Error> {
         let malformed = |_| Reason::Malformed { what: "founding message".to_owned() };
@@ -166,7 +211,8 @@ impl Desk {
             if Instant::now() > deadline {
                 let silent = answers.iter().filter(|(_, answer)| answer.is_err());
                 let silent = silent.map(|(address, _)| *address).collect::<Vec<_>>().join(", ");
-                let detail = format!("the group is not founded, for these founders do not answer: {silent}");
+                let detail =
+                    format!("the group is not founded, for these founders do not answer: {silent}");
                 return Err(Reason::Unreachable { detail }.into());
             }
             tokio::time::sleep(ASK_EVERY).await;
@@ -243,8 +289,7 @@ impl Desk {
         records: &Records,
         answers: &[(&str, Result<Answer, Error>)],
     ) -> Option<Founding> {
-        let own =
-            Founder { address: self.founders.own.clone(), incarnation: records.incarnation };
+        let own = Founder { address: self.founders.own.clone(), incarnation: records.incarnation };
         let mut founders = vec![own];
         for (address, answer) in answers {
             let Ok(Answer::Empty { incarnation, .. }) = answer else { return None };
@@ -272,14 +317,5 @@ fn read_answer(answer: Result<Response, Error>) -> Result<Answer, Error> {
     match answer? {
         Response::Founding(bytes) => codec::decode(&bytes).map_err(|_| malformed()),
         _ => Err(malformed()),
-    }
-}
-
-/// Whether two addresses are the same socket, for a node that listens on one and is listed as the other.
-pub(crate) fn same_socket(a: &str, b: &str) -> bool {
-    let resolve = |address: &str| address.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-    match (resolve(a), resolve(b)) {
-        (Ok(a), Ok(b)) => a.iter().any(|address| b.contains(address)),
-        _ => false,
     }
 }

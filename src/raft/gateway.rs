@@ -112,7 +112,10 @@ impl Gateway {
         let started = Instant::now();
         // Decided by the leader's own clock in its own term: nobody else may propose it.
         if proposals.iter().any(|it| matches!(it.command, Command::Expire { .. })) {
-            return Err(Reason::Malformed { what: "proposal: only a leader expires leases".into() }.into());
+            return Err(Reason::Malformed {
+                what: "proposal: only a leader expires leases".into(),
+            }
+            .into());
         }
         let payloads: Vec<Payload> = proposals.into_iter().map(Payload::from).collect();
         let _admitted = self.admit(&payloads, deadline).await?;
@@ -369,7 +372,11 @@ impl Gateway {
 }
 
 /// Sends proposals to the leader's gateway.
-async fn forward(client: &crate::wire::RpcClient, batch: &[&Payload], deadline: Instant) -> Vec<Tried> {
+async fn forward(
+    client: &crate::wire::RpcClient,
+    batch: &[&Payload],
+    deadline: Instant,
+) -> Vec<Tried> {
     let proposals = batch.iter().map(|payload| Proposal::clone(&payload.proposal)).collect();
     let timeout = deadline.saturating_duration_since(Instant::now());
     let request = Request::Propose { proposals, forwarded: true };

@@ -157,7 +157,8 @@ mod tests {
     #[test]
     fn another_list_or_name_is_refused() {
         let founding = Founding::new("x", vec![founder("a:1", 10), founder("b:1", 20)]);
-        let list = |addresses: &[&str]| addresses.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        let list =
+            |addresses: &[&str]| addresses.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
         founding.check("x", &list(&["a:1", "b:1"])).unwrap();
         assert!(founding.check("x", &list(&["a:1"])).is_err());
         assert!(founding.check("x", &list(&["a:1", "c:1"])).is_err());

@@ -85,7 +85,11 @@ impl Lessor {
 
     /// Starts the time of leases anew. The caller has confirmed that this member leads, after it was asked.
     /// `None` if it does not lead, or not long enough to know the leases.
-    pub(crate) fn renew(&self, term: u64, ids: &[LeaseId]) -> Option<Vec<Result<Duration, Reason>>> {
+    pub(crate) fn renew(
+        &self,
+        term: u64,
+        ids: &[LeaseId],
+    ) -> Option<Vec<Result<Duration, Reason>>> {
         let mut reign = self.reign();
         let reign = reign.as_mut().filter(|reign| reign.term == term)?;
         let now = Instant::now();
@@ -104,7 +108,8 @@ impl Lessor {
             let lease = reign.leases.get(id).filter(|lease| lease.is_alive(now))?;
             Some((lease.ttl, lease.due - now))
         };
-        let mut all: Vec<LeaseId> = only.map_or_else(|| reign.leases.keys().copied().collect(), <[_]>::to_vec);
+        let mut all: Vec<LeaseId> =
+            only.map_or_else(|| reign.leases.keys().copied().collect(), <[_]>::to_vec);
         if only.is_none() {
             all.sort_unstable();
         }

@@ -108,6 +108,12 @@ impl LogStore {
         self.inner.env.clone()
     }
 
+    /// Whether it has never held an entry or a vote.
+    pub(crate) fn is_pristine(&self) -> bool {
+        let shared = self.shared();
+        shared.last.is_none() && shared.vote.is_none()
+    }
+
     /// Reads a record of this member's own, such as its identity.
     pub(crate) fn read_meta(&self, name: Meta) -> Result<Option<bytes::Bytes>, Fault> {
         let txn = self.inner.env.read_txn()?;

@@ -20,9 +20,9 @@ use super::format::{log_id, position};
 use super::leases::Lessor;
 use super::log::{LogStore, io_error};
 use super::watch::Interest;
-use super::{Answer, Entry, EntryPayload, LogId, StoredMembership, Types};
+use super::{Entry, EntryPayload, LogId, StoredMembership, Types};
 use crate::codec::layout::Layout;
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, Reason};
 use crate::lmdb::Worker;
 use crate::mvcc::{self, Body, Generations, SnapshotLoader, SnapshotReader, Store, View};
 use crate::types::Revision;
@@ -34,6 +34,7 @@ use openraft::storage::{
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 /// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
@@ -54,7 +55,8 @@ pub(crate) struct Head {
 /// The applied state, shared by all who read it.
 #[derive(Debug)]
 pub(crate) struct State {
-    store: RwLock<Store>,
+    /// Gone once the node is shut down, so that a client that outlives it does not keep the folder open.
+    store: RwLock<Option<Store>>,
     generations: Mutex<Generations>,
     map_bytes: usize,
     worker: Worker<Work>,
@@ -79,7 +81,7 @@ impl State {
             work.into_iter().for_each(|work| work());
         })?;
         let state = Arc::new(Self {
-            store: RwLock::new(store),
+            store: RwLock::new(Some(store)),
             generations: Mutex::new(generations),
             map_bytes,
             worker,
@@ -94,7 +96,7 @@ impl State {
 
     /// A consistent view of what is applied.
     pub(crate) fn view(&self) -> Result<View, Fault> {
-        self.store.read().unwrap_or_else(PoisonError::into_inner).view()
+        self.store()?.view()
     }
 
     /// How far this member is, now and from now on.
@@ -132,8 +134,9 @@ impl State {
         result.await.unwrap_or_else(|_| Err(self.worker.cause()))
     }
 
-    fn store(&self) -> Store {
-        self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn store(&self) -> Result<Store, Fault> {
+        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        store.clone().ok_or_else(|| Fault::from_reason(Reason::Closed))
     }
 
     /// On the state's thread: applies a batch, publishes it, and answers.
@@ -142,7 +145,7 @@ impl State {
         entries: &[mvcc::Entry],
         responders: Vec<Option<ApplyResponder<Types>>>,
     ) -> Result<(), Fault> {
-        let batch = self.store().apply(entries)?;
+        let batch = self.store()?.apply(entries)?;
         let applied = entries.last().map(|entry| entry.position.index);
         self.lessor.note(&batch.leases);
         self.publish(Head { revision: batch.revision, applied });
@@ -169,10 +172,13 @@ impl State {
     fn compact(self: &Arc<Self>) {
         let state = Arc::clone(self);
         // If the thread has ended there is nothing to compact for.
-        let _ = self.worker.send(Box::new(move || match state.store().compact_step(COMPACT_ROWS) {
-            Ok(true) => {}
-            Ok(false) => state.compact(),
-            Err(fault) => drop(state.fail(fault)),
+        let _ = self.worker.send(Box::new(move || {
+            let Ok(store) = state.store() else { return };
+            match store.compact_step(COMPACT_ROWS) {
+                Ok(true) => {}
+                Ok(false) => state.compact(),
+                Err(fault) => drop(state.fail(fault)),
+            }
         }));
     }
 
@@ -190,15 +196,16 @@ impl State {
         drop(view);
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         generations.publish(&loaded.folder)?;
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = loaded.store;
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = Some(loaded.store);
         self.publish(head);
         self.interest.wake_all(head.revision);
         Ok(())
     }
 
-    /// Closes the environment; returns whether nobody kept it open.
-    pub(crate) fn close(&self, limit: std::time::Duration) -> bool {
-        self.store().close(limit)
+    /// Closes the environment, and waits until it is; returns whether that happened within `limit`.
+    pub(crate) fn close(&self, limit: Duration) -> bool {
+        let store = self.store.write().unwrap_or_else(PoisonError::into_inner).take();
+        store.is_none_or(|store| store.close(limit))
     }
 }
 
@@ -246,7 +253,7 @@ pub(crate) enum SnapshotData {
 
 /// What a view was applied up to, in openraft's words.
 fn applied(view: &View) -> Result<(Option<LogId>, StoredMembership), Fault> {
-    let membership = match view.membership() {
+    let membership = match view.membership()? {
         None => StoredMembership::default(),
         Some((at, bytes)) => {
             let unreadable = |_| Fault::format("this version cannot read the membership");
@@ -357,7 +364,7 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         // The view is taken here, in the order of the applied entries, and read beside those that follow.
-        Builder { state: Arc::clone(&self.state), view: self.state.view().map(Box::new) }
+        Builder { state: Arc::clone(&self.state), view: Mutex::new(Some(self.state.view())) }
     }
 
     async fn install_snapshot(
@@ -384,24 +391,19 @@ impl RaftStateMachine<Types> for Machine {
 #[derive(Debug)]
 pub(crate) struct Builder {
     state: Arc<State>,
-    view: Result<Box<View>, Fault>,
+    /// Behind a lock only because a view may move between threads, but not be shared by them.
+    view: Mutex<Option<Result<View, Fault>>>,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
-        let view = match &self.view {
-            Ok(_) => std::mem::replace(&mut self.view, self.state.view().map(Box::new)),
-            Err(fault) => Err(fault.clone()),
-        };
-        let view = view.map_err(io_error)?;
+        let view = self.view.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let view = view.unwrap_or_else(|| self.state.view()).map_err(io_error)?;
         // openraft cuts the log up to what is reported here, so it has to be on the disk first.
-        self.state.run(|state| state.store().force_sync()).await.map_err(io_error)?;
+        self.state.run(|state| state.store()?.force_sync()).await.map_err(io_error)?;
         let meta = meta(&view).map_err(io_error)?;
-        Ok(Snapshot { meta, snapshot: SnapshotData::View(view) })
+        Ok(Snapshot { meta, snapshot: SnapshotData::View(Box::new(view)) })
     }
 }
-
-/// What an entry that is no command answers.
-pub(crate) const NO_ANSWER: Answer = None;

@@ -74,6 +74,11 @@ impl Shared {
         self.leadership.subscribe()
     }
 
+    /// The members, as far as this one has heard.
+    pub(crate) fn membership(&self) -> super::Membership {
+        self.raft.server_metrics().borrow_watched().membership_config.membership().clone()
+    }
+
     pub(crate) fn head(&self) -> Head {
         *self.state.head().borrow()
     }
@@ -340,8 +345,11 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
         if ended {
             return;
         }
-        let changed = select(pin!(metrics.changed()), pin!(faults.changed())).await;
         // openraft writes its cause down before it goes: look once more.
-        ended = matches!(changed, Either::Left((Err(_), _)) | Either::Right((Err(_), _)));
+        let (metrics, faults) = (pin!(metrics.changed()), pin!(faults.changed()));
+        ended = match select(metrics, faults).await {
+            Either::Left((changed, _)) => changed.is_err(),
+            Either::Right((changed, _)) => changed.is_err(),
+        };
     }
 }

@@ -21,7 +21,17 @@
 
 pub(crate) mod config;
 pub(crate) mod format;
+pub(crate) mod founding;
+pub(crate) mod gateway;
+pub(crate) mod identity;
+pub(crate) mod leases;
 pub(crate) mod log;
+pub(crate) mod machine;
+pub(crate) mod member;
+pub(crate) mod network;
+pub(crate) mod reads;
+pub(crate) mod server;
+pub(crate) mod watch;
 
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::{Layout, Malformed};

@@ -24,6 +24,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
@@ -64,7 +65,8 @@ impl Network {
     fn connection(&self, kind: PeerKind, target: u64, peer: &Peer) -> Connection {
         let hello = hello(self.identity, self.timing, target, peer.incarnation);
         let who = Endpoint { group: self.identity.group, node: self.identity.node };
-        let client = PeerClient::new(kind, peer.address.clone(), who, hello, self.plaintext);
+        let introduce = Arc::new(move || (who, hello.clone()));
+        let client = PeerClient::new(kind, peer.address.clone(), self.plaintext, introduce);
         Connection { client, timing: self.timing }
     }
 }
@@ -135,7 +137,8 @@ impl Connection {
         }
         // The view keeps pages from being reused: it goes before the receiver's work begins.
         drop(reader);
-        let answer = self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT).await?;
+        let answer =
+            self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT).await?;
         read_answer(answer)
     }
 }

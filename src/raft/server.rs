@@ -39,8 +39,9 @@ impl PeerServer {
     pub(crate) fn hello(&self, hello: &Hello) -> Status {
         let (own, timing) = (self.shared.identity, self.shared.timing);
         let expected = super::network::hello(own, timing, hello.from, hello.from_incarnation);
-        let timing_is_equal = (expected.heartbeat_ms, expected.election_min_ms, expected.election_max_ms)
-            == (hello.heartbeat_ms, hello.election_min_ms, hello.election_max_ms);
+        let timing_is_equal =
+            (expected.heartbeat_ms, expected.election_min_ms, expected.election_max_ms)
+                == (hello.heartbeat_ms, hello.election_min_ms, hello.election_max_ms);
         let membership = self.shared.membership();
         let known = membership.get_node(&hello.from).map(|peer| peer.incarnation);
         // Before the first entry there is no membership, but a founding record.
@@ -89,8 +90,7 @@ impl PeerServer {
         let request: VoteRequest<Types> = read(body)?;
         speaks_for(from, &request.vote)?;
         let raft = &self.shared.raft;
-        let answer =
-            if pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
+        let answer = if pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
         answer.map(|answer| answer.to_bytes()).map_err(|_| self.shared.stopped())
     }
 

@@ -382,7 +382,8 @@ impl Cursors {
                     let size: usize = events.changes.iter().map(changes_bytes).sum();
                     room = room.saturating_sub(size);
                     if !events.changes.is_empty() || events.more {
-                        let (changes, next, fragment) = (events.changes, cursor.next, events.fragment);
+                        let (changes, next, fragment) =
+                            (events.changes, cursor.next, events.fragment);
                         news.push((id, News::Changes { changes, next, fragment }));
                     }
                 }

@@ -46,11 +46,9 @@ mod records;
 mod tables;
 mod verify;
 
-mod stub;
 pub(crate) use events::Events;
 pub(crate) use lease::Lease;
 pub(crate) use read::View;
-pub(crate) use stub::{Generations, SnapshotLoader, SnapshotReader};
 
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::layout;

@@ -1,0 +1,3 @@
+//! Behaviour through the public API. One binary, since each links everything.
+
+mod smoke;

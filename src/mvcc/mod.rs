@@ -37,18 +37,22 @@
 mod apply;
 mod compact;
 mod events;
+mod generation;
 mod hash;
 mod keys;
 mod lease;
 mod plan;
 mod read;
 mod records;
+mod snapshot;
 mod tables;
 mod verify;
 
 pub(crate) use events::Events;
+pub(crate) use generation::Generations;
 pub(crate) use lease::Lease;
 pub(crate) use read::View;
+pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::layout;

@@ -33,6 +33,9 @@ type Rows = heed::Database<'static, Raw, Raw>;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tables([Rows; Table::ALL.len()]);
 
+/// The key and the content of a row, unchecked.
+pub(super) type Row<'txn> = (&'txn [u8], &'txn [u8]);
+
 /// The rows of a range of a table, in order.
 pub(super) type RowsIter<'txn> = heed::RoRange<'txn, Raw, Raw>;
 
@@ -136,7 +139,7 @@ impl Tables {
         txn: &'txn RoTxn<'_>,
         table: Table,
         key: &[u8],
-    ) -> Result<Option<(&'txn [u8], &'txn [u8])>, Fault> {
+    ) -> Result<Option<Row<'txn>>, Fault> {
         Ok(self.rows(table).get_greater_than_or_equal_to(txn, key)?)
     }
 

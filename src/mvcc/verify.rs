@@ -26,7 +26,7 @@ pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
     let mut head = *view.head();
     head.rows_hash = 0;
     head.keys = 0;
-    state.each(Table::Latest, &mut |key, row| {
+    state.each(Table::Latest, |key, row| {
         let image = Image::open(key, row)?;
         check_digest(&state, key, &image)?;
         head.rows_hash = head.rows_hash.wrapping_add(hash::of_key(key, &image));
@@ -43,11 +43,10 @@ pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
 pub(super) fn verify(view: &View) -> Result<(), Fault> {
     let state = view.reader();
     for table in Table::ALL {
-        state.each(table, &mut |key, row| check_row(table, key, row))?;
+        state.each(table, |key, row| check_row(table, key, row))?;
     }
     state.tables.meta::<Format>(state.txn)?;
-    check_leases(&state)?;
-    check_events(&state)?;
+    check_links(view)?;
     check_chains(&state)?;
     check_values(&state)?;
     match recompute_hash(view)? == view.hash() {
@@ -56,12 +55,19 @@ pub(super) fn verify(view: &View) -> Result<(), Fault> {
     }
 }
 
+/// Checks the rows without content, which no checksum covers, against the rows that they point to and come from.
+pub(super) fn check_links(view: &View) -> Result<(), Fault> {
+    let state = view.reader();
+    check_leases(&state)?;
+    check_events(&state)
+}
+
 impl Reader<'_> {
     /// Shows every row of a table.
     pub(super) fn each(
         &self,
         table: Table,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), Fault>,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         for row in self.tables.range(self.txn, table, Bound::Unbounded, Bound::Unbounded)? {
             let (key, row) = row?;
@@ -82,14 +88,14 @@ fn check_digest(state: &Reader<'_>, key: &[u8], image: &Image) -> Result<(), Fau
 
 /// Each key with a lease is among the keys of that lease, and the other way round.
 fn check_leases(state: &Reader<'_>) -> Result<(), Fault> {
-    state.each(Table::Latest, &mut |key, row| {
+    state.each(Table::Latest, |key, row| {
         let Some(lease) = Image::open(key, row)?.lease else { return Ok(()) };
         let row_key = keys::attachment(lease, key);
         let attached = state.tables.raw(state.txn, Table::Attachments, &row_key)?;
         attached.ok_or_else(|| Table::Attachments.missing(&row_key))?;
         state.lease(lease)?.map(|_| ()).ok_or_else(|| Table::Leases.missing(&keys::lease(lease)))
     })?;
-    state.each(Table::Attachments, &mut |row_key, _| {
+    state.each(Table::Attachments, |row_key, _| {
         let pair = keys::parse_attachment(row_key);
         let (lease, key) = pair.ok_or_else(|| Table::Attachments.corrupt(row_key))?;
         match state.image(key)? {
@@ -103,7 +109,7 @@ fn check_leases(state: &Reader<'_>) -> Result<(), Fault> {
 fn check_events(state: &Reader<'_>) -> Result<(), Fault> {
     let mut last: Option<Position> = None;
     let mut count = 0;
-    state.each(Table::Events, &mut |row_key, row| {
+    state.each(Table::Events, |row_key, row| {
         let at = keys::parse_position(row_key).ok_or_else(|| Table::Events.corrupt(row_key))?;
         let follows = match last {
             // Physical compaction stops anywhere below the compacted revision, within a revision too.
@@ -137,21 +143,20 @@ fn first_kept(state: &Reader<'_>) -> Revision {
 /// What each change replaced is what the change before it made, and the last one made what is now.
 fn check_chains(state: &Reader<'_>) -> Result<(), Fault> {
     let mut before: Option<Change> = None;
-    state.each(Table::History, &mut |row_key, _| {
+    state.each(Table::History, |row_key, _| {
         let parsed = keys::parse_history(row_key);
         let (key, at) = parsed.ok_or_else(|| Table::History.corrupt(row_key))?;
         let change = state.tables.change(state.txn, &key, at)?;
         for image in change.prev.iter().chain(&change.new) {
             check_digest(state, &key, image)?;
         }
-        match before.take() {
-            Some(before) if before.key == change.key => {
-                if before.new != change.prev {
-                    return Err(Table::Events.corrupt(&keys::position(at)));
-                }
-            }
-            Some(before) => check_newest(state, &before)?,
-            None => {}
+        let follows = match before.take() {
+            Some(before) if before.key == change.key => before.new == change.prev,
+            Some(before) => check_newest(state, &before).map(|()| true)?,
+            None => true,
+        };
+        if !follows {
+            return Err(Table::Events.corrupt(&keys::position(at)));
         }
         before = Some(change);
         Ok(())
@@ -168,7 +173,7 @@ fn check_newest(state: &Reader<'_>, change: &Change) -> Result<(), Fault> {
 
 /// Each large value is the one of its key now, or what a change that is still there replaced.
 fn check_values(state: &Reader<'_>) -> Result<(), Fault> {
-    state.each(Table::Values, &mut |row_key, row| {
+    state.each(Table::Values, |row_key, row| {
         let at = keys::parse_position(row_key).ok_or_else(|| Table::Values.corrupt(row_key))?;
         let value = LargeValue::open(row_key, row)?;
         match state.needs_value(&value.key, at, Revision::from(0))? {

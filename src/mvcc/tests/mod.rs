@@ -3,3 +3,4 @@
 
 mod golden;
 mod kit;
+mod snapshots;

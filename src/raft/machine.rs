@@ -24,7 +24,7 @@ use super::{Entry, EntryPayload, LogId, StoredMembership, Types};
 use crate::codec::layout::Layout;
 use crate::error::{Error, Fault, Reason};
 use crate::lmdb::Worker;
-use crate::mvcc::{self, Body, Generations, SnapshotLoader, SnapshotReader, Store, View};
+use crate::mvcc::{self, Body, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View};
 use crate::types::Revision;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -184,9 +184,10 @@ impl State {
 
     /// An empty state beside the current one, to load a snapshot into.
     pub(crate) fn draft(&self) -> Result<Draft, Fault> {
-        let folder = self.generations.lock().unwrap_or_else(PoisonError::into_inner).draft()?;
-        let loader = SnapshotLoader::new(&folder, self.map_bytes)?;
-        Ok(Draft { folder, loader })
+        let folder = self.generations.lock().unwrap_or_else(PoisonError::into_inner).draft();
+        let folder = DraftFolder(folder);
+        let loader = SnapshotLoader::new(&folder.0, self.map_bytes)?;
+        Ok(Draft { loader, folder })
     }
 
     /// On the state's thread: puts a loaded state in the place of the current one.
@@ -195,8 +196,11 @@ impl State {
         let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
         drop(view);
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        generations.publish(&loaded.folder)?;
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = Some(loaded.store);
+        generations.publish(&loaded.folder.0)?;
+        loaded.folder.keep();
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        *store = Some(loaded.store);
+        drop(store);
         self.publish(head);
         self.interest.wake_all(head.revision);
         Ok(())
@@ -212,26 +216,45 @@ impl State {
 /// A snapshot that is being received.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    folder: PathBuf,
     loader: SnapshotLoader,
+    folder: DraftFolder,
 }
 
 impl Draft {
-    pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), Fault> {
+    pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), LoadError> {
         self.loader.push(chunk)
     }
 
     /// Validates the whole of it and makes it durable.
-    pub(crate) fn finish(self) -> Result<Loaded, Fault> {
-        Ok(Loaded { folder: self.folder, store: self.loader.finish()? })
+    pub(crate) fn finish(self) -> Result<Loaded, LoadError> {
+        Ok(Loaded { store: self.loader.finish()?, folder: self.folder })
     }
 }
 
 /// A whole, valid and durable state that is not the current one yet.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    folder: PathBuf,
     store: Store,
+    folder: DraftFolder,
+}
+
+/// A folder that goes away with its owner, unless it has become the current state.
+#[derive(Debug)]
+struct DraftFolder(PathBuf);
+
+impl DraftFolder {
+    fn keep(mut self) {
+        self.0 = PathBuf::new();
+    }
+}
+
+impl Drop for DraftFolder {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            // What stays is removed when the node starts again.
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
 }
 
 impl Loaded {
@@ -333,7 +356,7 @@ fn copy(state: &State, view: View) -> Result<Loaded, Fault> {
     while let Some(chunk) = reader.next_chunk(1 << 20)? {
         draft.push(&chunk)?;
     }
-    draft.finish()
+    Ok(draft.finish()?)
 }
 
 /// An entry as the pure core takes it.

@@ -8,7 +8,8 @@ use super::member::Shared;
 use super::network::method;
 use super::{Types, Vote};
 use crate::codec::layout::{Input, Layout};
-use crate::error::{Error, Fault, Reason};
+use crate::error::{Error, Reason};
+use crate::mvcc::LoadError;
 use crate::wire::{Hello, PeerKind, Status};
 use bytes::Bytes;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
@@ -105,11 +106,11 @@ impl PeerServer {
         // A draft that a broken transfer left behind goes first: there is room for one.
         let old = self.take(from);
         let state = Arc::clone(&self.shared.state);
-        let draft = blocking(move || {
+        let draft = self.blocking(move || {
             drop(old);
-            state.draft()
-        })
-        .await?;
+            Ok(state.draft()?)
+        });
+        let draft = draft.await?;
         self.put(from, Receiving { draft, received: 0 });
         Ok(Bytes::new())
     }
@@ -121,13 +122,12 @@ impl PeerServer {
         let Some(mut receiving) = self.take(from).filter(|it| it.received == offset) else {
             return Err(malformed("snapshot: a chunk is missing"));
         };
-        let receiving = blocking(move || {
+        let receiving = self.blocking(move || {
             receiving.received += chunk.len() as u64;
             receiving.draft.push(&chunk)?;
             Ok(receiving)
-        })
-        .await?;
-        self.put(from, receiving);
+        });
+        self.put(from, receiving.await?);
         Ok(Bytes::new())
     }
 
@@ -135,14 +135,28 @@ impl PeerServer {
         let vote: Vote = read(body)?;
         speaks_for(from, &vote)?;
         let receiving = self.take(from).ok_or_else(|| malformed("snapshot: it has not begun"))?;
-        let (meta, loaded) = blocking(move || {
+        let loaded = self.blocking(move || {
             let loaded = receiving.draft.finish()?;
             Ok((loaded.meta()?, loaded))
-        })
-        .await?;
+        });
+        let (meta, loaded) = loaded.await?;
         let snapshot = Snapshot { meta, snapshot: super::machine::SnapshotData::Loaded(loaded) };
         let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await;
         answer.map(|answer| answer.vote.to_bytes()).map_err(|_| self.shared.stopped())
+    }
+
+    /// Runs disk work beside the async tasks. What a peer sent wrongly is an answer to it; what this member's disk does
+    /// stops the node.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = tokio::task::spawn_blocking(work).await;
+        match done.map_err(|_| Error::from(Reason::Closed))? {
+            Ok(done) => Ok(done),
+            Err(LoadError::Malformed(what)) => Err(malformed(what)),
+            Err(LoadError::Fault(fault)) => Err(self.shared.state.fail(fault)),
+        }
     }
 
     fn take(&self, from: u64) -> Option<Receiving> {
@@ -152,14 +166,6 @@ impl PeerServer {
     fn put(&self, from: u64, receiving: Receiving) {
         self.drafts.lock().unwrap_or_else(PoisonError::into_inner).insert(from, receiving);
     }
-}
-
-/// Runs disk work beside the async tasks. What a peer sent wrongly is an answer to it, and no fault of this node.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| Error::from(Reason::Closed))?.map_err(Error::from)
 }
 
 fn read<T: Layout>(body: Bytes) -> Result<T, Error> {

@@ -265,7 +265,9 @@ impl Shared {
             append.indexes.start = append.indexes.start.min(end);
             append.indexes.end = append.indexes.end.min(end);
         }
-        self.last = last;
+        if self.last.is_some_and(|last| last.index >= end) {
+            self.last = last;
+        }
     }
 
     /// Forgets the entries up to `purged`.

@@ -24,7 +24,9 @@ use super::{Entry, EntryPayload, LogId, StoredMembership, Types};
 use crate::codec::layout::Layout;
 use crate::error::{Error, Fault, Reason};
 use crate::lmdb::Worker;
-use crate::mvcc::{self, Body, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View};
+use crate::mvcc::{
+    self, Body, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View,
+};
 use crate::types::Revision;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -330,9 +332,25 @@ impl Machine {
     async fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         self.gate.pass(last.log_id.index).await?;
+        self.check_gapless(&batch)?;
         let (entries, responders): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|(entry, responder)| (plain(&entry), responder)).unzip();
         self.state.run(move |state| state.apply(&entries, responders)).await
+    }
+
+    /// The log is applied without gaps: each entry exists, and none is left out.
+    fn check_gapless(&self, batch: &[EntryResponder<Types>]) -> Result<(), Fault> {
+        let applied = self.state.head.borrow().applied;
+        let first = applied.map_or(0, |index| index + 1);
+        let mut expected = first..;
+        let gap = batch.iter().find(|(entry, _)| expected.next() != Some(entry.log_id.index));
+        match (gap, &self.gate) {
+            (Some((entry, _)), Gate::Log(_)) => Err(Fault::assertion(format!(
+                "log entry {} was to be applied, after {applied:?}",
+                entry.log_id.index
+            ))),
+            _ => Ok(()),
+        }
     }
 
     async fn install(&self, meta: &SnapshotMetaOf, data: SnapshotData) -> Result<(), Fault> {

@@ -33,6 +33,11 @@ pub(crate) mod reads;
 pub(crate) mod server;
 pub(crate) mod watch;
 
+#[cfg(test)]
+mod leader_restore;
+#[cfg(test)]
+mod suite;
+
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::{Layout, Malformed};
 use crate::error::Reason;

@@ -41,24 +41,29 @@ const RESPONSES_WAITING_MAX: usize = 64;
 
 /// The memory that requests and responses may take, over all connections.
 #[derive(Clone, Debug)]
-pub(in crate::wire) struct Budget(Arc<Semaphore>);
+pub(in crate::wire) struct Budget {
+    left: Arc<Semaphore>,
+    units: u32,
+}
 
 impl Budget {
     pub(in crate::wire) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes / BUDGET_UNIT)))
+        let units = u32::try_from(bytes / BUDGET_UNIT).unwrap_or(u32::MAX);
+        Self { left: Arc::new(Semaphore::new(units as usize)), units }
     }
 
     fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.0.clone().try_acquire_many_owned(units(bytes)).ok()
+        self.left.clone().try_acquire_many_owned(self.share(bytes)).ok()
     }
 
     async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.0.clone().acquire_many_owned(units(bytes)).await.ok()
+        self.left.clone().acquire_many_owned(self.share(bytes)).await.ok()
     }
-}
 
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX)
+    /// What alone is larger than the whole budget gets all of it, rather than never its turn.
+    fn share(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).min(self.units)
+    }
 }
 
 /// What the handlers of one connection share.

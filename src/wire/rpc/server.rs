@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - a handler is under way only as long as its connection lives, its caller waits and its deadline has not passed;
-//! - requests in work and responses that wait to be written have a [`Budget`] in bytes, over all connections.
+//! - requests in work and responses that wait to be written have a [`Budget`] in bytes, each connection its own.
 
 use crate::api::{Call, Request, Response};
 use crate::codec::layout::Layout;
@@ -39,15 +39,15 @@ const BUDGET_UNIT: usize = 1024;
 /// Finished responses that may wait for the connection's task; the handlers of more wait.
 const RESPONSES_WAITING_MAX: usize = 64;
 
-/// The memory that requests and responses may take, over all connections.
-#[derive(Clone, Debug)]
-pub(in crate::wire) struct Budget {
+/// The memory that the requests and responses of one connection may take.
+#[derive(Debug)]
+struct Budget {
     left: Arc<Semaphore>,
     units: u32,
 }
 
 impl Budget {
-    pub(in crate::wire) fn new(bytes: usize) -> Self {
+    fn new(bytes: usize) -> Self {
         let units = u32::try_from(bytes / BUDGET_UNIT).unwrap_or(u32::MAX);
         Self { left: Arc::new(Semaphore::new(units as usize)), units }
     }
@@ -82,7 +82,6 @@ pub(in crate::wire) async fn serve_rpc<S: AsyncRead + AsyncWrite + Unpin + Send>
     connection: Connection<S>,
     service: Service,
     bounds: &Bounds,
-    budget: Budget,
     phases: Phases,
 ) {
     let overloaded = encode(&Err(Reason::TooManyRequests.into()));
@@ -91,8 +90,12 @@ pub(in crate::wire) async fn serve_rpc<S: AsyncRead + AsyncWrite + Unpin + Send>
     let requests = BaseChannel::new(config, transport)
         .max_concurrent_requests(bounds.calls + bounds.follows)
         .requests();
-    let (calls, follows) = (Semaphore::new(bounds.calls), Semaphore::new(bounds.follows));
-    let shared = Arc::new(Shared { service, budget, calls, follows });
+    let shared = Arc::new(Shared {
+        service,
+        budget: Budget::new(bounds.bytes_in_flight),
+        calls: Semaphore::new(bounds.calls),
+        follows: Semaphore::new(bounds.follows),
+    });
     let mut requests = pin!(requests);
     let mut stopping = pin!(phases.stopping());
     let mut handlers = JoinSet::new();

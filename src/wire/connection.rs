@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// How much is read at once.
-const READ_BYTES: usize = 64 * 1024;
+const READ_BYTES: usize = 16 * 1024;
 /// With so many bytes waiting to be written, senders wait too.
 const HIGH_WATER_BYTES: usize = 256 * 1024;
 /// A buffer that grew beyond this is given back when it is empty.
@@ -134,11 +134,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// The next frame, or why there will be none.
+    /// The next frame, or why there will be none. The silence before this call is not held against the peer.
     ///
     /// # Cancel safety
     /// A dropped wait loses nothing.
     pub(super) async fn next(&mut self) -> Result<Frame, Broken> {
+        self.reading.feed();
         poll_fn(|cx| self.poll_next(cx)).await
     }
 

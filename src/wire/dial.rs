@@ -36,7 +36,7 @@ impl Target {
         };
         let bytes = greeted.await.map_err(|error| self.unreachable(&error))?;
         let answer = Answer::decode(&bytes)?;
-        answer.status.check(caller.node, expected, answer.callee.node)?;
+        answer.status.check(&self.address, caller.node, expected, answer.callee.node)?;
         if answer.version != VERSION {
             return Err(Reason::NoCommonVersion.into());
         }

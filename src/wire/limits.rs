@@ -3,8 +3,8 @@
 //! Sizes are part of the protocol, so they are constants. Times and counts are this side's own, so they are fields of
 //! [`Bounds`], which tests make small.
 //!
-//! What is *not* bounded here: the total of half-received frames. A connection may hold one, so the number of
-//! connections bounds them.
+//! What is *not* bounded here: the memory of all connections together. It is bounded only by their number, times one
+//! half-received frame and [`Bounds::bytes_in_flight`].
 
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub(crate) const HELLO_BYTES_MAX: usize = 4096;
 
 /// How long an attempt to connect may take, handshake included, unless its caller has less time.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one of several addresses behind a name is tried.
+pub(super) const CANDIDATE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a failed endpoint is left alone; doubles with each failure up to [`BACK_OFF_MAX`].
 pub(super) const BACK_OFF_MIN: Duration = Duration::from_millis(50);
 /// The longest that a failed endpoint is left alone.
@@ -55,7 +57,8 @@ pub(crate) struct Bounds {
     pub(crate) calls: usize,
     /// Follows under way on one Rpc connection. They mostly wait, so they have their own budget.
     pub(crate) follows: usize,
-    /// Bytes of Rpc requests in work and of responses that wait to be written, on all connections together.
+    /// Bytes of requests in work and of responses that wait to be written, on one Rpc connection: a few of the largest.
+    /// Not shared between connections, so that a client that is slow to read harms itself only.
     pub(crate) bytes_in_flight: usize,
 }
 
@@ -72,7 +75,7 @@ impl Default for Bounds {
             snapshot_connections: 16,
             calls: 1024,
             follows: 256,
-            bytes_in_flight: 256 * 1024 * 1024,
+            bytes_in_flight: 64 * 1024 * 1024,
         }
     }
 }

@@ -25,7 +25,7 @@ use super::peer::{receive_hello, serve_peer};
 use super::preamble::{
     Answer, Endpoint, Hello, Kind, PREAMBLE_BYTES, PeerKind, Preamble, Status, VERSION,
 };
-use super::rpc::{Budget, serve_rpc};
+use super::rpc::serve_rpc;
 use super::socket::{self, Port, Socket};
 use crate::api::{Call, Response};
 use crate::error::{Error, Reason};
@@ -124,7 +124,6 @@ pub(crate) fn serve_within(
         rpc: places(bounds.rpc_connections),
         raft: places(bounds.raft_connections),
         snapshot: places(bounds.snapshot_connections),
-        budget: Budget::new(bounds.bytes_in_flight),
         bounds,
         phases: Phases(phases),
     };
@@ -201,7 +200,6 @@ struct Shared {
     rpc: Arc<Semaphore>,
     raft: Arc<Semaphore>,
     snapshot: Arc<Semaphore>,
-    budget: Budget,
     bounds: Bounds,
     phases: Phases,
 }
@@ -264,8 +262,7 @@ async fn converse(socket: Socket, handshake: OwnedSemaphorePermit, shared: Arc<S
     let phases = shared.phases.clone();
     match kind {
         Kind::Rpc => {
-            let (service, budget) = (shared.handler.service(), shared.budget.clone());
-            serve_rpc(connection, service, &shared.bounds, budget, phases).await;
+            serve_rpc(connection, shared.handler.service(), &shared.bounds, phases).await;
         }
         Kind::Peer(kind) => {
             let stopping = phases.clone().stopping();

@@ -154,7 +154,8 @@ impl PeerClient {
     async fn connect(&self) -> Result<Connection<Socket>, Error> {
         let (who, hello) = (self.introduce)();
         let (socket, callee) = self.target.open(Kind::Peer(self.kind), who, hello.to).await?;
-        let check = |status: Status| status.check(who.node, hello.to, callee.node);
+        let check =
+            |status: Status| status.check(&self.target.address, who.node, hello.to, callee.node);
         if callee.node != hello.to {
             check(Status::WrongTarget)?;
         }

@@ -116,6 +116,13 @@ layout!(struct Hello {
     from, to, from_incarnation, to_incarnation, heartbeat_ms, election_min_ms, election_max_ms, lease_reads,
 });
 
+impl Endpoint {
+    /// A caller that is no member, and takes the group that it finds.
+    pub(crate) const fn client() -> Self {
+        Self { group: 0, node: 0 }
+    }
+}
+
 impl Kind {
     fn number(self) -> u8 {
         match self {
@@ -222,8 +229,14 @@ impl Status {
         })
     }
 
-    /// The error that a caller returns who was answered so. `expected` is whom it meant to call.
-    pub(super) fn check(self, caller: u64, expected: u64, callee: u64) -> Result<(), Error> {
+    /// The error that a caller returns who was answered so by `address`. `expected` is whom it meant to call.
+    pub(super) fn check(
+        self,
+        address: &str,
+        caller: u64,
+        expected: u64,
+        callee: u64,
+    ) -> Result<(), Error> {
         let reason = match self {
             Self::Ok => return Ok(()),
             Self::NoCommonVersion => Reason::NoCommonVersion,
@@ -239,7 +252,10 @@ impl Status {
             Self::TimingDiffers => Reason::TimingDiffers,
             Self::TooManyConnections => Reason::TooManyRequests,
             Self::Starting => Reason::Starting,
-            Self::ShuttingDown => Reason::Closed,
+            // Not `Closed`: that is what a caller says of itself, and it ends sessions that could go on elsewhere.
+            Self::ShuttingDown => {
+                Reason::Unreachable { detail: format!("{address}: it is shutting down") }
+            }
         };
         Err(reason.into())
     }
@@ -365,7 +381,7 @@ mod tests {
         for (number, status) in Status::ALL.into_iter().enumerate() {
             assert_eq!(status as usize, number);
             assert_eq!(Status::from_payload(status.to_payload()).unwrap(), status);
-            assert_eq!(status.check(1, 2, 3).is_ok(), status == Status::Ok);
+            assert_eq!(status.check("a:1", 1, 2, 3).is_ok(), status == Status::Ok);
         }
         let error = Status::from_number(10).unwrap_err();
         assert!(matches!(error.reason(), Reason::Unrecognized { .. }));

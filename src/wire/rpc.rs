@@ -16,4 +16,4 @@ mod lane;
 mod server;
 
 pub(crate) use client::RpcClient;
-pub(super) use server::{Budget, panicked, serve_rpc};
+pub(super) use server::{panicked, serve_rpc};

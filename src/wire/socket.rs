@@ -6,10 +6,12 @@
 //! Traffic is not encrypted, so an address that is not loopback needs the caller's leave; it is the *resolved* address
 //! that counts, at each connect anew, since a name may change its meaning.
 
+use super::limits::CANDIDATE_TIMEOUT;
 use crate::error::{Error, Reason};
 use std::io;
 use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::time::timeout;
 
 /// How many connections the kernel queues before they are accepted.
 const BACKLOG: u32 = 1024;
@@ -33,9 +35,10 @@ pub(super) async fn connect(address: &str, plaintext: bool) -> Result<Socket, Er
     };
     check_resolved(address, &resolved, plaintext)?;
     for candidate in resolved {
-        match TcpStream::connect(candidate).await.and_then(tuned) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => failure = error,
+        match timeout(CANDIDATE_TIMEOUT, TcpStream::connect(candidate)).await {
+            Ok(Ok(socket)) => return tuned(socket).map_err(|error| unreachable(address, &error)),
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = io::ErrorKind::TimedOut.into(),
         }
     }
     Err(unreachable(address, &failure))

@@ -82,7 +82,7 @@ impl RpcClient {
             let answer = before(timer.as_mut(), live.channel.call(context_for(left), ask)).await;
             let never_left = !matches!(answer, Some(Ok(_))) && ticket.withdraw();
             let failure = match answer {
-                Some(Ok(answer)) => return decode(answer, &call.request),
+                Some(Ok(answer)) => return self.decode(answer, &call.request),
                 Some(Err(_)) if never_left => {
                     lane.leave(&live);
                     continue;
@@ -97,6 +97,21 @@ impl RpcClient {
             return Err(if unknown { failure.unknown_outcome() } else { failure });
         }
         Err(self.0.peer.target.unreachable("the connection broke"))
+    }
+
+    fn decode(&self, answer: Bytes, request: &Request) -> Result<Response, Error> {
+        let answer = Result::<Response, Error>::from_bytes(answer).unwrap_or_else(|_| {
+            let error = Error::from(Reason::Malformed { what: "answer to a call".into() });
+            Err(if request.is_write() { error.unknown_outcome() } else { error })
+        });
+        answer.map_err(|error| match error.reason() {
+            // It is that node which was closed, not this client: others may still answer.
+            Reason::Closed => {
+                let elsewhere = self.0.peer.target.unreachable("the node was shut down");
+                if error.may_have_applied() { elsewhere.unknown_outcome() } else { elsewhere }
+            }
+            _ => error,
+        })
     }
 
     fn lane(&self, request: &Request) -> &Lane {
@@ -119,13 +134,6 @@ fn encode(request: &Request) -> Result<Vec<u8>, Error> {
         return Err(Reason::RequestTooLarge { actual, limit }.into());
     }
     Ok(payload)
-}
-
-fn decode(answer: Bytes, request: &Request) -> Result<Response, Error> {
-    Result::from_bytes(answer).unwrap_or_else(|_| {
-        let error = Error::from(Reason::Malformed { what: "answer to a call".into() });
-        Err(if request.is_write() { error.unknown_outcome() } else { error })
-    })
 }
 
 /// What `future` gives, unless the timer rings before.

@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - a handler is under way only as long as its connection lives, its caller waits and its deadline has not passed;
-//! - requests in work and responses that wait to be written have a [`Budget`] in bytes, over all connections.
+//! - requests in work and responses that wait to be written have a [`Budget`] in bytes, each connection its own.
 
 use crate::api::{Call, Request, Response};
 use crate::codec::layout::Layout;
@@ -39,26 +39,31 @@ const BUDGET_UNIT: usize = 1024;
 /// Finished responses that may wait for the connection's task; the handlers of more wait.
 const RESPONSES_WAITING_MAX: usize = 64;
 
-/// The memory that requests and responses may take, over all connections.
-#[derive(Clone, Debug)]
-pub(in crate::wire) struct Budget(Arc<Semaphore>);
+/// The memory that the requests and responses of one connection may take.
+#[derive(Debug)]
+struct Budget {
+    left: Arc<Semaphore>,
+    units: u32,
+}
 
 impl Budget {
-    pub(in crate::wire) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes / BUDGET_UNIT)))
+    fn new(bytes: usize) -> Self {
+        let units = u32::try_from(bytes / BUDGET_UNIT).unwrap_or(u32::MAX);
+        Self { left: Arc::new(Semaphore::new(units as usize)), units }
     }
 
     fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.0.clone().try_acquire_many_owned(units(bytes)).ok()
+        self.left.clone().try_acquire_many_owned(self.share(bytes)).ok()
     }
 
     async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.0.clone().acquire_many_owned(units(bytes)).await.ok()
+        self.left.clone().acquire_many_owned(self.share(bytes)).await.ok()
     }
-}
 
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX)
+    /// What alone is larger than the whole budget gets all of it, rather than never its turn.
+    fn share(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).min(self.units)
+    }
 }
 
 /// What the handlers of one connection share.
@@ -77,7 +82,6 @@ pub(in crate::wire) async fn serve_rpc<S: AsyncRead + AsyncWrite + Unpin + Send>
     connection: Connection<S>,
     service: Service,
     bounds: &Bounds,
-    budget: Budget,
     phases: Phases,
 ) {
     let overloaded = encode(&Err(Reason::TooManyRequests.into()));
@@ -86,8 +90,12 @@ pub(in crate::wire) async fn serve_rpc<S: AsyncRead + AsyncWrite + Unpin + Send>
     let requests = BaseChannel::new(config, transport)
         .max_concurrent_requests(bounds.calls + bounds.follows)
         .requests();
-    let (calls, follows) = (Semaphore::new(bounds.calls), Semaphore::new(bounds.follows));
-    let shared = Arc::new(Shared { service, budget, calls, follows });
+    let shared = Arc::new(Shared {
+        service,
+        budget: Budget::new(bounds.bytes_in_flight),
+        calls: Semaphore::new(bounds.calls),
+        follows: Semaphore::new(bounds.follows),
+    });
     let mut requests = pin!(requests);
     let mut stopping = pin!(phases.stopping());
     let mut handlers = JoinSet::new();

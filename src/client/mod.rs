@@ -32,6 +32,8 @@
 //! It does not retry, and it does not change over to another endpoint once connected.
 
 pub(crate) mod backoff;
+#[cfg(test)]
+pub(crate) mod fake;
 mod follow;
 mod keeper;
 mod lease;
@@ -47,6 +49,7 @@ pub use lease::{
     LeaseGrant, LeaseGranted, LeaseKeepAlive, LeaseList, LeaseRevoke, LeaseTimeToLive,
 };
 pub use map::Map;
+pub(crate) use map::{decode, encode};
 pub use ops::{
     Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, Status, StatusRead,
     Txn,

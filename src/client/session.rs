@@ -60,6 +60,9 @@ struct Inner {
     life: Arc<Life>,
     /// How many names were made for keys of this session.
     nonces: AtomicU64,
+    /// Somebody said `close`.
+    closed: AtomicBool,
+    /// The lease is known to be gone.
     revoked: AtomicBool,
 }
 
@@ -99,6 +102,7 @@ impl Client {
             client: self.clone(),
             life: life.clone(),
             nonces: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
         };
         let session = Session { inner: Arc::new(inner) };
@@ -179,6 +183,7 @@ impl Session {
     ///
     /// Dropping the future leaves the rest to the keeper.
     pub async fn close(self) -> Result<()> {
+        self.inner.closed.store(true, Ordering::Relaxed);
         self.lose();
         match self.client().lease_revoke(self.lease_id()).await {
             Err(error) if !matches!(error.reason(), Reason::LeaseNotFound { .. }) => Err(error),
@@ -188,6 +193,11 @@ impl Session {
                 Ok(())
             }
         }
+    }
+
+    /// Whether its end was wanted.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.inner.closed.load(Ordering::Relaxed)
     }
 
     /// Counts the session as lost from now on.

@@ -1,1 +1,34 @@
-//! Under construction.
+//! Recipes: what programs are coordinated with, built on the public client alone.
+//!
+//! Two bricks carry them all. A *place in line* (`line.rs`) is a key that one contender holds; the oldest is at the
+//! head. A *mirror* (`mirror.rs`) is a local copy of some keys that follows every change.
+//!
+//! ```text
+//! Session::lock ───────┐                             ┌── Client::config   one value, read without waiting
+//! Session::election ───┴─ a place in line   a mirror ┼── Client::mirror   all values below a prefix
+//!   campaign, lead                                   └── Election::observe
+//! ```
+//!
+//! # What a lock is worth
+//!
+//! Without a token check at the resource mutual exclusion does not hold. A holder can be paused by its operating
+//! system, its hypervisor or its garbage collector after it has looked whether it still holds, for longer than any
+//! deadline, and then go on. Nobody outside of the resource can prevent that. So every lock and leadership has a
+//! [`FencingToken`](crate::FencingToken), which grows from holder to holder: hand it to the resource, and let the
+//! resource refuse smaller ones. If the resource is this group, put `held()` into the transaction.
+//!
+//! # Where the keys are
+//!
+//! Locks and elections live below `quorate/lock/` and `quorate/election/`; an operator can read them there, and
+//! delete one to force its holder out. Configuration and mirrors live where you say.
+
+pub mod config;
+pub mod election;
+mod line;
+pub mod lock;
+pub mod mirror;
+
+pub use config::Config;
+pub use election::{Election, Leader, Leadership};
+pub use lock::LockGuard;
+pub use mirror::Mirror;

@@ -1,0 +1,297 @@
+//! A mirror: a local copy of a prefix, kept current by one watch. Reads never wait.
+//!
+//! ```text
+//! read the range at 70 ─▶ all entries ─┐
+//! watch from 71        ─▶ 73: k = v    ├─▶ the copy ─▶ get, snapshot, changed
+//!                      ─▶ 78: k gone   ┘
+//! Compacted            ─▶ read it again; what differs has changed
+//! ```
+//!
+//! Invariants
+//! - the copy is always that of one revision, and never goes back;
+//! - during an outage it keeps what it knows: an empty set would be a worse answer than an old one;
+//! - an entry that cannot be decoded keeps its last good value. It is reported, and ends nothing.
+//!
+//! It does not say how old the copy is, beyond its revision. A decision that must not rest on old data belongs into a
+//! transaction.
+
+use crate::client::backoff::Backoff;
+use crate::client::{Client, Watch, decode};
+use crate::error::{Error, ErrorKind, Reason, Result};
+use crate::types::{Changes, Event, KeyRange, KeyValue, Revision};
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// All entries of a range, and then every change: the brick under mirrors, configuration and observers.
+#[derive(Debug)]
+pub(super) struct Source {
+    client: Client,
+    range: KeyRange,
+    watch: Watch,
+}
+
+/// What happened to a range.
+#[derive(Debug)]
+pub(super) enum Update {
+    /// History was compacted: this is all there is, at that revision.
+    All(Vec<KeyValue>, Revision),
+    Changes(Changes),
+}
+
+impl Source {
+    /// What exists, at which revision, and what will tell of changes since.
+    pub(super) async fn open(
+        client: &Client,
+        range: KeyRange,
+    ) -> Result<(Self, Vec<KeyValue>, Revision)> {
+        let (entries, revision) = client.read_all(range.clone()).await?;
+        let watch = client.watch(range.clone()).from(revision.next()).await?;
+        Ok((Self { client: client.clone(), range, watch }, entries, revision))
+    }
+
+    /// The next update. Cancel safe. An error is final; an outage is waited out.
+    pub(super) async fn next(&mut self) -> Result<Update> {
+        match self.watch.recv().await {
+            Ok(changes) => return Ok(Update::Changes(changes)),
+            Err(error) if error.kind() == ErrorKind::Compacted => {}
+            Err(error) => return Err(error),
+        }
+        let mut backoff = Backoff::outage();
+        loop {
+            match Self::open(&self.client, self.range.clone()).await {
+                Ok((source, entries, revision)) => {
+                    *self = source;
+                    return Ok(Update::All(entries, revision));
+                }
+                // Compacted between two pages: once more, from the first.
+                Err(error) if error.is_retryable() || error.kind() == ErrorKind::Compacted => {
+                    self.client.link().sleep(backoff.next()).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A local copy of a prefix, with values of one type. Made by [`Client::mirror`].
+///
+/// All clones share one copy and one watch, which end with the last of them.
+///
+/// ```
+/// #[derive(serde::Deserialize)]
+/// struct Worker {
+///     address: String,
+/// }
+///
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// let mut workers = client.mirror::<Worker>("workers/").await?;
+/// loop {
+///     for (name, worker) in workers.snapshot().iter() {
+///         println!("{name} is at {}", worker.address);
+///     }
+///     workers.changed().await?;
+/// }
+/// # }
+/// ```
+pub struct Mirror<T> {
+    state: watch::Receiver<State<T>>,
+    /// Owns the task that writes the state.
+    _task: Arc<JoinSet<()>>,
+}
+
+struct State<T> {
+    entries: Arc<BTreeMap<String, Arc<T>>>,
+    revision: Revision,
+    last_error: Option<Error>,
+    end: Option<Error>,
+}
+
+/// Changes of a copy that are decoded already.
+enum Edit<T> {
+    Put(String, Arc<T>),
+    /// The new value makes no sense; the old one stays.
+    Bad(String, Error),
+    Remove(String),
+}
+
+impl<T> Clone for Mirror<T> {
+    fn clone(&self) -> Self {
+        Self { state: self.state.clone(), _task: self._task.clone() }
+    }
+}
+
+impl<T> fmt::Debug for Mirror<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.borrow();
+        let (revision, entries) = (state.revision, state.entries.len());
+        f.debug_struct("Mirror")
+            .field("revision", &revision)
+            .field("entries", &entries)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Keeps a local copy of all keys that begin with `prefix`, whose values are JSON of a `T`.
+    ///
+    /// Returns when the copy is complete. Entries that are not a `T` are left out, and reported by
+    /// [`Mirror::last_error`].
+    ///
+    /// # Errors
+    ///
+    /// What the group did not answer in time with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn mirror<T>(&self, prefix: impl AsRef<[u8]>) -> Result<Mirror<T>>
+    where
+        T: DeserializeOwned + Send + Sync + 'static,
+    {
+        let prefix = prefix.as_ref().to_vec();
+        let (source, entries, revision) = Source::open(self, KeyRange::prefix(&prefix)).await?;
+        let mut first = State { entries: Arc::default(), revision, last_error: None, end: None };
+        first.replace(decode_all(&prefix, &entries), revision);
+        let (sender, state) = watch::channel(first);
+        let mut task = JoinSet::new();
+        task.spawn_on(keep_current(source, prefix, sender), self.link().runtime());
+        Ok(Mirror { state, _task: Arc::new(task) })
+    }
+}
+
+impl<T> Mirror<T> {
+    /// The value of a key, which is named without the prefix.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Arc<T>> {
+        self.state.borrow().entries.get(key).cloned()
+    }
+
+    /// All values by key, as of one revision. It stays as it is while the mirror goes on.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<BTreeMap<String, Arc<T>>> {
+        self.state.borrow().entries.clone()
+    }
+
+    /// The revision of the newest change that the copy has.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.state.borrow().revision
+    }
+
+    /// The last entry that could not be decoded, if there was one.
+    #[must_use]
+    pub fn last_error(&self) -> Option<Error> {
+        self.state.borrow().last_error.clone()
+    }
+
+    /// Waits until the copy has changed since the last call of this on this clone, or since the clone was made.
+    ///
+    /// Several changes in between are one.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`](crate::ErrorKind::Closed) after the node or client was shut down: the copy stays what it is.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn changed(&mut self) -> Result<()> {
+        self.state.changed().await.map_err(|_| Error::new(Reason::Closed))?;
+        match &self.state.borrow().end {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The task behind a mirror.
+async fn keep_current<T: DeserializeOwned>(
+    mut source: Source,
+    prefix: Vec<u8>,
+    sender: watch::Sender<State<T>>,
+) {
+    loop {
+        match source.next().await {
+            Ok(Update::All(entries, revision)) => {
+                let edits = decode_all(&prefix, &entries);
+                sender.send_if_modified(|state| state.replace(edits, revision));
+            }
+            Ok(Update::Changes(changes)) => {
+                let edits = changes.events.iter().map(|event| decode_event(&prefix, event));
+                let edits = edits.collect();
+                sender.send_if_modified(|state| state.apply(edits, changes.revision));
+            }
+            Err(error) => return sender.send_modify(|state| state.end = Some(error)),
+        }
+    }
+}
+
+impl<T> State<T> {
+    /// Makes the edits. Whether anything is different then.
+    fn apply(&mut self, edits: Vec<Edit<T>>, revision: Revision) -> bool {
+        let mut different = false;
+        self.revision = revision;
+        for edit in edits {
+            match edit {
+                Edit::Put(key, value) => {
+                    Arc::make_mut(&mut self.entries).insert(key, value);
+                    different = true;
+                }
+                Edit::Remove(key) => {
+                    // Looked up first: a copy that somebody holds is not copied for nothing.
+                    if self.entries.contains_key(&key) {
+                        Arc::make_mut(&mut self.entries).remove(&key);
+                        different = true;
+                    }
+                }
+                Edit::Bad(key, error) => {
+                    tracing::warn!(%key, %error, "a mirrored entry makes no sense; its last good value stays");
+                    self.last_error = Some(error);
+                }
+            }
+        }
+        different
+    }
+
+    /// Makes the copy what a whole range is decoded to.
+    fn replace(&mut self, mut edits: Vec<Edit<T>>, revision: Revision) -> bool {
+        let named = |edit: &Edit<T>| match edit {
+            Edit::Put(key, _) | Edit::Bad(key, _) | Edit::Remove(key) => key.clone(),
+        };
+        let present: BTreeSet<_> = edits.iter().map(named).collect();
+        let absent = self.entries.keys().filter(|key| !present.contains(*key));
+        edits.extend(absent.cloned().map(Edit::Remove).collect::<Vec<_>>());
+        self.apply(edits, revision)
+    }
+}
+
+fn decode_all<T: DeserializeOwned>(prefix: &[u8], entries: &[KeyValue]) -> Vec<Edit<T>> {
+    entries.iter().map(|kv| decode_put(prefix, kv)).collect()
+}
+
+fn decode_event<T: DeserializeOwned>(prefix: &[u8], event: &Event) -> Edit<T> {
+    match event {
+        Event::Put { kv, .. } => decode_put(prefix, kv),
+        Event::Delete { key, .. } => Edit::Remove(name(prefix, key)),
+    }
+}
+
+fn decode_put<T: DeserializeOwned>(prefix: &[u8], kv: &KeyValue) -> Edit<T> {
+    match decode(&kv.key, &kv.value) {
+        Ok(value) => Edit::Put(name(prefix, &kv.key), Arc::new(value)),
+        Err(error) => Edit::Bad(name(prefix, &kv.key), error),
+    }
+}
+
+/// A key without the prefix. Bytes that are no text are shown as escapes, so that keys stay different.
+fn name(prefix: &[u8], key: &[u8]) -> String {
+    let rest = &key[prefix.len().min(key.len())..];
+    match std::str::from_utf8(rest) {
+        Ok(name) => name.to_owned(),
+        Err(_) => rest.escape_ascii().to_string(),
+    }
+}

@@ -31,7 +31,6 @@ use crate::api::{Call, Response};
 use crate::error::{Error, Reason};
 use bytes::Bytes;
 use futures::future::{BoxFuture, Either, select};
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -8,10 +8,10 @@
 //!      Handler::service    Handler::peer_call, in order                   callee: Server
 //!
 //! bytes:  preamble 41 ▶      ◀ answer 35      [hello frame ▶ ◀ hello frame]      then frames, either way:
-//!         ┌───────┬──────┬───────┬────────┬───────┬──────────┬─────────────────────────────┐
-//!         │ len   │ type │ flags │ method │ id    │ crc32c   │ payload                     │
-//!         │ u32   │ u8   │ u8    │ u16    │ u64   │ u32      │ Rpc request: timeout_ms, body│
-//!         └───────┴──────┴───────┴────────┴───────┴──────────┴─────────────────────────────┘
+//!         ┌─────┬──────┬───────┬────────┬─────┬────────┬──────────────────────────────────────┐
+//!         │ len │ type │ flags │ method │ id  │ crc32c │ payload                              │
+//!         │ u32 │ u8   │ u8    │ u16    │ u64 │ u32    │ of an Rpc request: timeout_ms ++ body│
+//!         └─────┴──────┴───────┴────────┴─────┴────────┴──────────────────────────────────────┘
 //! ```
 //!
 //! Each class of traffic has a connection of its own, so that a snapshot never delays a heartbeat, nor a page of events

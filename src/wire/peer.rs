@@ -194,14 +194,10 @@ fn expect(frame_type: FrameType, frame: Frame) -> Result<Frame, Broken> {
 }
 
 fn write_answer(answer: Result<Bytes, Error>, payload_max: usize) -> Bytes {
-    let limit = payload_max as u64;
-    let answer = answer.and_then(|body| {
-        let fits = body.len() <= payload_max;
-        if fits { Ok(body) } else { Err(Reason::ResultTooLarge { limit }.into()) }
-    });
-    let mut payload = Vec::with_capacity(1 + answer.as_ref().map_or(0, Bytes::len));
+    let mut payload = Vec::new();
     match answer {
         Ok(body) => {
+            payload.reserve_exact(1 + body.len());
             payload.push(DONE);
             payload.extend_from_slice(&body);
         }
@@ -210,7 +206,11 @@ fn write_answer(answer: Result<Bytes, Error>, payload_max: usize) -> Bytes {
             error.write(&mut payload);
         }
     }
-    payload.into()
+    if payload.len() <= 1 + payload_max {
+        return payload.into();
+    }
+    let limit = payload_max as u64;
+    write_answer(Err(Reason::ResultTooLarge { limit }.into()), payload_max)
 }
 
 fn read_answer(payload: Bytes) -> Result<Result<Bytes, Error>, Malformed> {

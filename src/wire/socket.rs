@@ -36,7 +36,10 @@ pub(super) async fn connect(address: &str, plaintext: bool) -> Result<Socket, Er
     check_resolved(address, &resolved, plaintext)?;
     for candidate in resolved {
         match timeout(CANDIDATE_TIMEOUT, TcpStream::connect(candidate)).await {
-            Ok(Ok(socket)) => return tuned(socket).map_err(|error| unreachable(address, &error)),
+            Ok(Ok(socket)) => {
+                let _ = socket.set_nodelay(true);
+                return Ok(socket);
+            }
             Ok(Err(error)) => failure = error,
             Err(_) => failure = io::ErrorKind::TimedOut.into(),
         }
@@ -75,7 +78,9 @@ impl Port {
     /// A dropped wait loses no connection.
     pub(super) async fn accept(&self) -> io::Result<Socket> {
         let (socket, _) = self.0.accept().await?;
-        tuned(socket)
+        // It fails only for a caller that has gone by now, and that is no failure of the port.
+        let _ = socket.set_nodelay(true);
+        Ok(socket)
     }
 
     pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
@@ -90,11 +95,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-fn tuned(socket: TcpStream) -> io::Result<TcpStream> {
-    socket.set_nodelay(true)?;
-    Ok(socket)
 }
 
 async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {

@@ -102,6 +102,10 @@ impl Stage {
                 Ok(body)
             }
             b"refuse" => Err(Reason::LeaderChanged.into()),
+            b"wordy" => {
+                let detail = "x".repeat(limits::SNAPSHOT_BYTES_MAX);
+                Err(Reason::BadOption { detail }.into())
+            }
             b"closed" => Err(Reason::Closed.into()),
             _ => Ok(body),
         }

@@ -60,7 +60,6 @@ pub(super) struct Lane {
 }
 
 /// A channel to call on, and which connection it belongs to.
-#[derive(Clone)]
 pub(super) struct Live {
     pub(super) channel: Channel,
     generation: u64,

@@ -94,6 +94,7 @@ async fn errors_and_panics_of_the_handler_are_answers() {
     assert_eq!(reason, Reason::AssertionFailed { detail: "as asked".into() });
     let limit = limits::SNAPSHOT_BYTES_MAX as u64;
     assert_eq!(reason_of(tell(&mut peer, "large").await), Reason::ResultTooLarge { limit });
+    assert_eq!(reason_of(tell(&mut peer, "wordy").await), Reason::ResultTooLarge { limit });
     tell(&mut peer, "still here").await.unwrap();
 }
 

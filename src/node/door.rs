@@ -64,7 +64,10 @@ pub(super) struct Doorkeeper(pub(super) Arc<Door>);
 impl Handler for Doorkeeper {
     fn welcome(&self, preamble: &Preamble) -> Welcome {
         let (status, group, node) = match self.0.phase() {
-            Phase::Founding(_) if preamble.kind == Kind::Rpc => (Status::Ok, 0, 0),
+            // Whoever knows the group already is no founder that asks for it.
+            Phase::Founding(_) if preamble.kind == Kind::Rpc && preamble.caller.group == 0 => {
+                (Status::Ok, 0, 0)
+            }
             Phase::Founding(_) => (Status::Starting, 0, 0),
             Phase::Serving { shared, .. } => {
                 let own = shared.identity;

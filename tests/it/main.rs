@@ -1,3 +1,4 @@
 //! Behaviour through the public API. One binary, since each links everything.
 
-mod smoke;
+mod crash;
+mod kit;

@@ -139,7 +139,11 @@ impl Store {
         Self::open_with(folder, map_bytes, lmdb::Sync::LastCommitMayBeLost)
     }
 
-    fn open_with(folder: &Path, map_bytes: usize, sync: lmdb::Sync) -> Result<Self, Fault> {
+    pub(crate) fn open_with(
+        folder: &Path,
+        map_bytes: usize,
+        sync: lmdb::Sync,
+    ) -> Result<Self, Fault> {
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::open(&env)?;
         Ok(Self { env, tables })

@@ -71,8 +71,17 @@ pub(crate) struct State {
 impl State {
     /// Opens the newest state in `folder`, or makes an empty one.
     pub(crate) fn open(folder: &Path, map_bytes: usize) -> Result<Arc<Self>, Fault> {
+        Self::open_with(folder, map_bytes, Store::open)
+    }
+
+    /// The same, with the store opened by `open`.
+    fn open_with(
+        folder: &Path,
+        map_bytes: usize,
+        open: impl FnOnce(&Path, usize) -> Result<Store, Fault>,
+    ) -> Result<Arc<Self>, Fault> {
         let generations = Generations::open(folder)?;
-        let store = Store::open(&generations.current(), map_bytes)?;
+        let store = open(&generations.current(), map_bytes)?;
         // After a crash of the process the last commit is there, but perhaps not on the disk. The log may be cut up to
         // it from now on.
         store.force_sync()?;
@@ -94,6 +103,21 @@ impl State {
         });
         state.compact();
         Ok(state)
+    }
+
+    /// A state whose commits cost no flush, for tests that need many.
+    #[cfg(test)]
+    pub(crate) fn open_unsynced(folder: &Path) -> Arc<Self> {
+        let open = |folder: &Path, map_bytes| {
+            Store::open_with(folder, map_bytes, crate::lmdb::Sync::Never)
+        };
+        Self::open_with(folder, 256 << 20, open).unwrap()
+    }
+
+    /// On the state's thread, as after a commit of the log.
+    #[cfg(test)]
+    pub(crate) fn apply_for_test(self: &Arc<Self>, entries: &[mvcc::Entry]) {
+        self.apply(entries, entries.iter().map(|_| None).collect()).unwrap();
     }
 
     /// A consistent view of what is applied.

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Invariants
-//! - a cursor is in the index before its history is read, and a commit is visible before its cursors are woken: so no
-//!   event can fall between the two;
+//! - a cursor is in the index before its history is read, and a commit is visible before its cursors are woken, and the
+//!   view that they are read from is not older than the moment they are taken: so no event can fall between;
 //! - a cursor that is not ready has seen everything up to `woken`;
 //! - a commit that touched nothing of a cursor's range neither wakes it nor costs it anything;
 //! - an answer is taken back if its caller asks again after the one before it.
@@ -286,13 +286,15 @@ impl Watchers {
         // Read before the ready cursors are: whoever is not among them now has seen everything up to here.
         let progress = self.state.interest.woken();
         let fail = |fault| self.state.fail(fault);
-        let view = self.state.view().map_err(fail)?;
         let mut ended = Vec::new();
         let answer = {
             let mut cursors = stream.cursors();
             if cursors.turn != turn {
                 return Ok(Some(Followed::Unknown));
             }
+            // Under the lock, so that no cursor is woken between this and being read. A commit that woke one before is in
+            // this view; one that wakes it later finds it not ready, and makes it so again.
+            let view = self.state.view().map_err(fail)?;
             let (news, progress) =
                 cursors.read(&view, progress, bytes_max, &mut ended).map_err(fail)?;
             if news.is_empty() && !idle {
@@ -413,4 +415,163 @@ fn changes_bytes(changes: &crate::types::Changes) -> usize {
         Event::Delete { key, prev, .. } => 16 + key.len() + prev.as_ref().map_or(0, pair),
     };
     16 + changes.events.iter().map(event).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Command, Proposal};
+    use crate::mvcc::{Body, Entry, LogPosition};
+    use crate::types::{Op, TxnOp};
+    use std::time::Duration;
+
+    /// Commits one put for each index, each on its own, as fast as the state's thread can.
+    fn commit(state: &Arc<State>, indexes: std::ops::Range<u64>, key: impl Fn(u64) -> String) {
+        for index in indexes {
+            let put = Op::put(key(index), "v");
+            let command = Command::Txn(TxnOp::single(put.0));
+            let body = Body::Command(Arc::new(Proposal::from(command)));
+            let position = LogPosition { term: 1, node: 1, index };
+            state.apply_for_test(&[Entry { position, body }]);
+        }
+    }
+
+    fn cursor(range: impl Into<KeyRange>, next: u64) -> Cursor {
+        let next = Position::start_of(Revision::from(next));
+        Cursor { range: range.into(), next, puts: true, deletes: true, prev: false }
+    }
+
+    fn step(after: u64, added: Vec<(CursorId, Cursor)>, wait: Duration) -> Follow {
+        Follow { stream: 1, after, added, removed: vec![], wait, bytes_max: 1 << 20 }
+    }
+
+    /// The revisions in an answer, and its number and progress.
+    fn taken(followed: Followed) -> (u64, u64, Vec<u64>) {
+        let Followed::Step { number, progress, news } = followed else { panic!("{followed:?}") };
+        let revisions = news.into_iter().flat_map(|(_, news)| match news {
+            News::Changes { changes, .. } => changes.into_iter().map(|it| it.revision.get()),
+            News::Ended(reason) => panic!("{reason}"),
+        });
+        (number, progress.get(), revisions.collect())
+    }
+
+    const NOW: Duration = Duration::ZERO;
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A commit between opening the view and taking the woken cursors was once lost: its wake found the cursor ready, and
+    /// the view was older. So the cursors are taken first.
+    #[test]
+    fn no_commit_hides_behind_the_one_before_it() {
+        const COMMITS: u64 = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let follower = std::thread::spawn({
+            let state = Arc::clone(&state);
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                runtime.unwrap().block_on(async {
+                    let watchers = Watchers::new(state);
+                    let (mut next, mut after) = (2, 0);
+                    let mut added = vec![(CursorId(1), cursor(KeyRange::prefix("k"), 2))];
+                    while next < COMMITS + 2 {
+                        let follow = step(after, std::mem::take(&mut added), LONG);
+                        let (number, _, revisions) = taken(watchers.follow(follow).await.unwrap());
+                        after = number;
+                        for revision in revisions {
+                            assert_eq!(revision, next, "an event is lost, or comes twice");
+                            next += 1;
+                        }
+                    }
+                });
+            }
+        });
+        commit(&state, 0..COMMITS, |index| format!("k{}", index % 7));
+        follower.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_is_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..3, |_| "k".into());
+        let first = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
+        assert_eq!(taken(watchers.follow(first).await.unwrap()), (1, 4, vec![2, 3, 4]));
+        commit(&state, 3..5, |_| "k".into());
+        let second = step(1, vec![], NOW);
+        let answer = taken(watchers.follow(second.clone()).await.unwrap());
+        assert_eq!(answer, (2, 6, vec![5, 6]));
+        // The caller did not get it, and asks again after the first.
+        assert_eq!(taken(watchers.follow(second).await.unwrap()), answer);
+        assert_eq!(taken(watchers.follow(step(2, vec![], NOW)).await.unwrap()), (3, 6, vec![]));
+        // Two steps back is a caller that this member does not know.
+        assert_eq!(watchers.follow(step(1, vec![], NOW)).await.unwrap(), Followed::Unknown);
+    }
+
+    #[tokio::test]
+    async fn an_untouched_cursor_moves_on_and_is_not_compacted() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let added = vec![(CursorId(1), cursor("quiet", 2))];
+        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
+        commit(&state, 0..10, |_| "loud".into());
+        let compact = Command::Compact(Revision::from(8));
+        let body = Body::Command(Arc::new(Proposal::from(compact)));
+        let position = LogPosition { term: 1, node: 1, index: 10 };
+        state.apply_for_test(&[Entry { position, body }]);
+        let (number, progress, _) = taken(watchers.follow(step(1, vec![], NOW)).await.unwrap());
+        assert_eq!((number, progress), (2, 11));
+        commit(&state, 11..12, |_| "quiet".into());
+        let (_, _, revisions) = taken(watchers.follow(step(2, vec![], LONG)).await.unwrap());
+        assert_eq!(revisions, [12]);
+    }
+
+    #[tokio::test]
+    async fn every_form_of_range_is_woken_and_nothing_is_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let ranges = [
+            KeyRange::key("b"),
+            KeyRange::prefix("b"),
+            KeyRange::from("a".."c"),
+            KeyRange::from("b"..),
+            KeyRange::all(),
+        ];
+        let added = ranges.into_iter().enumerate();
+        let added = added.map(|(id, range)| (CursorId(id as u64), cursor(range, 2))).collect();
+        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
+        commit(&state, 0..1, |_| "b".into());
+        let (_, _, revisions) = taken(watchers.follow(step(1, vec![], LONG)).await.unwrap());
+        assert_eq!(revisions, [2; 5]);
+        drop(watchers);
+        let ranges = state.interest.ranges();
+        assert!(ranges.streams.is_empty() && ranges.keys.is_empty() && ranges.prefixes.is_empty());
+        assert!(ranges.prefix_lengths.is_empty() && ranges.others.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_full_does_not_claim_progress_for_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..100, |index| format!("k{}", index % 2));
+        let added =
+            (0..2).map(|id| (CursorId(id), cursor(KeyRange::key(format!("k{id}")), 2))).collect();
+        let mut follow = step(0, added, NOW);
+        follow.bytes_max = 200;
+        let mut seen = 0;
+        for _ in 0..1000 {
+            let (number, progress, revisions) = taken(watchers.follow(follow).await.unwrap());
+            seen += revisions.len();
+            assert!(progress == 101 || seen < 100, "progress {progress} after {seen} events");
+            follow = step(number, vec![], NOW);
+            follow.bytes_max = 200;
+            if seen == 100 {
+                break;
+            }
+        }
+        assert_eq!(seen, 100);
+    }
 }

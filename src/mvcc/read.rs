@@ -250,10 +250,11 @@ impl<'txn> Reader<'txn> {
     }
 
     fn image_at(&self, key: &[u8], at: Revision) -> Result<Option<Image>, Fault> {
-        match self.next_change(key, at)? {
-            Some(change) => Ok(change.prev),
-            None => self.image(key),
-        }
+        let image = match self.next_change(key, at)? {
+            Some(change) => change.prev,
+            None => self.image(key)?,
+        };
+        image.map(|image| made_by(key, image, at)).transpose()
     }
 
     /// The first change of a key after a revision.
@@ -323,10 +324,12 @@ impl<'txn> Reader<'txn> {
             };
             let flow = match (now, &then) {
                 // It has not changed since.
-                (Some((key, row)), _) if order.is_lt() => visit(key, Scanned::Row(row))?,
+                (Some((key, row)), _) if order.is_lt() => {
+                    visit(key, Scanned::Image(made_by(key, Image::open(key, row)?, at)?))?
+                }
                 // It has; what it was then, if it was there, is what the change replaced.
                 (_, Some(Change { key, prev: Some(prev), .. })) => {
-                    visit(key, Scanned::Image(prev.clone()))?
+                    visit(key, Scanned::Image(made_by(key, prev.clone(), at)?))?
                 }
                 _ => ControlFlow::Continue(()),
             };
@@ -381,6 +384,11 @@ impl<'txn> Reader<'txn> {
         let (entries, more) = listing.finish()?;
         Ok(Page { entries, more, count, revision: self.revision })
     }
+}
+
+/// A state that was found for a revision, unless it was made after it: then a row of `kidx` is gone.
+fn made_by(key: &[u8], image: Image, at: Revision) -> Result<Image, Fault> {
+    if image.modified.revision <= at { Ok(image) } else { Err(Table::History.missing(key)) }
 }
 
 fn scan_rows(rows: RowsIter<'_>, visit: &mut Visit<'_>) -> Result<(), Fault> {

@@ -78,6 +78,7 @@ pub(crate) struct World {
     /// Every call, with how much it carried.
     pub(crate) calls: Vec<(Kind, usize)>,
     last_step: Option<Followed>,
+    cut_off: Option<LeaseId>,
     /// What the last read asked for.
     pub(crate) revision_min: Option<Revision>,
 }
@@ -107,6 +108,7 @@ impl Fake {
             page: 1000,
             calls: Vec::new(),
             last_step: None,
+            cut_off: None,
             revision_min: None,
         };
         Self { world: Arc::new(Mutex::new(world)), committed: Arc::new(Notify::new()) }
@@ -161,6 +163,11 @@ impl Fake {
         self.committed.notify_waiters();
     }
 
+    /// Renewals of this lease are not answered any more.
+    pub(crate) fn cut_off(&self, lease: LeaseId) {
+        self.world().cut_off = Some(lease);
+    }
+
     /// Lets a lease expire now.
     pub(crate) fn expire(&self, lease: LeaseId) {
         self.world().end_lease(lease).unwrap();
@@ -195,6 +202,11 @@ impl Fake {
             at.and_then(|at| world.faults.remove(at)).map(|(_, fault)| fault)
         };
         let is_write = call.request.is_write();
+        if let Request::KeepAlive { leases, .. } = &call.request
+            && self.world().cut_off.is_some_and(|it| leases.contains(&it))
+        {
+            return std::future::pending().await;
+        }
         match fault {
             Some(Fault::Refuse(reason)) => Err(Error::new(reason)),
             Some(Fault::Hang) => std::future::pending().await,

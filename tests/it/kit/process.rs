@@ -211,7 +211,7 @@ impl Process {
                 let Ok(line) = line else { return };
                 if let Some(said) = line.strip_prefix('@') {
                     sink.take(member, said, &heard);
-                } else if !line.trim().is_empty() && !line.starts_with("running") {
+                } else if line.contains("panicked") {
                     println!("member {member}: {line}");
                 }
             }

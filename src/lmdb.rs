@@ -56,6 +56,20 @@ pub(crate) enum Sync {
     Strict,
     /// It may be gone, whole; the one before it is there. Saves one of two flushes.
     LastCommitMayBeLost,
+    /// Perhaps nothing that makes sense. For tests that lose no power, and open thousands of environments.
+    #[cfg(test)]
+    Never,
+}
+
+impl Sync {
+    /// Whether anything is promised about what is on the disk.
+    fn is_durable(self) -> bool {
+        match self {
+            Self::Strict | Self::LastCommitMayBeLost => true,
+            #[cfg(test)]
+            Self::Never => false,
+        }
+    }
 }
 
 /// Opens the environment in `folder`, and makes it if there is none.
@@ -84,7 +98,7 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
         }
     };
     env.clear_stale_readers()?;
-    if is_new {
+    if is_new && options.sync.is_durable() {
         // LMDB syncs the file but not the folder that names it.
         sync_folder(folder)?;
     }
@@ -100,6 +114,11 @@ fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
         // SAFETY: the flag costs the last commit at most, which the caller asked for.
         Sync::LastCommitMayBeLost => unsafe {
             open.flags(EnvFlags::NO_META_SYNC);
+        },
+        // SAFETY: tests do not lose power.
+        #[cfg(test)]
+        Sync::Never => unsafe {
+            open.flags(EnvFlags::NO_SYNC);
         },
     }
     // SAFETY: see the module.
@@ -198,11 +217,16 @@ fn fault(tried: impl Into<String>, error: heed::Error) -> Fault {
 /// Its queue has no bound of its own: what is in it was admitted by somebody who counts bytes (the gateway for
 /// proposals, the log for entries). If the handler panics the thread ends, and every later message is answered with
 /// the cause. Dropping the worker lets it finish what waits, without waiting for it; [`Worker::join`] waits.
-#[derive(Debug)]
 pub(crate) struct Worker<M> {
     messages: mpsc::Sender<M>,
     thread: thread::JoinHandle<()>,
     cause: Arc<OnceLock<Fault>>,
+}
+
+impl<M> std::fmt::Debug for Worker<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Worker").field(&self.thread.thread().name()).finish()
+    }
 }
 
 impl<M: Send + 'static> Worker<M> {

@@ -59,7 +59,7 @@ fn layers_point_downwards() {
                 }
             }
             if module == "mvcc" {
-                for word in NOT_IN_CORE.iter().filter(|word| code.contains(**word)) {
+                for word in NOT_IN_CORE.iter().filter(|word| contains_word(code, word)) {
                     faults.push(format!("{}:{line}: `{word}` in the core", path.display()));
                 }
             }
@@ -95,6 +95,12 @@ fn sources() -> Vec<(String, PathBuf, String)> {
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let numbered = text.lines().enumerate().map(|(index, line)| (index + 1, line));
     numbered.filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// Whether `code` contains `word`, and not only as the end of a longer one.
+fn contains_word(code: &str, word: &str) -> bool {
+    let before = |at: usize| code[..at].chars().next_back();
+    code.match_indices(word).any(|(at, _)| !before(at).is_some_and(char::is_alphanumeric))
 }
 
 /// What follows each `marker` in `code`, up to the end of the name.

@@ -1,1 +1,216 @@
-//! Under construction.
+//! The state machine: keys with their history, leases, and the rules by which a command changes them.
+//!
+//! A pure core. [`Store::apply`] turns log entries into a new state; a [`View`] is a state, and answers questions about
+//! it. Nothing here waits, reads a clock, throws dice or knows of other members, and that is why all members agree.
+//!
+//! ```text
+//!              entries                                        ┌─ query: ranges, transactions that only read
+//! raft ──────────────────▶ Store::apply ──▶ LMDB ──▶ View ────┼─ events: one step of a watch
+//!        ◀── Batch: outcomes,  one write              one     ├─ lease, leases
+//!            touched keys      transaction            read    └─ snapshot, hash
+//! ```
+//!
+//! History has revisions: an empty group is at 1, and each command that changes a key makes the next one. The present
+//! is stored as it is, the past as *changes that remember what they replaced*:
+//!
+//! ```text
+//! put a=1   revision 2    ev[2.0] = put a "1", before it nothing     latest[a] = "1" {created 2, modified 2, version 1}
+//! put a=2   revision 3    ev[3.0] = put a "2", before it "1"         latest[a] = "2" {created 2, modified 3, version 2}
+//! del a     revision 4    ev[4.0] = del a,     before it "2"         latest[a]   –
+//! ```
+//!
+//! So reading the present costs one lookup however long the history is; a watch reads `ev` onwards and has previous
+//! values for free; the past is read through the first change after it (`read.rs`); and history is forgotten by deleting
+//! rows from its front (`compact.rs`).
+//!
+//! Invariants
+//! - data, revision, log position, membership, leases and hash change in one transaction;
+//! - a rejection ([`Reason`]) is an answer, the same on every member, and has changed nothing but the log position;
+//!   a [`Fault`] is this member's own, has changed nothing at all, and stops the node;
+//! - revisions only grow and have no holes; nobody ever sees part of one;
+//! - no answer depends on what only this member knows: how far it has compacted, when it was started.
+//!
+//! What is in which file: `keys` and `records` are the format, `tables` moves rows, `plan`, `apply`, `lease` and
+//! `compact` are the rules for writes, `read` and `events` those for reads, `hash` and `verify` compare and check,
+//! `snapshot` moves a whole state to another member, and `generation` keeps several of them apart on the disk.
+
+mod apply;
+mod compact;
+mod events;
+mod generation;
+mod hash;
+mod keys;
+mod lease;
+mod plan;
+mod read;
+mod records;
+mod snapshot;
+mod tables;
+mod verify;
+
+pub(crate) use events::Events;
+pub(crate) use generation::Generations;
+pub(crate) use lease::Lease;
+pub(crate) use read::View;
+pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
+
+use crate::api::{Applied, Proposal};
+use crate::codec::layout::layout;
+use crate::error::{Fault, Reason};
+use crate::lmdb;
+use crate::types::{LeaseId, Revision};
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tables::Tables;
+
+/// How many views there may be at once.
+const VIEWS_MAX: u32 = 1024;
+
+/// A position in the log. All that this module knows of consensus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogPosition {
+    pub(crate) term: u64,
+    /// The leader that proposed the entry.
+    pub(crate) node: u64,
+    pub(crate) index: u64,
+}
+layout!(struct LogPosition { term, node, index });
+
+/// An entry of the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) position: LogPosition,
+    pub(crate) body: Body,
+}
+
+/// What an [`Entry`] carries.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    /// Nothing: a new leader's first word.
+    Blank,
+    Command(Arc<Proposal>),
+    /// The members of the group, in the words of the consensus layer.
+    Membership(Bytes),
+}
+
+/// What applying a command came to. Equal on all members.
+pub(crate) type Outcome = Result<Applied, Reason>;
+
+/// What one call of [`Store::apply`] did.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// One for each entry; none for those without a command.
+    pub(crate) outcomes: Vec<Option<Outcome>>,
+    /// The newest revision.
+    pub(crate) revision: Revision,
+    /// Every key that changed, in order: whom to wake.
+    pub(crate) touched: Vec<(Revision, Bytes)>,
+    /// What became of leases, in order: for the leader, who counts their time.
+    pub(crate) leases: Vec<LeaseChange>,
+    /// The revision below which there is no history any more, if it has moved.
+    pub(crate) compacted: Option<Revision>,
+}
+
+/// What became of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeaseChange {
+    Granted { id: LeaseId, ttl: Duration },
+    Ended { id: LeaseId },
+}
+
+/// A state on the disk. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Store {
+    env: lmdb::Env,
+    tables: Tables,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("folder", &self.env.path()).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the state in a folder, or makes an empty one.
+    pub(crate) fn open(folder: &Path, map_bytes: usize) -> Result<Self, Fault> {
+        Self::open_with(folder, map_bytes, lmdb::Sync::LastCommitMayBeLost)
+    }
+
+    pub(crate) fn open_with(
+        folder: &Path,
+        map_bytes: usize,
+        sync: lmdb::Sync,
+    ) -> Result<Self, Fault> {
+        let env = open_environment(folder, map_bytes, sync)?;
+        let tables = Tables::open(&env)?;
+        Ok(Self { env, tables })
+    }
+
+    /// Applies entries, all in one transaction. Only the state's one writer thread may call this.
+    ///
+    /// After a loss of power the last batch may be gone, whole; the one before it is there. [`Store::force_sync`] makes
+    /// sure of the last one too.
+    pub(crate) fn apply(&self, entries: &[Entry]) -> Result<Batch, Fault> {
+        apply::apply(&self.env, self.tables, entries)
+    }
+
+    /// Deletes up to `rows_max` rows of history that are compacted away. Returns whether none is left. Only the state's
+    /// one writer thread may call this; between two batches, so that neither waits long for the other.
+    pub(crate) fn compact_step(&self, rows_max: usize) -> Result<bool, Fault> {
+        compact::step(&self.env, self.tables, rows_max)
+    }
+
+    /// Returns when everything applied survives a loss of power.
+    pub(crate) fn force_sync(&self) -> Result<(), Fault> {
+        Ok(self.env.force_sync()?)
+    }
+
+    /// The state of now, which stays as it is while others are applied.
+    pub(crate) fn view(&self) -> Result<View, Fault> {
+        View::new(self.env.clone().static_read_txn()?, self.tables)
+    }
+
+    /// Waits until no clone of the store and no view is left, so that its folder can be opened again. Returns whether
+    /// that happened within `limit`.
+    pub(crate) fn close(self, limit: Duration) -> bool {
+        lmdb::close(self.env, limit)
+    }
+}
+
+fn open_environment(folder: &Path, map_bytes: usize, sync: lmdb::Sync) -> Result<lmdb::Env, Fault> {
+    let options = lmdb::Options { map_bytes, tables: Tables::COUNT, readers: VIEWS_MAX, sync };
+    lmdb::open(folder, options)
+}
+
+/// Why something was not done, while both kinds of "no" travel the same way. Taken apart by [`split`] at the border.
+enum Stop {
+    Rejected(Reason),
+    Failed(Fault),
+}
+
+impl From<Reason> for Stop {
+    fn from(reason: Reason) -> Self {
+        Self::Rejected(reason)
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Failed(fault)
+    }
+}
+
+/// Tells an answer of the group from a failure of this member.
+fn split<T>(result: Result<T, Stop>) -> Result<Result<T, Reason>, Fault> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(Stop::Rejected(reason)) => Ok(Err(reason)),
+        Err(Stop::Failed(fault)) => Err(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests;

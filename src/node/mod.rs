@@ -1,1 +1,404 @@
-//! Under construction.
+//! A member of a group, inside this process.
+//!
+//! ```text
+//! Node ─┬─ private runtime ─┬─ openraft, its network, leases, reads      an application that blocks its own
+//!       │                   └─ listener: Door ─▶ gateway, peer server    executor costs the group no leader
+//!       ├─ thread quorate-log, thread quorate-state: LMDB
+//!       └─ data folder: LOCK · raft/ (log, vote, identity) · state-000001/ · CURRENT
+//! ```
+//!
+//! [`Node::builder`] makes one; the folder remembers who it is. [`Node::shutdown`] hands the leadership over first, and
+//! leaves nothing behind: no thread, task, socket or open file. Dropping a node ends it like a crash does, which is
+//! always safe: what was acknowledged is on the disk.
+//!
+//! Several nodes may live in one process, each with a folder of its own.
+
+mod builder;
+mod door;
+
+pub use builder::NodeBuilder;
+
+use crate::api::{Call, Response};
+use crate::client::Client;
+use crate::error::{Error, Fault, Reason, Result};
+use crate::lmdb::{self, FolderLock};
+use crate::raft::gateway::Gateway;
+use crate::raft::member::{Member, Shared};
+use crate::types::{NodeId, Revision};
+use crate::wire::Server;
+use door::Door;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tower::util::BoxCloneSyncService;
+
+/// How long a call of this node's own clients waits, unless they say otherwise.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a shutdown waits for calls under way, and for each environment to close.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A member of a group, running inside this process.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let folder = tempfile::tempdir()?;
+/// use quorate::Node;
+///
+/// let node = Node::builder(folder.path()).solo().await?;
+/// node.client().put("greeting", "hello").await?;
+/// node.shutdown().await?;
+///
+/// let node = Node::builder(folder.path()).solo().await?; // the same member, with the same data
+/// let read = node.client().get("greeting").await?;
+/// assert_eq!(read.map(|kv| kv.value).as_deref(), Some(&b"hello"[..]));
+/// # node.shutdown().await?;
+/// # Ok(()) }) }
+/// ```
+pub struct Node {
+    running: Option<Running>,
+    runtime: PrivateRuntime,
+}
+
+/// Everything that a shutdown takes apart.
+struct Running {
+    member: Member,
+    server: Option<Server>,
+    door: Arc<Door>,
+    lock: FolderLock,
+}
+
+/// What a node says about itself, without waiting.
+///
+/// ```
+/// # async fn show(node: quorate::Node) {
+/// let status = node.status();
+/// println!("node {} at revision {}, leader {:?}", status.id, status.revision, status.leader);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// Its id in the group.
+    pub id: NodeId,
+    /// The group's id, the same on every member.
+    pub group: u128,
+    /// The leader of the group, as far as this node knows. Nothing that an application may act on: use an election.
+    pub leader: Option<NodeId>,
+    /// The term of the group's Raft.
+    pub term: u64,
+    /// The revision that this node has applied.
+    pub revision: Revision,
+    /// The log index that it has applied.
+    pub applied_index: Option<u64>,
+    /// The members of the group, with their addresses.
+    pub members: Vec<(NodeId, String)>,
+    /// A hash of the whole state. Equal on all members that have applied the same index.
+    pub state_hash: u128,
+}
+
+impl Node {
+    /// Begins to describe a node whose data is in `data_dir`. One folder holds one member; its identity is in there, and
+    /// never asked for again.
+    ///
+    /// ```
+    /// use quorate::Node;
+    /// let builder = Node::builder("data").listen("127.0.0.1:7401");
+    /// # let _ = builder;
+    /// ```
+    pub fn builder(data_dir: impl AsRef<Path>) -> NodeBuilder {
+        NodeBuilder::new(data_dir.as_ref().to_owned())
+    }
+
+    /// A client that reaches this node without a socket.
+    ///
+    /// Its watches and sessions are served by the node's own threads. After the node has ended its calls fail with
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    ///
+    /// ```
+    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// let client = node.client();
+    /// client.put("greeting", "hello").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let gateway = Gateway::new(Arc::clone(self.shared()));
+        let service = BoxCloneSyncService::<Call, Response, Error>::new(gateway);
+        Client::over(service, self.runtime.handle(), TIMEOUT)
+    }
+
+    /// This member's id.
+    ///
+    /// ```
+    /// # fn f(node: quorate::Node) {
+    /// println!("I am member {}", node.id());
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        NodeId::from(self.shared().identity.node)
+    }
+
+    /// Where it listens, if it does; the port that the system chose, if it was asked to.
+    ///
+    /// ```
+    /// # fn f(node: quorate::Node) {
+    /// if let Some(address) = node.local_address() {
+    ///     println!("listening on {address}");
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.running().server.as_ref().map(Server::local_address)
+    }
+
+    /// What the node knows about itself and its group. Never waits.
+    ///
+    /// ```
+    /// # fn f(node: quorate::Node) {
+    /// assert_eq!(node.status().id, node.id());
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let shared = self.shared();
+        let leadership = shared.leadership();
+        let members = shared.membership();
+        let mut status = Status {
+            id: self.id(),
+            group: shared.identity.group,
+            leader: leadership.leader.map(NodeId::from),
+            term: leadership.term,
+            revision: Revision::FIRST,
+            applied_index: None,
+            members: members
+                .nodes()
+                .map(|(id, peer)| ((*id).into(), peer.address.clone()))
+                .collect(),
+            state_hash: 0,
+        };
+        // Position and hash are of one view, so that they belong together.
+        match shared.state.view() {
+            Ok(view) => {
+                status.revision = view.revision();
+                status.applied_index = view.applied().map(|at| at.index);
+                status.state_hash = view.hash();
+            }
+            Err(fault) => drop(shared.state.fail(fault)),
+        }
+        status
+    }
+
+    /// Waits until this node knows a leader and has caught up with it.
+    ///
+    /// # Errors
+    ///
+    /// The cause, if the node fails meanwhile. It does not give up otherwise: a group that has lost its majority is
+    /// waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again.
+    ///
+    /// ```
+    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// node.ready().await?;
+    /// assert!(node.status().leader.is_some());
+    /// # Ok(()) }
+    /// ```
+    pub async fn ready(&self) -> Result<()> {
+        let shared = Arc::clone(self.shared());
+        let mut failed = self.running().member.failed();
+        self.runtime
+            .run(async move {
+                loop {
+                    if let Some(error) = failed.borrow_and_update().clone() {
+                        return Err(error);
+                    }
+                    let caught_up = async {
+                        let position = shared.reads.round().await?;
+                        shared.applied(position.index).await
+                    };
+                    match caught_up.await {
+                        Ok(()) => return Ok(()),
+                        Err(error) if error.is_retryable() => {
+                            tokio::time::sleep(shared.timing.heartbeat / 4).await;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            })
+            .await
+    }
+
+    /// Completes when the node has failed, with the cause: a failed disk, or bytes on it that have changed.
+    ///
+    /// A node that has failed takes no part in the group any more, and its process goes on. Shut it down and start it
+    /// again, or replace its folder and let it join as a new member.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again.
+    ///
+    /// ```
+    /// # async fn f(node: quorate::Node) {
+    /// let cause = node.failed().await;
+    /// eprintln!("this member is out of service: {cause}");
+    /// # }
+    /// ```
+    pub async fn failed(&self) -> Error {
+        let mut failed = self.running().member.failed();
+        match failed.wait_for(Option::is_some).await {
+            Ok(cause) => cause.clone().unwrap_or_else(|| Reason::Closed.into()),
+            Err(_) => Reason::Closed.into(),
+        }
+    }
+
+    /// Ends the node in good order: finishes the writes under way, hands the leadership over if it has it, closes its
+    /// sockets, and closes the disk.
+    ///
+    /// # Errors
+    ///
+    /// If the disk could not be closed within a few seconds, because something still reads from it. Nothing is lost by
+    /// that; the folder can be opened again when the process has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future is the same as dropping the node.
+    ///
+    /// ```
+    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// node.shutdown().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn shutdown(mut self) -> Result<()> {
+        let running = self.running.take().expect("a node runs until it is shut down");
+        let done = self.runtime.run(running.shutdown()).await;
+        self.runtime.end().await;
+        done
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("a node runs until it is shut down")
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.running().member.shared
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("identity", &self.shared().identity).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Clients may outlive the node; its folder must not stay open for them.
+        if let Some(running) = &self.running {
+            running.member.shared.state.close(Duration::ZERO);
+        }
+    }
+}
+
+impl Running {
+    async fn shutdown(self) -> Result<()> {
+        let Self { member, server, door, lock } = self;
+        member.hand_over().await;
+        door.close();
+        if let Some(server) = server {
+            server.shutdown(GRACE).await;
+        }
+        let (log, state) = member.stop().await;
+        let log_env = log.env();
+        drop(log);
+        let closed = tokio::task::spawn_blocking(move || {
+            // Both, whatever becomes of the first.
+            let closed = [state.close(GRACE), lmdb::close(log_env, GRACE)];
+            drop(lock);
+            closed.into_iter().all(|closed| closed)
+        });
+        match closed.await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => {
+                Err(Fault::assertion("the data folder is still being read after the shutdown")
+                    .into())
+            }
+        }
+    }
+}
+
+/// A runtime that may be dropped anywhere, also inside another one.
+struct PrivateRuntime(Option<Runtime>);
+
+impl PrivateRuntime {
+    fn start() -> Result<Self> {
+        // One thread for openraft's core, one for everything else: they never do more than a little work at a time.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("quorate")
+            .enable_all()
+            .build();
+        let cannot = |error| Error::from(Fault::disk("cannot start the node's threads", error));
+        runtime.map(|runtime| Self(Some(runtime))).map_err(cannot)
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.0.as_ref().expect("a runtime runs until it is ended")
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        self.runtime().handle().clone()
+    }
+
+    /// Runs a future there, whatever executor waits for it. If the waiting is dropped, so is the future.
+    async fn run<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn_on(future, self.runtime().handle());
+        match tasks.join_next().await {
+            Some(Ok(done)) => done,
+            Some(Err(error)) if error.is_panic() => {
+                Err(Fault::assertion(lmdb::panic_text(&*error.into_panic())).into())
+            }
+            Some(Err(_)) | None => Err(Reason::Closed.into()),
+        }
+    }
+
+    /// Ends all tasks and threads, and waits for it.
+    async fn end(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            let (done, ended) = tokio::sync::oneshot::channel();
+            // Waiting for a runtime's threads blocks, which an executor's own threads must not.
+            let waiter =
+                std::thread::Builder::new().name("quorate-end".to_owned()).spawn(move || {
+                    runtime.shutdown_timeout(GRACE);
+                    let _ = done.send(());
+                });
+            if waiter.is_ok() {
+                let _ = ended.await;
+            }
+        }
+    }
+}
+
+impl Drop for PrivateRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The folder of the log's environment.
+fn log_folder(data: &Path) -> PathBuf {
+    data.join("raft")
+}

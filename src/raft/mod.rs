@@ -1,1 +1,107 @@
-//! Under construction.
+//! The shell around openraft: a pure state machine on one side, sockets on the other, and the group's agreement between.
+//!
+//! ```text
+//!  Call ─▶ gateway ── write ──▶ openraft ──▶ log (LMDB, one fsync for all that wait) ⇄ network ⇄ peers' server
+//!             │                    │ committed
+//!             │                    ▼
+//!             │                 machine ─▶ mvcc::Store::apply ─▶ head published ─▶ answers
+//!             │                                                     ├─▶ watch: wakes the cursors that were touched
+//!             │                                                     └─▶ leases: the leader's deadlines
+//!             └── read ──▶ reads (ReadIndex, one round for all that wait) ──▶ mvcc::View
+//! ```
+//!
+//! openraft stays behind this module: its types are converted to our own versioned ones ([`format`]) before they reach
+//! a disk or a socket, and never appear in the public API, so that another version of it is not a breaking change.
+//!
+//! Invariants
+//! - a leader that restarts never resumes its term ([`config`]): entries of it that had not reached the disk would be
+//!   issued again with other content, and followers compare ids only;
+//! - the state never becomes durable ahead of the log ([`machine`]);
+//! - nothing here is `Err` to openraft unless this node must stop.
+
+pub(crate) mod config;
+pub(crate) mod format;
+pub(crate) mod founding;
+pub(crate) mod gateway;
+pub(crate) mod identity;
+pub(crate) mod leases;
+pub(crate) mod log;
+pub(crate) mod machine;
+pub(crate) mod member;
+pub(crate) mod network;
+pub(crate) mod reads;
+pub(crate) mod server;
+pub(crate) mod watch;
+
+#[cfg(test)]
+mod leader_restore;
+#[cfg(test)]
+mod suite;
+
+use crate::api::{Applied, Proposal};
+use crate::codec::layout::{Layout, Malformed};
+use crate::error::Reason;
+use bytes::Bytes;
+use std::fmt;
+use std::sync::Arc;
+
+openraft::declare_raft_types!(
+    /// The types that openraft is put together from.
+    pub(crate) Types:
+        D = Payload,
+        R = Answer,
+        NodeId = u64,
+        Node = Peer,
+        AsyncRuntime = openraft_rt_tokio::TokioRuntime,
+);
+
+pub(crate) type LogId = openraft::alias::LogIdOf<Types>;
+pub(crate) type Vote = openraft::alias::VoteOf<Types>;
+pub(crate) type Entry = openraft::alias::EntryOf<Types>;
+pub(crate) type EntryPayload = openraft::EntryPayload<Payload, u64, Peer>;
+pub(crate) type Membership = openraft::Membership<u64, Peer>;
+pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
+
+/// What applying an entry answers: nothing, for an entry that is no command.
+pub(crate) type Answer = Option<Result<Applied, Reason>>;
+
+/// A member of the group, as the replicated membership names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) address: String,
+    /// Drawn when its data folder was made, so that a replaced folder cannot pass for the old one.
+    pub(crate) incarnation: u64,
+}
+
+/// A proposal together with its bytes, so that it is encoded once and decoded once on each member, however often it is
+/// appended, replicated and applied. Cloning copies two pointers.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Payload {
+    pub(crate) proposal: Arc<Proposal>,
+    pub(crate) bytes: Bytes,
+}
+
+impl From<Proposal> for Payload {
+    fn from(proposal: Proposal) -> Self {
+        Self { bytes: proposal.to_bytes(), proposal: Arc::new(proposal) }
+    }
+}
+
+impl Payload {
+    pub(crate) fn from_bytes(bytes: Bytes) -> Result<Self, Malformed> {
+        let proposal = Arc::new(Proposal::from_bytes(bytes.clone())?);
+        Ok(Self { proposal, bytes })
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.proposal.fmt(f)
+    }
+}
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes.len())
+    }
+}

@@ -1,0 +1,84 @@
+//! Compaction, in two steps that must not be confused.
+//!
+//! *Logical* compaction is a command: from one log entry on, on every member, nothing below revision C can be read or
+//! watched. *Physical* compaction makes room: each member deletes the rows of those revisions when it finds the time. No
+//! answer may show how far it has come, or two members would differ.
+//!
+//! ```text
+//!                 C = 5
+//! ev     2  3  4 │5  6  7        row C stays: a watch may begin at C, and a read at C needs what came after it
+//!        └─────┘ deleted from the front, each with its row in kidx and with the large value that it replaced
+//! ```
+//!
+//! Each change remembers what it replaced, so a row below C is of no use to any read at or above C. There is no question
+//! of which rows are still alive, no holes, and nothing to remember between two steps: the front of `ev` is where the
+//! last one ended. A large value dies with the change that replaced it; the live ones were replaced by none.
+
+use super::Stop;
+use super::apply::Writer;
+use super::keys;
+use super::records::{Change, Head, Record, Table, Value};
+use super::tables::Tables;
+use crate::api::{Applied, Position};
+use crate::error::{Fault, Reason};
+use crate::lmdb;
+use crate::types::Revision;
+use heed::{RoTxn, RwTxn};
+use std::ops::Bound;
+
+impl Writer<'_> {
+    /// Forgets what is below a revision.
+    pub(super) fn compact(&mut self, at: Revision) -> Result<Applied, Stop> {
+        let (compacted, current) = (self.head.compact_revision, self.head.revision);
+        if at <= compacted {
+            return Err(Reason::Compacted { at: compacted }.into());
+        }
+        if at > current {
+            return Err(Reason::FutureRevision { current }.into());
+        }
+        self.head.compact_revision = at;
+        self.compacted = Some(at);
+        Ok(Applied::Compacted { revision: current })
+    }
+}
+
+/// Deletes up to `rows_max` events that are compacted away, and what belongs to them. Returns whether none is left.
+pub(super) fn step(env: &lmdb::Env, tables: Tables, rows_max: usize) -> Result<bool, Fault> {
+    let mut txn = env.write_txn()?;
+    let dead = dead_changes(&txn, tables, rows_max)?;
+    for (at, change) in &dead {
+        delete(&mut txn, tables, *at, change)?;
+    }
+    if !dead.is_empty() {
+        txn.commit()?;
+    }
+    Ok(dead.len() < rows_max)
+}
+
+/// The oldest changes that are compacted away.
+fn dead_changes(
+    txn: &RoTxn<'_>,
+    tables: Tables,
+    rows_max: usize,
+) -> Result<Vec<(Position, Change)>, Fault> {
+    let head: Head = tables.meta(txn)?;
+    let end = keys::position(Position::start_of(head.compact_revision));
+    let rows = tables.range(txn, Table::Events, Bound::Unbounded, Bound::Excluded(&end))?;
+    let dead = rows.take(rows_max).map(|row| {
+        let (key, row) = row?;
+        let at = keys::parse_position(key).ok_or_else(|| Table::Events.corrupt(key))?;
+        Ok((at, Change::open(key, row)?))
+    });
+    dead.collect()
+}
+
+fn delete(txn: &mut RwTxn<'_>, tables: Tables, at: Position, change: &Change) -> Result<(), Fault> {
+    tables.remove(txn, Table::Events, &keys::position(at))?;
+    tables.remove(txn, Table::History, &keys::history(&change.key, at))?;
+    if let Some(prev) = &change.prev
+        && let Value::Large { .. } = prev.value
+    {
+        tables.remove(txn, Table::Values, &keys::position(prev.modified))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Leases, as the state knows them: an id, a time to live, and the keys that go when it goes.
+//!
+//! No time passes here. Whether a lease is due is decided by the leader alone, who reads the clock and proposes its end;
+//! what is applied is "this lease ends", and it ends at the same log entry everywhere.
+//!
+//! ```text
+//! lease       7        → ttl 60 s
+//! lease_keys  7 ++ b   →              revoke 7, or expire [7]:  one revision with  DELETE b, DELETE d
+//!             7 ++ d   →
+//! ```
+//!
+//! Invariants
+//! - `lease_keys` holds exactly the pairs of `latest`: a put moves its key, a delete takes it off;
+//! - a lease and its keys go together, in one revision, in key order; a lease without keys takes none;
+//! - an expiry counts only in the term of the leader that decided it. One that was paused after deciding, and comes
+//!   back deposed, must not end a lease whose renewal its successor has confirmed.
+
+use super::apply::Writer;
+use super::read::Reader;
+use super::records::{LeaseRow, Table};
+use super::{LeaseChange, Stop, hash, keys};
+use crate::api::Applied;
+use crate::error::{Fault, Reason};
+use crate::types::{LeaseId, limits};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::time::Duration;
+
+/// A lease with its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) id: LeaseId,
+    pub(crate) ttl: Duration,
+    /// In order.
+    pub(crate) keys: Vec<Bytes>,
+}
+
+impl Reader<'_> {
+    /// A lease with its keys.
+    pub(super) fn lease_with_keys(&self, id: LeaseId) -> Result<Option<Lease>, Fault> {
+        let Some(LeaseRow { ttl }) = self.lease(id)? else { return Ok(None) };
+        Ok(Some(Lease { id, ttl, keys: self.lease_keys(id)? }))
+    }
+
+    /// Every lease with its time to live.
+    pub(super) fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, Fault> {
+        let rows =
+            self.tables.range(self.txn, Table::Leases, Bound::Unbounded, Bound::Unbounded)?;
+        let leases = rows.map(|row| {
+            let (key, row) = row?;
+            let id = keys::parse_lease(key).ok_or_else(|| Table::Leases.corrupt(key))?;
+            let lease: LeaseRow = super::records::Record::open(key, row)?;
+            Ok((id, lease.ttl))
+        });
+        leases.collect()
+    }
+
+    fn lease_keys(&self, id: LeaseId) -> Result<Vec<Bytes>, Fault> {
+        let first = keys::attachment(id, &[]);
+        let rows = self.tables.range(
+            self.txn,
+            Table::Attachments,
+            Bound::Included(&first),
+            Bound::Unbounded,
+        )?;
+        let mut found = Vec::new();
+        for row in rows {
+            let (row_key, _) = row?;
+            match keys::parse_attachment(row_key) {
+                Some((lease, key)) if lease == id => found.push(Bytes::copy_from_slice(key)),
+                Some(_) => break,
+                None => return Err(Table::Attachments.corrupt(row_key)),
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Writer<'_> {
+    pub(super) fn grant(&mut self, id: Option<LeaseId>, ttl: Duration) -> Result<Applied, Stop> {
+        if ttl > limits::TTL_MAX {
+            return Err(Reason::TtlTooLarge.into());
+        }
+        // What was proposed here may be finer than what travelled in the log to the others.
+        let ttl = Duration::from_millis(ttl.as_millis().try_into().expect("below 100 years"));
+        // No lease has number 0: it is how "none" is compared and stored.
+        let id = match id.filter(|id| id.get() != 0) {
+            Some(lease) if self.reader().lease(lease)?.is_some() => {
+                return Err(Reason::LeaseExists { lease }.into());
+            }
+            Some(id) => id,
+            None => self.choose_lease()?,
+        };
+        let lease = LeaseRow { ttl };
+        self.tables.put(&mut self.txn, &keys::lease(id), &lease)?;
+        self.head.rows_hash = self.head.rows_hash.wrapping_add(hash::of_lease(id, &lease));
+        self.leases.push(LeaseChange::Granted { id, ttl });
+        Ok(Applied::Granted { id, ttl, revision: self.revision() })
+    }
+
+    /// The next id that is free. Ids are chosen in order, so that one is never chosen twice.
+    fn choose_lease(&mut self) -> Result<LeaseId, Fault> {
+        loop {
+            self.head.lease_chosen += 1;
+            let id = LeaseId::from(self.head.lease_chosen);
+            if self.reader().lease(id)?.is_none() {
+                return Ok(id);
+            }
+        }
+    }
+
+    pub(super) fn revoke(&mut self, id: LeaseId) -> Result<Applied, Stop> {
+        if !self.end_lease(id)? {
+            return Err(Reason::LeaseNotFound { lease: id }.into());
+        }
+        Ok(Applied::Revoked { revision: self.revision() })
+    }
+
+    pub(super) fn expire(
+        &mut self,
+        deciding_term: u64,
+        term: u64,
+        leases: &[LeaseId],
+    ) -> Result<Applied, Stop> {
+        if term != deciding_term {
+            return Err(Reason::LeaderChanged.into());
+        }
+        if leases.len() > limits::EXPIRE_LEASES_MAX {
+            let (actual, limit) = (leases.len() as u64, limits::EXPIRE_LEASES_MAX as u64);
+            return Err(Reason::TooManyOperations { actual, limit }.into());
+        }
+        let mut ended = Vec::new();
+        for id in leases.iter().copied().collect::<BTreeSet<_>>() {
+            // One that was revoked meanwhile is nobody's fault.
+            if self.end_lease(id)? {
+                ended.push(id);
+            }
+        }
+        Ok(Applied::Expired { leases: ended, revision: self.revision() })
+    }
+
+    /// Ends a lease and deletes its keys, in a revision of their own. Returns whether there was such a lease.
+    fn end_lease(&mut self, id: LeaseId) -> Result<bool, Fault> {
+        let Some(Lease { ttl, keys: attached, .. }) = self.reader().lease_with_keys(id)? else {
+            return Ok(false);
+        };
+        for key in attached {
+            let image = self.reader().image(&key)?.filter(|image| image.lease == Some(id));
+            let image = image.ok_or_else(|| Table::Attachments.corrupt(&key))?;
+            self.remove(key, image)?;
+        }
+        self.end_revision();
+        self.tables.remove(&mut self.txn, Table::Leases, &keys::lease(id))?;
+        let lease = LeaseRow { ttl };
+        self.head.rows_hash = self.head.rows_hash.wrapping_sub(hash::of_lease(id, &lease));
+        self.leases.push(LeaseChange::Ended { id });
+        Ok(true)
+    }
+}

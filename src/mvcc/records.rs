@@ -1,0 +1,391 @@
+//! The rows of the tables, laid out by hand and sealed.
+//!
+//! LMDB has no checksums of its own, so that a rotten bit would come back as somebody's value. Each row carries one,
+//! over its table, its key and its content: a row that was damaged, or that stands under another key than it was
+//! written for, is a fault and never an answer.
+//!
+//! ```text
+//! row       version: u8 ++ content ++ crc32c(table: u8 ++ key ++ version ++ content): u32
+//!
+//! Image     create_revision: u64 ++ modified: position ++ version: u64 ++ lease: u64 (0 is none) ++ length: u32
+//!           ++ value, if length ≤ 256; else its digest: u128, and the value is in `val` under `modified`
+//! Change    1 ++ key ++ Image ++ prev: Option<Image>      a put
+//!           2 ++ key ++ prev: Option<Image>               a delete
+//! ```
+//!
+//! Rows without content (`kidx`, `lease_keys`) are empty and checked against the rows that they point to.
+//! A new field goes to the end of a new version; the golden bytes at the end of this file hold each version in place.
+
+use super::keys;
+use super::{LogPosition, hash};
+use crate::api::Position;
+use crate::codec::layout::{Input, Layout, Malformed, layout, write_length};
+use crate::error::Fault;
+use crate::types::{LeaseId, Revision};
+use bytes::Bytes;
+use std::time::Duration;
+
+/// The version of every row that this code writes.
+const VERSION: u8 = 1;
+/// The bytes around the content of a row.
+const SEAL_BYTES: usize = 1 + 4;
+/// The longest value that is kept beside its metadata. A longer one is written once, to `val`.
+pub(super) const INLINE_BYTES_MAX: usize = 256;
+
+/// The number of a table, in checksums and snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Table {
+    Latest = 1,
+    Values = 2,
+    Events = 3,
+    History = 4,
+    Leases = 5,
+    Attachments = 6,
+    Dedup = 7,
+    Meta = 8,
+}
+
+impl Table {
+    /// All of them, in the order in which a snapshot carries them.
+    pub(super) const ALL: [Self; 8] = [
+        Self::Latest,
+        Self::Values,
+        Self::Events,
+        Self::History,
+        Self::Leases,
+        Self::Attachments,
+        Self::Dedup,
+        Self::Meta,
+    ];
+
+    /// Its name in the environment.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Latest => "latest",
+            Self::Values => "val",
+            Self::Events => "ev",
+            Self::History => "kidx",
+            Self::Leases => "lease",
+            Self::Attachments => "lease_keys",
+            Self::Dedup => "dedup",
+            Self::Meta => "meta",
+        }
+    }
+
+    /// The fault that a row is not what was written.
+    pub(super) fn corrupt(self, key: &[u8]) -> Fault {
+        Fault::corrupt(format!("table {}: the row {} is damaged", self.name(), key.escape_ascii()))
+    }
+
+    /// The fault that a row which another one points to is not there.
+    pub(super) fn missing(self, key: &[u8]) -> Fault {
+        Fault::corrupt(format!("table {}: the row {} is missing", self.name(), key.escape_ascii()))
+    }
+}
+
+/// A record that is a row of a table.
+pub(super) trait Record: Layout {
+    const TABLE: Table;
+
+    /// The row that holds this record under `key`.
+    fn seal(&self, key: &[u8]) -> Vec<u8> {
+        let mut row = Vec::with_capacity(128);
+        row.push(VERSION);
+        self.write(&mut row);
+        checksum(Self::TABLE, key, &row).write(&mut row);
+        row
+    }
+
+    /// The record in the row under `key`.
+    fn open(key: &[u8], row: &[u8]) -> Result<Self, Fault> {
+        let content = content(Self::TABLE, key, row)?;
+        let record = Self::from_bytes(Bytes::copy_from_slice(content));
+        record.map_err(|Malformed| Self::TABLE.corrupt(key))
+    }
+}
+
+/// The content of a row, after its checksum and version were checked.
+pub(super) fn content<'row>(
+    table: Table,
+    key: &[u8],
+    row: &'row [u8],
+) -> Result<&'row [u8], Fault> {
+    let (sealed, sum) = row.split_last_chunk::<4>().ok_or_else(|| table.corrupt(key))?;
+    if u32::from_be_bytes(*sum) != checksum(table, key, sealed) {
+        return Err(table.corrupt(key));
+    }
+    match sealed.split_first() {
+        Some((&VERSION, content)) => Ok(content),
+        Some((version, _)) => Err(Fault::format(format!(
+            "table {}: a row of version {version}, and this program knows {VERSION}",
+            table.name()
+        ))),
+        None => Err(table.corrupt(key)),
+    }
+}
+
+fn checksum(table: Table, key: &[u8], sealed: &[u8]) -> u32 {
+    let sum = crc32c::crc32c(&[table as u8]);
+    crc32c::crc32c_append(crc32c::crc32c_append(sum, key), sealed)
+}
+
+/// The state of a key after a put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Image {
+    pub(super) create_revision: Revision,
+    /// The put that made this state.
+    pub(super) modified: Position,
+    pub(super) version: u64,
+    pub(super) lease: Option<LeaseId>,
+    pub(super) value: Value,
+}
+
+/// The value of an [`Image`], or where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    Inline(Bytes),
+    /// In `val`, under the position of the put. The digest ties the two together, and lets the rolling hash forget the
+    /// value without reading it again.
+    Large {
+        length: u32,
+        digest: u128,
+    },
+}
+
+impl Value {
+    /// How a value of these bytes is kept.
+    pub(super) fn of(value: &Bytes) -> Self {
+        if value.len() <= INLINE_BYTES_MAX {
+            return Self::Inline(value.clone());
+        }
+        let length = u32::try_from(value.len()).expect("limits keep values below 4 GiB");
+        Self::Large { length, digest: hash::digest(value) }
+    }
+
+    /// How long the value is.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Inline(value) => value.len(),
+            Self::Large { length, .. } => *length as usize,
+        }
+    }
+}
+
+impl Record for Image {
+    const TABLE: Table = Table::Latest;
+}
+
+impl Layout for Image {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.create_revision.write(out);
+        self.modified.write(out);
+        self.version.write(out);
+        self.lease.map_or(0, LeaseId::get).write(out);
+        write_length(self.value.len(), out);
+        match &self.value {
+            Value::Inline(value) => out.extend_from_slice(value),
+            Value::Large { digest, .. } => digest.write(out),
+        }
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        Ok(Self {
+            create_revision: Revision::read(input)?,
+            modified: Position::read(input)?,
+            version: u64::read(input)?,
+            lease: Some(u64::read(input)?).filter(|lease| *lease != 0).map(LeaseId::from),
+            value: match u32::read(input)? {
+                length if length as usize <= INLINE_BYTES_MAX => {
+                    Value::Inline(input.take(length as usize)?)
+                }
+                length => Value::Large { length, digest: u128::read(input)? },
+            },
+        })
+    }
+}
+
+/// One change of one key: an event, with the state before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) key: Bytes,
+    /// The state that a put made; a delete leaves none.
+    pub(super) new: Option<Image>,
+    pub(super) prev: Option<Image>,
+}
+
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+
+impl Change {
+    /// The key of a change and whether it is a put, from its row's content, without reading the rest: most rows that a
+    /// watch passes are of no interest to it.
+    pub(super) fn peek(content: &[u8]) -> Option<(&[u8], bool)> {
+        let (number, rest) = content.split_first()?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let key = rest.get(..u32::from_be_bytes(*length) as usize)?;
+        Some((key, *number == PUT))
+    }
+}
+
+impl Record for Change {
+    const TABLE: Table = Table::Events;
+}
+
+impl Layout for Change {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(if self.new.is_some() { PUT } else { DELETE });
+        self.key.write(out);
+        if let Some(new) = &self.new {
+            new.write(out);
+        }
+        self.prev.write(out);
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        let number = u8::read(input)?;
+        let key = Bytes::read(input)?;
+        let new = match number {
+            PUT => Some(Image::read(input)?),
+            DELETE => None,
+            _ => return Err(Malformed),
+        };
+        Ok(Self { key, new, prev: Option::read(input)? })
+    }
+}
+
+/// A value too large to stand beside its metadata. The key tells a snapshot whom to ask whether it is still needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LargeValue {
+    pub(super) key: Bytes,
+    pub(super) value: Bytes,
+}
+layout!(struct LargeValue { key, value });
+
+impl Record for LargeValue {
+    const TABLE: Table = Table::Values;
+}
+
+/// A lease. Who holds it and how long it still lives is the leader's to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LeaseRow {
+    pub(super) ttl: Duration,
+}
+layout!(struct LeaseRow { ttl });
+
+impl Record for LeaseRow {
+    const TABLE: Table = Table::Leases;
+}
+
+/// A row of `meta`, which has one of each kind.
+pub(super) trait MetaRow: Record {
+    const KEY: &'static [u8];
+}
+
+/// Where the state stands. Replicated: equal on all members at an equal log position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The last log entry that is in the state.
+    pub(super) applied: Option<LogPosition>,
+    /// The newest revision.
+    pub(super) revision: Revision,
+    /// The oldest revision that can be read and watched from; 0 before the first compaction.
+    pub(super) compact_revision: Revision,
+    /// How many keys there are.
+    pub(super) keys: u64,
+    /// The last lease id that the group chose by itself.
+    pub(super) lease_chosen: u64,
+    /// The sum of the hashes of all keys and leases.
+    pub(super) rows_hash: u128,
+}
+layout!(struct Head { applied, revision, compact_revision, keys, lease_chosen, rows_hash });
+
+impl Head {
+    /// The state of a group in which nothing has happened.
+    pub(super) fn empty() -> Self {
+        Self {
+            applied: None,
+            revision: Revision::FIRST,
+            compact_revision: Revision::from(0),
+            keys: 0,
+            lease_chosen: 0,
+            rows_hash: 0,
+        }
+    }
+}
+
+impl Record for Head {
+    const TABLE: Table = Table::Meta;
+}
+
+impl MetaRow for Head {
+    const KEY: &'static [u8] = b"head";
+}
+
+/// The members of the group, in the words of the consensus layer, and the log entry that named them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Membership {
+    pub(super) position: LogPosition,
+    pub(super) members: Bytes,
+}
+layout!(struct Membership { position, members });
+
+impl Record for Membership {
+    const TABLE: Table = Table::Meta;
+}
+
+impl MetaRow for Membership {
+    const KEY: &'static [u8] = b"membership";
+}
+
+/// What wrote the environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Format {
+    /// The tables and what they mean.
+    pub(super) schema: u16,
+    /// How cold structs are encoded.
+    pub(super) codec: u16,
+}
+layout!(struct Format { schema, codec });
+
+impl Format {
+    /// What this code writes.
+    pub(super) const CURRENT: Self = Self { schema: 1, codec: 1 };
+}
+
+impl Record for Format {
+    const TABLE: Table = Table::Meta;
+}
+
+impl MetaRow for Format {
+    const KEY: &'static [u8] = b"format";
+}
+
+/// Checks a row of any table as far as that is possible without the others.
+pub(super) fn check_row(table: Table, key: &[u8], row: &[u8]) -> Result<(), Fault> {
+    let legal = |is_legal: bool| if is_legal { Ok(()) } else { Err(table.corrupt(key)) };
+    match table {
+        Table::Latest => Image::open(key, row).map(|_| ()),
+        Table::Values => {
+            legal(keys::parse_position(key).is_some())?;
+            LargeValue::open(key, row).map(|_| ())
+        }
+        Table::Events => {
+            legal(keys::parse_position(key).is_some())?;
+            Change::open(key, row).map(|_| ())
+        }
+        Table::History => legal(keys::parse_history(key).is_some() && row.is_empty()),
+        Table::Leases => {
+            legal(keys::parse_lease(key).is_some())?;
+            LeaseRow::open(key, row).map(|_| ())
+        }
+        Table::Attachments => legal(keys::parse_attachment(key).is_some() && row.is_empty()),
+        Table::Dedup => legal(false),
+        Table::Meta => match key {
+            Head::KEY => Head::open(key, row).map(|_| ()),
+            Membership::KEY => Membership::open(key, row).map(|_| ()),
+            Format::KEY => Format::open(key, row).map(|_| ()),
+            _ => legal(false),
+        },
+    }
+}

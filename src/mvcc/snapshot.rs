@@ -1,0 +1,387 @@
+//! A whole state as a stream of bytes: how a member that has fallen behind the log, or is new, gets the state.
+//!
+//! Not a copy of the file: LMDB's pages differ between platforms and versions, and carry what only one member knows. The
+//! stream is the rows, sorted, sealed as they are stored, and it is the same on every member at the same log position.
+//!
+//! ```text
+//! header    "QSNP" ++ version: u8
+//! row       table: u8 (1 to 8, never falling) ++ key length: u16 ++ key (rising) ++ row length: u32 ++ row
+//! trailer   0xff ++ number of rows: u64 ++ crc32c of everything before: u32
+//! ```
+//!
+//! [`SnapshotReader`] is pulled, and holds one [`View`]: log position, membership and data are of one moment. Rows of
+//! compacted revisions are left out, also where physical compaction has not come by yet.
+//!
+//! [`SnapshotLoader`] is pushed, in pieces cut anywhere, and believes nothing: each row must be of a known table, sealed,
+//! legal and above the one before it; the trailer must be right; and the rows must add up to the hash that their own
+//! `meta` claims. Only then, and when all of it is on the disk, there is a [`Store`]. Until then the folder is a draft
+//! that nobody opens (`generation.rs`).
+//!
+//! Invariants
+//! - the table `meta` comes last, so that a folder that was loaded halfway has no head and does not open;
+//! - the loader never holds more than [`LOAD_BYTES`] and one row.
+
+use super::records::{Head, Record, Table, check_row};
+use super::tables::Tables;
+use super::{Store, View, keys, lmdb, open_environment, verify};
+use crate::codec::layout::{Input, Layout, Malformed};
+use crate::error::{Fault, Reason};
+use crate::types::limits;
+use bytes::{Buf, Bytes, BytesMut};
+use std::ops::Bound;
+use std::path::Path;
+
+const MAGIC: &[u8; 4] = b"QSNP";
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = MAGIC.len() + 1;
+/// Stands where a row's table would.
+const TRAILER: u8 = 0xff;
+const TRAILER_BYTES: usize = 1 + 8 + 4;
+const ROW_HEADER_BYTES: usize = 1 + 2;
+/// The largest row: a change carries two images, a value row one value and its key. Membership lists fit as well.
+const ROW_BYTES_MAX: usize = 2 * limits::VALUE_BYTES_MAX;
+/// How much the loader gathers for one write transaction.
+const LOAD_BYTES: usize = 8 * 1024 * 1024;
+
+/// Reads a state as a stream. Holds a [`View`]: a reader that is not pulled keeps the file growing.
+#[derive(Debug)]
+pub(crate) struct SnapshotReader {
+    view: View,
+    /// What comes after the bytes that are ready.
+    next: Next,
+    ready: BytesMut,
+    rows: u64,
+    /// Of everything that became ready so far.
+    sum: u32,
+}
+
+#[derive(Debug)]
+enum Next {
+    /// The rows of a table after a key.
+    Rows(usize, Bound<Vec<u8>>),
+    Trailer,
+    Nothing,
+}
+
+impl SnapshotReader {
+    pub(crate) fn new(view: View) -> Self {
+        let mut ready = BytesMut::from(&MAGIC[..]);
+        ready.extend_from_slice(&[VERSION]);
+        let sum = crc32c::crc32c(&ready);
+        Self { view, next: Next::Rows(0, Bound::Unbounded), ready, rows: 0, sum }
+    }
+
+    /// The state that is read.
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The next piece, of `bytes_max` bytes but for the last; none when there is no more.
+    pub(crate) fn next_chunk(&mut self, bytes_max: usize) -> Result<Option<Bytes>, Fault> {
+        assert!(bytes_max > 0, "a piece has at least one byte");
+        while self.ready.len() < bytes_max {
+            match std::mem::replace(&mut self.next, Next::Nothing) {
+                Next::Rows(table, after) => self.next = self.read_rows(table, after, bytes_max)?,
+                Next::Trailer => self.write_trailer(),
+                Next::Nothing => break,
+            }
+        }
+        let length = self.ready.len().min(bytes_max);
+        Ok((length > 0).then(|| self.ready.split_to(length).freeze()))
+    }
+
+    /// Makes rows ready until there are `bytes_max` bytes or the table ends; returns what comes next.
+    fn read_rows(
+        &mut self,
+        index: usize,
+        after: Bound<Vec<u8>>,
+        bytes_max: usize,
+    ) -> Result<Next, Fault> {
+        let Some(table) = Table::ALL.get(index).copied() else { return Ok(Next::Trailer) };
+        let Self { view, ready, rows, sum, .. } = self;
+        let state = view.reader();
+        let start = after.as_ref().map(|key| &key[..]);
+        for row in state.tables.range(state.txn, table, start, Bound::Unbounded)? {
+            let (key, row) = row?;
+            if !is_needed(view, table, key, row)? {
+                continue;
+            }
+            let begin = ready.len();
+            write_row(table, key, row, ready);
+            *sum = crc32c::crc32c_append(*sum, &ready[begin..]);
+            *rows += 1;
+            if ready.len() >= bytes_max {
+                return Ok(Next::Rows(index, Bound::Excluded(key.to_vec())));
+            }
+        }
+        Ok(Next::Rows(index + 1, Bound::Unbounded))
+    }
+
+    fn write_trailer(&mut self) {
+        let mut trailer = vec![TRAILER];
+        self.rows.write(&mut trailer);
+        crc32c::crc32c_append(self.sum, &trailer).write(&mut trailer);
+        self.ready.extend_from_slice(&trailer);
+    }
+}
+
+/// Whether a row belongs to the state, and does not merely wait for physical compaction.
+fn is_needed(view: &View, table: Table, key: &[u8], row: &[u8]) -> Result<bool, Fault> {
+    let kept = view.compact_revision();
+    match table {
+        Table::Events => {
+            let at = keys::parse_position(key).ok_or_else(|| table.corrupt(key))?;
+            Ok(at.revision >= kept)
+        }
+        Table::History => {
+            let (_, at) = keys::parse_history(key).ok_or_else(|| table.corrupt(key))?;
+            Ok(at.revision >= kept)
+        }
+        Table::Values => {
+            let at = keys::parse_position(key).ok_or_else(|| table.corrupt(key))?;
+            // Whatever replaced it came later still.
+            if at.revision >= kept {
+                return Ok(true);
+            }
+            let value = super::records::LargeValue::open(key, row)?;
+            view.reader().needs_value(&value.key, at, kept)
+        }
+        Table::Latest | Table::Leases | Table::Attachments | Table::Dedup | Table::Meta => Ok(true),
+    }
+}
+
+fn write_row(table: Table, key: &[u8], row: &[u8], out: &mut BytesMut) {
+    let key_length = u16::try_from(key.len()).expect("LMDB keys are short");
+    let row_length = u32::try_from(row.len()).expect("limits keep rows below 4 GiB");
+    out.reserve(ROW_HEADER_BYTES + key.len() + 4 + row.len());
+    out.extend_from_slice(&[table as u8]);
+    out.extend_from_slice(&key_length.to_be_bytes());
+    out.extend_from_slice(key);
+    out.extend_from_slice(&row_length.to_be_bytes());
+    out.extend_from_slice(row);
+}
+
+/// Why a snapshot was not loaded.
+#[derive(Clone, Debug)]
+pub(crate) enum LoadError {
+    /// The stream is not what a reader wrote. The sender, or the way, is to blame; this member is well.
+    Malformed(&'static str),
+    /// This member's disk.
+    Fault(Fault),
+}
+
+impl From<Fault> for LoadError {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<LoadError> for Fault {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Malformed(what) => {
+                Self::from_reason(Reason::Malformed { what: what.into() })
+            }
+            LoadError::Fault(fault) => fault,
+        }
+    }
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Fault::from(self.clone()).fmt(f)
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// Loads a stream into a new environment. After an error it is of no use, and its folder is rubbish.
+pub(crate) struct SnapshotLoader {
+    env: lmdb::Env,
+    tables: Tables,
+    /// Bytes that were pushed and not yet taken apart.
+    pushed: BytesMut,
+    progress: Progress,
+    rows: u64,
+    /// Of everything that was taken apart.
+    sum: u32,
+}
+
+impl std::fmt::Debug for SnapshotLoader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotLoader").field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
+
+/// How far the stream was taken apart.
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Header,
+    /// Rows, above the last one.
+    Rows(Option<(Table, Bytes)>),
+    Done,
+    Failed,
+}
+
+/// What stands in a stream.
+enum Piece {
+    Header,
+    Row { table: Table, key: Bytes, row: Bytes },
+    Trailer { rows: u64, sum: u32 },
+}
+
+impl SnapshotLoader {
+    /// Begins in a folder that holds no state.
+    pub(crate) fn new(folder: &Path, map_bytes: usize) -> Result<Self, Fault> {
+        Self::new_with(folder, map_bytes, lmdb::Sync::LastCommitMayBeLost)
+    }
+
+    pub(super) fn new_with(
+        folder: &Path,
+        map_bytes: usize,
+        sync: lmdb::Sync,
+    ) -> Result<Self, Fault> {
+        let env = open_environment(folder, map_bytes, sync)?;
+        let tables = Tables::make(&env)?;
+        let (pushed, progress) = (BytesMut::new(), Progress::Header);
+        Ok(Self { env, tables, pushed, progress, rows: 0, sum: 0 })
+    }
+
+    /// Takes the next bytes of the stream.
+    pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), LoadError> {
+        // A chunk may be of any size; what is held is not.
+        for part in chunk.chunks(LOAD_BYTES) {
+            self.pushed.extend_from_slice(part);
+            if self.pushed.len() >= LOAD_BYTES {
+                self.load()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The store, if the stream was whole and everything in it is right. It then survives a loss of power.
+    pub(crate) fn finish(mut self) -> Result<Store, LoadError> {
+        self.load()?;
+        if self.progress != Progress::Done {
+            return Err(LoadError::Malformed("the snapshot ends too early"));
+        }
+        let Self { env, tables, .. } = self;
+        let store = Store { env, tables };
+        let view = match store.view() {
+            Ok(view) => view,
+            Err(_) => return Err(LoadError::Malformed("the snapshot has no head")),
+        };
+        check_sums(&view)?;
+        drop(view);
+        store.force_sync()?;
+        Ok(store)
+    }
+
+    /// Takes apart what was pushed, and writes it in one transaction.
+    pub(super) fn load(&mut self) -> Result<(), LoadError> {
+        let loaded = self.try_load();
+        if loaded.is_err() {
+            self.progress = Progress::Failed;
+        }
+        loaded
+    }
+
+    fn try_load(&mut self) -> Result<(), LoadError> {
+        let Self { env, tables, pushed, progress, rows, sum } = self;
+        let mut txn = env.write_txn().map_err(Fault::from)?;
+        loop {
+            let Some((piece, length)) = next_piece(progress, pushed)? else { break };
+            let bytes = pushed.split_to(length).freeze();
+            match piece {
+                Piece::Header => *progress = Progress::Rows(None),
+                Piece::Row { table, key, row } => {
+                    check_order(progress, table, &key)?;
+                    check_row(table, &key, &row)
+                        .map_err(|_| LoadError::Malformed("a row of the snapshot is damaged"))?;
+                    tables.append_raw(&mut txn, table, &key, &row)?;
+                    *progress = Progress::Rows(Some((table, key)));
+                    *rows += 1;
+                }
+                Piece::Trailer { rows: told, sum: expected } => {
+                    let before = &bytes[..length - size_of::<u32>()];
+                    if told != *rows || expected != crc32c::crc32c_append(*sum, before) {
+                        return Err(LoadError::Malformed("the snapshot has another checksum"));
+                    }
+                    *progress = Progress::Done;
+                }
+            }
+            *sum = crc32c::crc32c_append(*sum, &bytes);
+        }
+        txn.commit().map_err(Fault::from)?;
+        Ok(())
+    }
+}
+
+/// The piece at the front of `pushed` and its length, if all of it is there.
+fn next_piece(progress: &Progress, pushed: &BytesMut) -> Result<Option<(Piece, usize)>, LoadError> {
+    match progress {
+        Progress::Failed => Err(LoadError::Malformed("the snapshot was refused before")),
+        Progress::Done if pushed.is_empty() => Ok(None),
+        Progress::Done => Err(LoadError::Malformed("bytes after the end of the snapshot")),
+        Progress::Header if pushed.len() < HEADER_BYTES => Ok(None),
+        Progress::Header => match pushed[..HEADER_BYTES].split_last() {
+            Some((&VERSION, magic)) if magic == MAGIC => Ok(Some((Piece::Header, HEADER_BYTES))),
+            Some((_, magic)) if magic == MAGIC => {
+                Err(Fault::format("the snapshot is of a version that this program does not know"))?
+            }
+            _ => Err(LoadError::Malformed("not a snapshot")),
+        },
+        Progress::Rows(_) if pushed.first() == Some(&TRAILER) => Ok(trailer(pushed)),
+        Progress::Rows(_) => row(pushed),
+    }
+}
+
+fn trailer(pushed: &[u8]) -> Option<(Piece, usize)> {
+    let mut rest = pushed.get(1..TRAILER_BYTES)?;
+    let (rows, sum) = (rest.get_u64(), rest.get_u32());
+    Some((Piece::Trailer { rows, sum }, TRAILER_BYTES))
+}
+
+fn row(pushed: &BytesMut) -> Result<Option<(Piece, usize)>, LoadError> {
+    // Lengths are checked before the bytes are waited for: a lie must not fill the memory.
+    let Some((header, rest)) = pushed.split_first_chunk::<ROW_HEADER_BYTES>() else {
+        return Ok(None);
+    };
+    let [number, high, low] = *header;
+    let key_length = usize::from(u16::from_be_bytes([high, low]));
+    let table = Table::ALL.into_iter().find(|table| *table as u8 == number);
+    let table = table.ok_or(LoadError::Malformed("a row of an unknown table"))?;
+    if key_length == 0 || key_length > keys::TABLE_KEY_BYTES_MAX {
+        return Err(LoadError::Malformed("a row with an impossible key"));
+    }
+    let Some((key, rest)) = rest.split_at_checked(key_length) else { return Ok(None) };
+    let Some((length, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+    let row_length = u32::from_be_bytes(*length) as usize;
+    if row_length > ROW_BYTES_MAX {
+        return Err(LoadError::Malformed("a row that is too long"));
+    }
+    let Some(row) = rest.get(..row_length) else { return Ok(None) };
+    let (key, row) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(row));
+    let length = ROW_HEADER_BYTES + key_length + 4 + row_length;
+    Ok(Some((Piece::Row { table, key, row }, length)))
+}
+
+/// Tables in their order, and the keys of each rising.
+fn check_order(progress: &Progress, table: Table, key: &Bytes) -> Result<(), LoadError> {
+    match progress {
+        Progress::Rows(Some((last, last_key))) if (*last, last_key) >= (table, key) => {
+            Err(LoadError::Malformed("the rows of the snapshot are out of order"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The rows add up to the hash of the head that came with them, and those that carry no checksum of their own fit the
+/// others: a member must not pass its rotten bits on.
+fn check_sums(view: &View) -> Result<(), LoadError> {
+    const WHAT: &str = "the rows of the snapshot do not belong together";
+    let wrong = |_| LoadError::Malformed(WHAT);
+    verify::check_links(view).map_err(wrong)?;
+    let hash = view.recompute_hash().map_err(wrong)?;
+    if hash == view.hash() { Ok(()) } else { Err(LoadError::Malformed(WHAT)) }
+}

@@ -1,0 +1,184 @@
+//! Checks of a whole state: the hash anew, and every row against the rows that it hangs together with.
+//!
+//! Tests call [`verify`] after everything that they do, and it is what an operator runs on a folder that is in doubt.
+//!
+//! ```text
+//! latest ◀──▶ lease_keys ──▶ lease          latest ──▶ val        what a key is now is what its last change made,
+//!    ▲                                         ▲                  and what each change replaced is what the one
+//! last of each key                             │                  before it made
+//!    └──────── kidx ◀──▶ ev ───────────────────┘
+//! ```
+
+use super::hash;
+use super::keys;
+use super::read::{Reader, View};
+use super::records::{
+    Change, Format, Image, LargeValue, LeaseRow, Record, Table, Value, check_row,
+};
+use crate::api::Position;
+use crate::error::Fault;
+use crate::types::Revision;
+use std::ops::Bound;
+
+/// The hash of the state from all of its rows.
+pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
+    let state = view.reader();
+    let mut head = *view.head();
+    head.rows_hash = 0;
+    head.keys = 0;
+    state.each(Table::Latest, |key, row| {
+        let image = Image::open(key, row)?;
+        check_digest(&state, key, &image)?;
+        head.rows_hash = head.rows_hash.wrapping_add(hash::of_key(key, &image));
+        head.keys += 1;
+        Ok(())
+    })?;
+    for (id, ttl) in state.leases()? {
+        head.rows_hash = head.rows_hash.wrapping_add(hash::of_lease(id, &LeaseRow { ttl }));
+    }
+    Ok(hash::of_state(&head))
+}
+
+/// Checks every row, alone and against the others.
+pub(super) fn verify(view: &View) -> Result<(), Fault> {
+    let state = view.reader();
+    for table in Table::ALL {
+        state.each(table, |key, row| check_row(table, key, row))?;
+    }
+    state.tables.meta::<Format>(state.txn)?;
+    check_links(view)?;
+    check_chains(&state)?;
+    check_values(&state)?;
+    match recompute_hash(view)? == view.hash() {
+        true => Ok(()),
+        false => Err(Fault::corrupt("the state has another hash than its changes add up to")),
+    }
+}
+
+/// Checks the rows without content, which no checksum covers, against the rows that they point to and come from.
+pub(super) fn check_links(view: &View) -> Result<(), Fault> {
+    let state = view.reader();
+    check_leases(&state)?;
+    check_events(&state)
+}
+
+impl Reader<'_> {
+    /// Shows every row of a table.
+    pub(super) fn each(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        for row in self.tables.range(self.txn, table, Bound::Unbounded, Bound::Unbounded)? {
+            let (key, row) = row?;
+            visit(key, row)?;
+        }
+        Ok(())
+    }
+}
+
+/// The value of an image is the one that it was written with.
+fn check_digest(state: &Reader<'_>, key: &[u8], image: &Image) -> Result<(), Fault> {
+    let value = state.value(key, image)?;
+    match Value::of(&value) == image.value {
+        true => Ok(()),
+        false => Err(Table::Values.corrupt(&keys::position(image.modified))),
+    }
+}
+
+/// Each key with a lease is among the keys of that lease, and the other way round.
+fn check_leases(state: &Reader<'_>) -> Result<(), Fault> {
+    state.each(Table::Latest, |key, row| {
+        let Some(lease) = Image::open(key, row)?.lease else { return Ok(()) };
+        let row_key = keys::attachment(lease, key);
+        let attached = state.tables.raw(state.txn, Table::Attachments, &row_key)?;
+        attached.ok_or_else(|| Table::Attachments.missing(&row_key))?;
+        state.lease(lease)?.map(|_| ()).ok_or_else(|| Table::Leases.missing(&keys::lease(lease)))
+    })?;
+    state.each(Table::Attachments, |row_key, _| {
+        let pair = keys::parse_attachment(row_key);
+        let (lease, key) = pair.ok_or_else(|| Table::Attachments.corrupt(row_key))?;
+        match state.image(key)? {
+            Some(image) if image.lease == Some(lease) => Ok(()),
+            _ => Err(Table::Attachments.corrupt(row_key)),
+        }
+    })
+}
+
+/// History has a row for each change from its first to the newest revision, and `kidx` has the same ones.
+fn check_events(state: &Reader<'_>) -> Result<(), Fault> {
+    let mut last: Option<Position> = None;
+    let mut count = 0;
+    state.each(Table::Events, |row_key, row| {
+        let at = keys::parse_position(row_key).ok_or_else(|| Table::Events.corrupt(row_key))?;
+        let follows = match last {
+            // Physical compaction stops anywhere below the compacted revision, within a revision too.
+            None => at.revision <= first_kept(state),
+            Some(last) if at.revision == last.revision => at.sub == last.sub + 1,
+            Some(last) => at == Position::start_of(last.revision.next()),
+        };
+        let change = Change::open(row_key, row)?;
+        let history = keys::history(&change.key, at);
+        let is_indexed = state.tables.raw(state.txn, Table::History, &history)?.is_some();
+        if !follows || !is_indexed || change.new.is_none() && change.prev.is_none() {
+            return Err(Table::Events.corrupt(row_key));
+        }
+        last = Some(at);
+        count += 1;
+        Ok(())
+    })?;
+    let newest = last.map_or(Revision::FIRST, |last| last.revision);
+    let indexed = state.tables.count(state.txn, Table::History)?;
+    match newest == state.revision && indexed == count {
+        true => Ok(()),
+        false => Err(Fault::corrupt("history does not end where the state stands")),
+    }
+}
+
+/// The oldest revision whose changes must all be there.
+fn first_kept(state: &Reader<'_>) -> Revision {
+    state.compact_revision.max(Revision::FIRST.next())
+}
+
+/// What each change replaced is what the change before it made, and the last one made what is now.
+fn check_chains(state: &Reader<'_>) -> Result<(), Fault> {
+    let mut before: Option<Change> = None;
+    state.each(Table::History, |row_key, _| {
+        let parsed = keys::parse_history(row_key);
+        let (key, at) = parsed.ok_or_else(|| Table::History.corrupt(row_key))?;
+        let change = state.tables.change(state.txn, &key, at)?;
+        for image in change.prev.iter().chain(&change.new) {
+            check_digest(state, &key, image)?;
+        }
+        let follows = match before.take() {
+            Some(before) if before.key == change.key => before.new == change.prev,
+            Some(before) => check_newest(state, &before).map(|()| true)?,
+            None => true,
+        };
+        if !follows {
+            return Err(Table::Events.corrupt(&keys::position(at)));
+        }
+        before = Some(change);
+        Ok(())
+    })?;
+    before.map_or(Ok(()), |before| check_newest(state, &before))
+}
+
+fn check_newest(state: &Reader<'_>, change: &Change) -> Result<(), Fault> {
+    match state.image(&change.key)? == change.new {
+        true => Ok(()),
+        false => Err(Table::Latest.corrupt(&change.key)),
+    }
+}
+
+/// Each large value is the one of its key now, or what a change that is still there replaced.
+fn check_values(state: &Reader<'_>) -> Result<(), Fault> {
+    state.each(Table::Values, |row_key, row| {
+        let at = keys::parse_position(row_key).ok_or_else(|| Table::Values.corrupt(row_key))?;
+        let value = LargeValue::open(row_key, row)?;
+        match state.needs_value(&value.key, at, Revision::from(0))? {
+            true => Ok(()),
+            false => Err(Table::Values.corrupt(row_key)),
+        }
+    })
+}

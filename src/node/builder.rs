@@ -1,0 +1,276 @@
+//! How a node comes to be: alone, or with the other founders of its group.
+
+use super::door::{Door, Doorkeeper};
+use super::{Node, PrivateRuntime, Running, log_folder};
+use crate::error::{Error, Reason, Result};
+use crate::lmdb::FolderLock;
+use crate::raft::config::{Retention, Timing};
+use crate::raft::founding::{Desk, Founders};
+use crate::raft::identity::{Founder, Founding, Identity, Records};
+use crate::raft::log::LogStore;
+use crate::raft::machine::State;
+use crate::raft::member::{Member, Parts};
+use crate::wire::{self, Endpoint, Listener, RpcClient, check_plaintext};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// The address space reserved for the log, and for the state. The files grow only as they are used.
+const LOG_MAP_BYTES: usize = 32 << 30;
+const STATE_MAP_BYTES: u64 = 128 << 30;
+/// The smallest state that makes sense.
+const STATE_MAP_BYTES_MIN: u64 = 16 << 20;
+/// The granularity of all maps: a multiple of every page size in use.
+const MAP_STEP: u64 = 1 << 20;
+/// How long a founder waits for the others.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Describes a node before it starts: [`Node::builder`].
+///
+/// Nothing happens before [`solo`](Self::solo) or [`form`](Self::form).
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let folder = tempfile::tempdir()?;
+/// use quorate::Node;
+/// use std::time::Duration;
+///
+/// let node = Node::builder(folder.path())
+///     .listen("127.0.0.1:0")
+///     .heartbeat(Duration::from_millis(100))
+///     .solo()
+///     .await?;
+/// assert!(node.local_address().is_some());
+/// # node.shutdown().await?;
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing before `solo` or `form`"]
+pub struct NodeBuilder {
+    folder: PathBuf,
+    listen: Option<String>,
+    advertise: Option<String>,
+    plaintext: bool,
+    name: String,
+    timing: Timing,
+    retention: Retention,
+    map_bytes: u64,
+    patience: Duration,
+}
+
+impl NodeBuilder {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            listen: None,
+            advertise: None,
+            plaintext: false,
+            name: String::new(),
+            timing: Timing::default(),
+            retention: Retention::default(),
+            map_bytes: STATE_MAP_BYTES,
+            patience: PATIENCE,
+        }
+    }
+
+    /// The address, `host:port`, to listen on for the other members and for remote clients.
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = Some(address.into());
+        self
+    }
+
+    /// The address under which the others reach this node, if it is another than the one it listens on.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
+        self
+    }
+
+    /// Allows unencrypted traffic on addresses that are not loopback.
+    pub fn plaintext(mut self) -> Self {
+        self.plaintext = true;
+        self
+    }
+
+    /// Names the group, so that two groups that are set up on the same addresses by mistake do not mix.
+    pub fn group_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How often the leader shows that it is there; 200 ms unless said otherwise, between 20 ms and 10 s, and the same on
+    /// all members.
+    ///
+    /// A leader is replaced after five to ten heartbeats without one, and the shortest lease is fifteen. Slow disks want
+    /// a slower one: an answer includes a flush.
+    pub fn heartbeat(mut self, every: Duration) -> Self {
+        self.timing.heartbeat = every;
+        self
+    }
+
+    /// How much address space to reserve for the state, in bytes: the most that it can ever take. 128 GiB unless said
+    /// otherwise.
+    pub fn map_size(mut self, bytes: u64) -> Self {
+        self.map_bytes = bytes;
+        self
+    }
+
+    /// After how many entries the log is cut; 20,000 unless said otherwise. Half as many are kept behind the cut, so that
+    /// a member that was away for a short time catches up from the log.
+    pub fn snapshot_every(mut self, entries: u64) -> Self {
+        self.retention = Retention { snapshot_every: entries, kept: entries / 2 };
+        self
+    }
+
+    /// How long [`form`](Self::form) waits for the other founders when the group is founded; five minutes unless said
+    /// otherwise.
+    pub fn patience(mut self, founders: Duration) -> Self {
+        self.patience = founders;
+        self
+    }
+
+    /// Starts a group of one: for tests, for development, and for services on a single host.
+    ///
+    /// It is as durable as a larger group, and not available while its host is away. It needs no
+    /// [`listen`](Self::listen), unless remote clients are to reach it.
+    ///
+    /// # Errors
+    ///
+    /// If the folder is in use, damaged, from a newer version, or belongs to a larger group; if the address cannot be
+    /// listened on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends what was started. The folder stays usable.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let folder = tempfile::tempdir()?;
+    /// let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// assert_eq!(node.status().leader, Some(node.id()));
+    /// # node.shutdown().await?;
+    /// # Ok(()) }) }
+    /// ```
+    pub async fn solo(self) -> Result<Node> {
+        self.start(None).await
+    }
+
+    /// Founds a group with the others, or takes this node's place in it again.
+    ///
+    /// Every founder passes the same addresses, its own among them, on every start. The group is founded once, when all
+    /// of them are there; from then on each starts without waiting for the others, and a majority of them is enough to
+    /// serve. Ids follow from the sorted list, once, and are kept in the folders.
+    ///
+    /// # Errors
+    ///
+    /// - [`Reason::BadMembers`] if the list has an address twice, or not this node's own;
+    /// - [`Reason::FoundersDiffer`] if another founder has another list, or the group was founded by another;
+    /// - [`Reason::IncarnationRefused`] if the group exists and this folder is not the one that founded it: its data was
+    ///   lost, and with it the votes it gave. It must not come back under the old id;
+    /// - [`Reason::Unreachable`], with the addresses, if founders do not answer within [`patience`](Self::patience);
+    /// - if the folder is in use, damaged or from a newer version; if the address cannot be listened on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends what was started. The folder stays usable.
+    ///
+    /// ```no_run
+    /// # async fn f() -> quorate::Result<()> {
+    /// let node = quorate::Node::builder("data/1")
+    ///     .listen("127.0.0.1:7401")
+    ///     .form(["127.0.0.1:7401", "127.0.0.1:7402", "127.0.0.1:7403"])
+    ///     .await?;
+    /// node.ready().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn form<A: Into<String>>(self, members: impl IntoIterator<Item = A>) -> Result<Node> {
+        let members = members.into_iter().map(Into::into).collect();
+        self.start(Some(members)).await
+    }
+
+    async fn start(self, members: Option<Vec<String>>) -> Result<Node> {
+        self.timing.check()?;
+        if self.map_bytes < STATE_MAP_BYTES_MIN || self.retention.snapshot_every == 0 {
+            let detail = "a map has at least 16 MiB, and a snapshot comes after one entry at least";
+            return Err(Reason::BadOption { detail: detail.to_owned() }.into());
+        }
+        let founders = match members {
+            Some(members) => {
+                let Some(own) = self.advertise.as_ref().or(self.listen.as_ref()) else {
+                    let detail = "a member of a group needs an address: say listen()".to_owned();
+                    return Err(Reason::BadAddress { detail }.into());
+                };
+                Some(Founders::new(&self.name, members, own)?)
+            }
+            None => None,
+        };
+        let runtime = PrivateRuntime::start()?;
+        let running = runtime.run(self.run(founders)).await?;
+        Ok(Node { running: Some(running), runtime })
+    }
+
+    /// Everything from the lock to the first call, on the node's own runtime.
+    async fn run(self, founders: Option<Founders>) -> Result<Running> {
+        // The order matters: nothing in the folder is touched before it is ours, and nobody is answered before the
+        // folder has said who this is.
+        let lock = FolderLock::take(&self.folder)?;
+        let listener = self.bind().await?;
+        let log = LogStore::open(&log_folder(&self.folder), LOG_MAP_BYTES)?;
+        let map_bytes = self.map_bytes.next_multiple_of(MAP_STEP);
+        let map_bytes = usize::try_from(map_bytes).unwrap_or(usize::MAX);
+        let state = State::open(&self.folder, map_bytes)?;
+        let records = Records::open(&log).await?;
+        let solo = founders.is_none();
+        let founders = founders.unwrap_or_else(|| Founders::alone(&self.name));
+        let desk = Desk::new(founders, records);
+        let door = Arc::new(Door::new(desk.clone()));
+        let server = listener.map(|it| wire::serve(it, Arc::new(Doorkeeper(Arc::clone(&door)))));
+        let identity = self.identify(&desk, &log, solo).await?;
+        let parts = Parts {
+            identity,
+            timing: self.timing,
+            retention: self.retention,
+            log,
+            state,
+            desk: desk.clone(),
+            plaintext: self.plaintext,
+        };
+        let member = Member::start(parts).await?;
+        door.open(Arc::clone(&member.shared));
+        if desk.initializes() {
+            member.initialize(desk.members()).await?;
+        }
+        if solo {
+            // Nobody else has to be waited for.
+            let mut leadership = member.shared.leadership_changes();
+            let _ = leadership.wait_for(|leadership| leadership.is_me).await;
+        }
+        Ok(Running { member, server, door, lock })
+    }
+
+    async fn bind(&self) -> Result<Option<Listener>> {
+        let Some(address) = &self.listen else { return Ok(None) };
+        check_plaintext(address, self.plaintext).await?;
+        wire::bind(address).await.map(Some)
+    }
+
+    /// Who this node is: as the folder says, or as the founding makes it.
+    async fn identify(&self, desk: &Desk, log: &LogStore, solo: bool) -> Result<Identity> {
+        if let Some(identity) = desk.known(log)? {
+            return Ok(identity);
+        }
+        if solo {
+            return desk.found_alone(log).await;
+        }
+        let who = Endpoint { group: 0, node: 0 };
+        let client = |address: &String| {
+            let client = RpcClient::new(address.clone(), who, self.plaintext, Handle::current());
+            (address.clone(), client)
+        };
+        let clients: BTreeMap<String, RpcClient> = desk.others().map(client).collect();
+        desk.found(log, clients, self.patience).await
+    }
+}

@@ -1,0 +1,125 @@
+//! The timing of a group, and openraft's settings that follow from it.
+//!
+//! Timing is a setting of the *group*: all members must run the same, and compare it when they connect.
+
+use crate::error::{Error, Reason};
+use openraft::{Config, SnapshotPolicy, StepDownPolicy};
+use std::time::Duration;
+
+/// How fast the group notices that its leader is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timing {
+    pub(crate) heartbeat: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        // A heartbeat is answered after the follower has flushed what it accepted, so it has to leave a slow disk time.
+        Self { heartbeat: Duration::from_millis(200) }
+    }
+}
+
+impl Timing {
+    /// The shortest and the longest heartbeat that make sense.
+    const HEARTBEAT_MIN: Duration = Duration::from_millis(20);
+    const HEARTBEAT_MAX: Duration = Duration::from_secs(10);
+
+    pub(crate) fn check(self) -> Result<Self, Error> {
+        if (Self::HEARTBEAT_MIN..=Self::HEARTBEAT_MAX).contains(&self.heartbeat) {
+            return Ok(self);
+        }
+        let detail = format!(
+            "a heartbeat every {:?} is outside of {:?} to {:?}",
+            self.heartbeat,
+            Self::HEARTBEAT_MIN,
+            Self::HEARTBEAT_MAX
+        );
+        Err(Reason::BadOption { detail }.into())
+    }
+
+    /// A follower that hears nothing for so long campaigns.
+    pub(crate) fn election_min(self) -> Duration {
+        self.heartbeat * 5
+    }
+
+    /// No follower waits longer.
+    pub(crate) fn election_max(self) -> Duration {
+        self.heartbeat * 10
+    }
+
+    /// The shortest time to live of a lease: it has to outlast a change of leader.
+    pub(crate) fn ttl_floor(self) -> Duration {
+        self.election_max() * 3 / 2
+    }
+}
+
+/// How much log is kept, and how often it is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Retention {
+    /// Entries after which the log is cut behind a snapshot of the state.
+    pub(crate) snapshot_every: u64,
+    /// Entries that stay behind the cut, so that a short outage is made good from the log.
+    pub(crate) kept: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { snapshot_every: 20_000, kept: 10_000 }
+    }
+}
+
+/// openraft's settings.
+pub(crate) fn config(timing: Timing, retention: Retention) -> Config {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let config = Config {
+        cluster_name: "quorate".to_owned(),
+        heartbeat_interval: millis(timing.heartbeat),
+        election_timeout_min: millis(timing.election_min()),
+        election_timeout_max: millis(timing.election_max()),
+        // Without a real pre-vote a member that was cut off comes back with a higher term and unseats a good leader.
+        enable_pre_vote: Some(true),
+        // Must stay off. A restarted leader would resume its term and issue the ids of entries that had not reached
+        // its disk again, for other entries: followers compare ids only, so the group would silently disagree.
+        enable_leader_restore: Some(false),
+        // A leader that reaches no quorum, but one member that does, would block elections for ever.
+        quorum_loss_probe_interval: Some(2 * millis(timing.election_max())),
+        // Bytes are bounded where entries are read for replication.
+        max_payload_entries: 2048,
+        max_append_entries: Some(4096),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(retention.snapshot_every),
+        max_in_snapshot_log_to_keep: retention.kept,
+        purge_batch_size: 1024.min(retention.kept.max(1)),
+        replication_lag_threshold: retention.snapshot_every + retention.kept,
+        install_snapshot_timeout: 30_000,
+        api_channel_size: Some(8192),
+        backoff: "50ms 100ms 200ms 500ms 1s ...2s".to_owned(),
+        removed_leader_step_down: StepDownPolicy::After(500),
+        // A member whose log went backwards has lost data, and must not be believed.
+        allow_log_reversion: None,
+        ..Config::default()
+    };
+    config.validate().expect("checked timing and constants make a valid configuration")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_timing_turns_leader_restore_on() {
+        for millis in [20, 50, 200, 10_000] {
+            let timing = Timing { heartbeat: Duration::from_millis(millis) }.check().unwrap();
+            let config = config(timing, Retention::default());
+            assert_eq!(config.enable_leader_restore, Some(false));
+            assert_eq!(config.enable_pre_vote, Some(true));
+            assert!(config.quorum_loss_probe_interval >= Some(2 * config.election_timeout_max));
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_that_makes_no_sense_is_refused() {
+        for heartbeat in [Duration::ZERO, Duration::from_millis(1), Duration::from_secs(3600)] {
+            assert!(Timing { heartbeat }.check().is_err());
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The door of a node: every request of every client comes in here.
+//!
+//! ```text
+//!           ┌─ check(): refused by the rules, before anything happened
+//! Call ─────┤
+//!           ├─ write ─┬─ this member leads ─▶ openraft ─▶ applied ─▶ answer
+//!           │         └─ another leads ─▶ its gateway, one hop, marked so that it goes no further
+//!           ├─ read ──── a round (unless serializable) ─▶ wait until applied ─▶ local view
+//!           ├─ lease ─── the leader, after a round ─▶ memory
+//!           └─ watch ─── local history
+//! ```
+//!
+//! Clients know no leader: whichever member they ask finds it. While there is none the gateway waits, as long as the
+//! caller does.
+//!
+//! Invariants
+//! - what was surely not appended is tried again until the deadline; what may have been never is, and its error says so;
+//! - a forwarded request is never forwarded again;
+//! - no request is held longer than its caller waits, and no more bytes than [`ADMISSION_UNITS`] are under way.
+
+use super::member::{ADMISSION_UNITS, Leadership, Shared};
+use super::watch::Watchers;
+use super::{Answer, Payload};
+use crate::api::{self, Applied, Call, Command, NodeStatus, Proposal, Query, Request, Response};
+use crate::error::{Error, Reason};
+use crate::types::{Consistency, LeaseId, LeaseStatus, NodeId, OpKind, TxnOp, TxnOutcome, limits};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use openraft::errors::ClientWriteError;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::SemaphorePermit;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// How long to wait before asking again who leads, if nobody says that it changed.
+const ASK_AGAIN: Duration = Duration::from_millis(25);
+
+/// One caller's way into a node: a connection, or a client in this process. Clones share their watches.
+#[derive(Clone, Debug)]
+pub(crate) struct Gateway {
+    shared: Arc<Shared>,
+    watchers: Arc<Watchers>,
+}
+
+impl tower::Service<Call> for Gateway {
+    type Response = Response;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Response, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let gateway = self.clone();
+        async move { gateway.answer(call).await }.boxed()
+    }
+}
+
+/// What became of a write that this member tried.
+enum Tried {
+    Answered(Result<Applied, Error>),
+    /// It is surely in no log.
+    NotAppended(Error),
+}
+
+impl Gateway {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let watchers = Arc::new(Watchers::new(Arc::clone(&shared.state)));
+        Self { shared, watchers }
+    }
+
+    async fn answer(&self, call: Call) -> Result<Response, Error> {
+        let timeout = call.timeout.min(limits::CALL_TIMEOUT_MAX);
+        let deadline = Instant::now() + timeout;
+        api::check(&call.request, self.shared.timing.ttl_floor())?;
+        match call.request {
+            Request::Propose { proposals, forwarded } => {
+                let outcomes = self.propose(proposals, forwarded, deadline).await?;
+                Ok(Response::Propose(outcomes))
+            }
+            Request::Query(query) => self.query(query, deadline).await.map(Response::Query),
+            Request::Follow(follow) => self.watchers.follow(follow).await.map(Response::Follow),
+            Request::KeepAlive { leases, forwarded } => {
+                let again = Request::KeepAlive { leases: leases.clone(), forwarded: true };
+                let own = || self.keep_alive(&leases, deadline);
+                self.on_leader(own, again, forwarded, deadline).await
+            }
+            Request::Leases { only, forwarded } => {
+                let again = Request::Leases { only: only.clone(), forwarded: true };
+                let own = || self.leases(only.as_deref(), deadline);
+                self.on_leader(own, again, forwarded, deadline).await
+            }
+            Request::ReadIndex => self.read_index(deadline).await,
+            Request::Status => Ok(Response::Status(self.status())),
+            Request::Founding(question) => {
+                self.shared.desk.answer(&question).map(Response::Founding)
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------ writes
+
+    /// Carries out proposals, here or at the leader, and returns one outcome for each, in order.
+    async fn propose(
+        &self,
+        proposals: Vec<Proposal>,
+        forwarded: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Result<Applied, Error>>, Error> {
+        let started = Instant::now();
+        // Decided by the leader's own clock in its own term: nobody else may propose it.
+        if proposals.iter().any(|it| matches!(it.command, Command::Expire { .. })) {
+            return Err(Reason::Malformed {
+                what: "proposal: only a leader expires leases".into(),
+            }
+            .into());
+        }
+        let payloads: Vec<Payload> = proposals.into_iter().map(Payload::from).collect();
+        let _admitted = self.admit(&payloads, deadline).await?;
+        let mut outcomes: Vec<Option<Result<Applied, Error>>> = vec![None; payloads.len()];
+        let mut waiting: Vec<usize> = (0..payloads.len()).collect();
+        loop {
+            let leadership = self.shared.leadership();
+            let batch: Vec<&Payload> = waiting.iter().map(|index| &payloads[*index]).collect();
+            let tried = self.try_once(&leadership, &batch, forwarded, deadline).await;
+            let mut not_appended = None;
+            let mut left = Vec::new();
+            for (index, tried) in waiting.into_iter().zip(tried) {
+                match tried {
+                    Tried::Answered(outcome) => outcomes[index] = Some(outcome),
+                    Tried::NotAppended(error) => {
+                        left.push(index);
+                        not_appended.get_or_insert(error);
+                    }
+                }
+            }
+            waiting = left;
+            let Some(error) = not_appended else { break };
+            if forwarded || !self.wait_for_change(&leadership, deadline).await {
+                // It is a definite "no": none of these is in any log.
+                let error = if forwarded { error } else { out_of_time(&error, started) };
+                waiting.iter().for_each(|index| outcomes[*index] = Some(Err(error.clone())));
+                break;
+            }
+        }
+        Ok(outcomes.into_iter().map(|it| it.expect("each was answered or given up")).collect())
+    }
+
+    /// Takes on the bytes of a request, or refuses it before anything happened.
+    async fn admit(
+        &self,
+        payloads: &[Payload],
+        deadline: Instant,
+    ) -> Result<SemaphorePermit<'_>, Error> {
+        let bytes: usize = payloads.iter().map(|payload| payload.bytes.len()).sum();
+        let units = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(ADMISSION_UNITS);
+        match timeout_at(deadline, self.shared.admission.acquire_many(units)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(Reason::Closed.into()),
+            Err(_) => Err(Reason::TooManyRequests.into()),
+        }
+    }
+
+    async fn try_once(
+        &self,
+        leadership: &Leadership,
+        batch: &[&Payload],
+        forwarded: bool,
+        deadline: Instant,
+    ) -> Vec<Tried> {
+        let refuse = |reason: Reason| {
+            let error = Error::from(reason);
+            batch.iter().map(|_| Tried::NotAppended(error.clone())).collect()
+        };
+        if leadership.is_me {
+            return self.append(batch, deadline).await;
+        }
+        let leader = leadership.leader.map(NodeId::from);
+        match self.shared.leader_client(leadership) {
+            Some(_) if forwarded => refuse(Reason::NotLeader { leader }),
+            Some(client) => forward(&client, batch, deadline).await,
+            None => refuse(Reason::NoLeader),
+        }
+    }
+
+    /// Appends proposals to this leader's log and waits until they are applied.
+    async fn append(&self, batch: &[&Payload], deadline: Instant) -> Vec<Tried> {
+        let started = Instant::now();
+        for payload in batch {
+            self.let_leases_end(&payload.proposal, deadline).await;
+        }
+        let payloads: Vec<Payload> = batch.iter().map(|payload| (*payload).clone()).collect();
+        let late = || {
+            let waited = started.elapsed();
+            Tried::Answered(Err(Error::from(Reason::DeadlinePassed { waited }).unknown_outcome()))
+        };
+        let stopped = || Tried::Answered(Err(self.shared.stopped().unknown_outcome()));
+        let sent = timeout_at(deadline, self.shared.raft.client_write_many(payloads)).await;
+        let mut answers = match sent {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(_fatal)) => return batch.iter().map(|_| stopped()).collect(),
+            Err(_) => return batch.iter().map(|_| late()).collect(),
+        };
+        let mut tried = Vec::with_capacity(batch.len());
+        for _ in batch {
+            tried.push(match timeout_at(deadline, answers.next()).await {
+                Ok(Some(Ok(Ok(written)))) => Tried::Answered(written.response.map_or_else(
+                    || Err(Reason::Malformed { what: "command".to_owned() }.into()),
+                    |outcome| outcome.map_err(Error::from),
+                )),
+                Ok(Some(Ok(Err(error)))) => refused(&error),
+                Ok(Some(Err(_)) | None) => stopped(),
+                Err(_) => late(),
+            });
+        }
+        tried
+    }
+
+    /// A lease that is due counts as gone from that moment: a write that names it waits until its end is in the log.
+    async fn let_leases_end(&self, proposal: &Proposal, deadline: Instant) {
+        let leases = named_leases(&proposal.command);
+        if leases.is_empty() {
+            return;
+        }
+        let mut head = self.shared.state.head();
+        while self.shared.state.lessor.any_due(&leases) {
+            if !matches!(timeout_at(deadline, head.changed()).await, Ok(Ok(()))) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until somebody else may lead, or it is worth asking the same again. Returns whether there is time left.
+    async fn wait_for_change(&self, before: &Leadership, deadline: Instant) -> bool {
+        let mut changes = self.shared.leadership_changes();
+        let again = (Instant::now() + ASK_AGAIN).min(deadline);
+        let changed = changes.wait_for(|now| now != before && now.leader.is_some());
+        let _ = timeout_at(again, changed).await;
+        Instant::now() < deadline
+    }
+
+    // ------------------------------------------------------------------------------------------------- reads
+
+    async fn query(&self, query: Query, deadline: Instant) -> Result<TxnOutcome, Error> {
+        let started = Instant::now();
+        if query.consistency == Consistency::Linearizable {
+            let position = self.round(deadline).await?;
+            self.applied(position.index, deadline).await?;
+        }
+        if let Some(revision) = query.revision_min {
+            let mut head = self.shared.state.head();
+            let reached = timeout_at(deadline, head.wait_for(|head| head.revision >= revision));
+            reached.await.map_err(|_| late(started))?.map_err(|_| Error::from(Reason::Closed))?;
+        }
+        let fail = |fault| self.shared.state.fail(fault);
+        let view = self.shared.state.view().map_err(fail)?;
+        view.query(&query.txn).map_err(fail)?.map_err(Error::from)
+    }
+
+    /// A round that confirms the leader, tried until the deadline.
+    async fn round(&self, deadline: Instant) -> Result<crate::mvcc::LogPosition, Error> {
+        let started = Instant::now();
+        loop {
+            let leadership = self.shared.leadership();
+            match timeout_at(deadline, self.shared.reads.round()).await {
+                Ok(Ok(position)) => return Ok(position),
+                Ok(Err(error)) if !error.is_retryable() => return Err(error),
+                Ok(Err(error)) => {
+                    if !self.wait_for_change(&leadership, deadline).await {
+                        return Err(out_of_time(&error, started));
+                    }
+                }
+                Err(_) => return Err(late(started)),
+            }
+        }
+    }
+
+    async fn applied(&self, index: u64, deadline: Instant) -> Result<(), Error> {
+        let started = Instant::now();
+        timeout_at(deadline, self.shared.applied(index)).await.map_err(|_| late(started))?
+    }
+
+    async fn read_index(&self, deadline: Instant) -> Result<Response, Error> {
+        let leadership = self.shared.leadership();
+        if !leadership.is_me {
+            return Err(Reason::NotLeader { leader: leadership.leader.map(Into::into) }.into());
+        }
+        let started = Instant::now();
+        let round = timeout_at(deadline, self.shared.reads.round()).await;
+        Ok(Response::ReadIndex(round.map_err(|_| late(started))??.index))
+    }
+
+    // ------------------------------------------------------------------------------------------------ leases
+
+    /// Answers from the leader's memory: here, or one hop away.
+    async fn on_leader<F: Future<Output = Result<Response, Error>>>(
+        &self,
+        own: impl Fn() -> F,
+        again: Request,
+        forwarded: bool,
+        deadline: Instant,
+    ) -> Result<Response, Error> {
+        let started = Instant::now();
+        loop {
+            let leadership = self.shared.leadership();
+            let leader = leadership.leader.map(NodeId::from);
+            let answer = if leadership.is_me {
+                own().await
+            } else {
+                match self.shared.leader_client(&leadership) {
+                    Some(_) if forwarded => Err(Reason::NotLeader { leader }.into()),
+                    Some(client) => {
+                        let timeout = deadline.saturating_duration_since(Instant::now());
+                        client.call(Call { request: again.clone(), timeout }).await
+                    }
+                    None => Err(Reason::NoLeader.into()),
+                }
+            };
+            match answer {
+                Err(error) if error.is_retryable() && !forwarded => {
+                    if !self.wait_for_change(&leadership, deadline).await {
+                        return Err(out_of_time(&error, started));
+                    }
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Renews leases, after a quorum has confirmed that this member leads: a leader that was deposed a moment ago would
+    /// push back a deadline that its successor does not know.
+    async fn keep_alive(&self, leases: &[LeaseId], deadline: Instant) -> Result<Response, Error> {
+        let confirmed = self.round(deadline).await?;
+        self.applied(confirmed.index, deadline).await?;
+        let renewed = self.shared.state.lessor.renew(confirmed.term, leases);
+        renewed.map(Response::KeepAlive).ok_or_else(|| Reason::NoLeader.into())
+    }
+
+    async fn leases(&self, only: Option<&[LeaseId]>, deadline: Instant) -> Result<Response, Error> {
+        let confirmed = self.round(deadline).await?;
+        self.applied(confirmed.index, deadline).await?;
+        let lessor = &self.shared.state.lessor;
+        let remaining = lessor.remaining(only).ok_or_else(|| Error::from(Reason::NoLeader))?;
+        let fail = |fault| self.shared.state.fail(fault);
+        let view = self.shared.state.view().map_err(fail)?;
+        let mut leases = Vec::with_capacity(remaining.len());
+        for (id, remaining) in remaining {
+            let lease = view.lease(id).map_err(fail)?;
+            let status = lease.zip(remaining).map(|(lease, (ttl, remaining))| LeaseStatus {
+                id,
+                ttl,
+                remaining,
+                keys: lease.keys,
+            });
+            leases.push(status);
+        }
+        Ok(Response::Leases(leases))
+    }
+
+    fn status(&self) -> NodeStatus {
+        let leadership = self.shared.leadership();
+        NodeStatus {
+            node: NodeId::from(self.shared.identity.node),
+            group: self.shared.identity.group,
+            leader: leadership.leader.map(NodeId::from),
+            term: leadership.term,
+            revision: self.shared.head().revision,
+        }
+    }
+}
+
+/// Sends proposals to the leader's gateway.
+async fn forward(
+    client: &crate::wire::RpcClient,
+    batch: &[&Payload],
+    deadline: Instant,
+) -> Vec<Tried> {
+    let proposals = batch.iter().map(|payload| Proposal::clone(&payload.proposal)).collect();
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    let request = Request::Propose { proposals, forwarded: true };
+    match client.call(Call { request, timeout }).await {
+        Ok(Response::Propose(outcomes)) if outcomes.len() == batch.len() => {
+            outcomes.into_iter().map(sort).collect()
+        }
+        Ok(_) => {
+            let malformed = Reason::Malformed { what: "answer of the leader".to_owned() };
+            let error = Error::from(malformed).unknown_outcome();
+            batch.iter().map(|_| Tried::Answered(Err(error.clone()))).collect()
+        }
+        Err(error) => batch.iter().map(|_| sort(Err(error.clone()))).collect(),
+    }
+}
+
+/// Whether the leader's answer to a forwarded proposal is one, or says that it did not append it.
+fn sort(outcome: Result<Applied, Error>) -> Tried {
+    match outcome {
+        Err(error) if error.may_have_applied() => Tried::Answered(Err(error)),
+        // A leader that is shutting down, or a connection that could not be made, took nothing.
+        Err(error) if error.is_retryable() || *error.reason() == Reason::Closed => {
+            Tried::NotAppended(error)
+        }
+        outcome => Tried::Answered(outcome),
+    }
+}
+
+/// What openraft's refusal of a write means.
+fn refused(error: &ClientWriteError<super::Types>) -> Tried {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => {
+            Tried::NotAppended(super::reads::not_leader(forward))
+        }
+        // It was in this member's log, and may be in that of the leader that follows.
+        ClientWriteError::LogEntryDiscarded(_) => {
+            Tried::Answered(Err(Error::from(Reason::LeaderChanged).unknown_outcome()))
+        }
+        ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_) => {
+            Tried::Answered(Err(Reason::Malformed { what: "command".to_owned() }.into()))
+        }
+    }
+}
+
+fn late(started: Instant) -> Error {
+    Reason::DeadlinePassed { waited: started.elapsed() }.into()
+}
+
+/// What stood in the way until the deadline, if that says more than that time is up.
+fn out_of_time(error: &Error, started: Instant) -> Error {
+    match error.reason() {
+        Reason::NotLeader { .. } => Reason::NoLeader.into(),
+        Reason::DeadlinePassed { .. } => late(started),
+        _ => error.clone(),
+    }
+}
+
+/// The leases that a command would attach keys to.
+fn named_leases(command: &Command) -> Vec<LeaseId> {
+    fn collect(txn: &TxnOp, leases: &mut Vec<LeaseId>) {
+        for op in txn.operations() {
+            match &op.0 {
+                OpKind::Put(put) => leases.extend(put.lease),
+                OpKind::Txn(nested) => collect(nested, leases),
+                OpKind::Get(_) | OpKind::Delete(_) | OpKind::Range(_) => {}
+            }
+        }
+    }
+    let mut leases = Vec::new();
+    if let Command::Txn(txn) = command {
+        collect(txn, &mut leases);
+    }
+    leases
+}

@@ -1,0 +1,180 @@
+//! Who this member is, and who founded the group.
+//!
+//! Both are written to the log's environment once, and are never asked for again. The *incarnation* is drawn when the
+//! data folder is made: a folder that was wiped comes back with another one, so that it can be told from the member
+//! whose votes and acknowledgements it does not remember.
+
+use super::Peer;
+use super::log::{LogStore, Meta};
+use crate::codec;
+use crate::error::{Error, Fault, Reason};
+use crate::types::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// Ids of founders are below this; whoever joins later gets an id above it.
+pub(crate) const FOUNDERS_MAX: usize = 1023;
+
+/// Who this member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) group: u128,
+    pub(crate) node: u64,
+    pub(crate) incarnation: u64,
+}
+
+/// The members that founded the group. All of them hold the same record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Founding {
+    pub(crate) group: u128,
+    pub(crate) name: String,
+    pub(crate) founders: Vec<Founder>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Founder {
+    pub(crate) address: String,
+    pub(crate) incarnation: u64,
+}
+
+impl Founding {
+    /// Makes the record of a new group. The founders' ids follow from the order of their addresses.
+    pub(crate) fn new(name: &str, mut founders: Vec<Founder>) -> Self {
+        founders.sort_by(|a, b| a.address.cmp(&b.address));
+        Self { group: random_u128(), name: name.to_owned(), founders }
+    }
+
+    /// The members as the group's first membership names them.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (u64, Peer)> {
+        (1..).zip(&self.founders).map(|(id, founder)| {
+            (id, Peer { address: founder.address.clone(), incarnation: founder.incarnation })
+        })
+    }
+
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.founders.iter().map(|founder| founder.address.as_str())
+    }
+
+    /// Who `address` is in the group, if its folder is still the one that founded it.
+    pub(crate) fn identity(&self, address: &str, incarnation: u64) -> Result<Identity, Error> {
+        let mut members = self.members();
+        let Some((node, peer)) = members.find(|(_, peer)| peer.address == address) else {
+            let known = self.addresses().collect::<Vec<_>>().join(", ");
+            let detail = format!("{address} is not among the founders of the group: {known}");
+            return Err(Reason::FoundersDiffer { detail }.into());
+        };
+        if peer.incarnation != incarnation {
+            return Err(Reason::IncarnationRefused { node: NodeId::from(node) }.into());
+        }
+        Ok(Identity { group: self.group, node, incarnation })
+    }
+
+    /// Refuses another list of founders than the one that founded the group.
+    pub(crate) fn check(&self, name: &str, addresses: &[String]) -> Result<(), Error> {
+        if !self.addresses().eq(addresses.iter().map(String::as_str)) {
+            let known = self.addresses().collect::<Vec<_>>().join(", ");
+            let detail = format!(
+                "the group was founded by {known}, not by {}: pass the same addresses on every start",
+                addresses.join(", ")
+            );
+            return Err(Reason::FoundersDiffer { detail }.into());
+        }
+        if self.name != name {
+            let detail = format!("the group is named {:?}, not {name:?}", self.name);
+            return Err(Reason::FoundersDiffer { detail }.into());
+        }
+        Ok(())
+    }
+}
+
+/// What the data folder says about itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Records {
+    pub(crate) incarnation: u64,
+    pub(crate) founding: Option<Founding>,
+}
+
+impl Records {
+    /// Reads the records; a new folder draws its incarnation.
+    pub(crate) async fn open(log: &LogStore) -> Result<Self, Fault> {
+        let incarnation = match read::<u64>(log, Meta::Identity)? {
+            Some(incarnation) => incarnation,
+            None => {
+                // Zero stands for "unknown" in a hello.
+                let drawn = random_u64().max(1);
+                log.write_meta(Meta::Identity, codec::encode(&drawn).into()).await?;
+                drawn
+            }
+        };
+        Ok(Self { incarnation, founding: read(log, Meta::Founding)? })
+    }
+
+    /// Keeps the founding record, for ever, before anybody is told of it.
+    pub(crate) async fn found(&mut self, log: &LogStore, founding: Founding) -> Result<(), Fault> {
+        assert!(self.founding.is_none(), "a folder founds one group");
+        log.write_meta(Meta::Founding, codec::encode(&founding).into()).await?;
+        self.founding = Some(founding);
+        Ok(())
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(log: &LogStore, name: Meta) -> Result<Option<T>, Fault> {
+    let Some(bytes) = log.read_meta(name)? else { return Ok(None) };
+    let unreadable = |_| Fault::format(format!("this version cannot read the record {name:?}"));
+    codec::decode(&bytes).map(Some).map_err(unreadable)
+}
+
+fn random_u64() -> u64 {
+    getrandom::u64().expect("the system has randomness")
+}
+
+fn random_u128() -> u128 {
+    u128::from(random_u64()) << 64 | u128::from(random_u64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn founder(address: &str, incarnation: u64) -> Founder {
+        Founder { address: address.into(), incarnation }
+    }
+
+    #[test]
+    fn ids_follow_from_the_sorted_addresses() {
+        let founding = Founding::new("", vec![founder("b:1", 20), founder("a:1", 10)]);
+        assert_eq!(founding.identity("a:1", 10).unwrap().node, 1);
+        assert_eq!(founding.identity("b:1", 20).unwrap().node, 2);
+    }
+
+    #[test]
+    fn a_wiped_folder_is_not_the_member_that_it_was() {
+        let founding = Founding::new("", vec![founder("a:1", 10)]);
+        let error = founding.identity("a:1", 11).unwrap_err();
+        assert_eq!(*error.reason(), Reason::IncarnationRefused { node: NodeId::from(1) });
+    }
+
+    #[test]
+    fn another_list_or_name_is_refused() {
+        let founding = Founding::new("x", vec![founder("a:1", 10), founder("b:1", 20)]);
+        let list =
+            |addresses: &[&str]| addresses.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        founding.check("x", &list(&["a:1", "b:1"])).unwrap();
+        assert!(founding.check("x", &list(&["a:1"])).is_err());
+        assert!(founding.check("x", &list(&["a:1", "c:1"])).is_err());
+        assert!(founding.check("y", &list(&["a:1", "b:1"])).is_err());
+        assert!(founding.identity("c:1", 10).is_err());
+    }
+
+    #[tokio::test]
+    async fn the_records_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = LogStore::open(folder.path(), 16 << 20).unwrap();
+        let mut records = Records::open(&log).await.unwrap();
+        let founding = Founding::new("x", vec![founder("a:1", records.incarnation)]);
+        records.found(&log, founding.clone()).await.unwrap();
+        let again = Records::open(&log).await.unwrap();
+        assert_eq!(again.incarnation, records.incarnation);
+        assert_eq!(again.founding, Some(founding));
+    }
+}

@@ -1,0 +1,404 @@
+//! The Raft log, with the vote, in an LMDB environment of its own.
+//!
+//! One thread writes, in order, everything that waits as one transaction with one fsync, and answers only then. What
+//! has been handed in can be read at once, from memory: replication and apply never wait for this member's disk.
+//!
+//! ```text
+//! append ─┬─▶ tail in memory ◀── readers (replication, apply)
+//!         └─▶ queue ─▶ writer thread ─▶ one LMDB transaction ─▶ fsync ─▶ IOFlushed, gate
+//!                      {vote, append, truncate, purge, committed}
+//!
+//! log    be64 index ─▶ entry | crc32c(index, entry)
+//! meta   name       ─▶ value | crc32c(name, value)      vote committed purged format · identity founding
+//! ```
+//!
+//! Invariants
+//! - vote, append, truncate and purge reach the disk in the order in which they were handed in: reordering vote and log
+//!   loses committed entries;
+//! - nobody is told that something is on the disk before the fsync of it, and of all before it, has returned;
+//! - a write that failed is never tried again, and everything after it fails: the node must stop;
+//! - `tail` is always a suffix of the log, and holds every entry that is not on the disk yet;
+//! - [`LogStore::flushed`] answers for the entry that is at an index *now*, also if the disk still has an older one there.
+
+mod disk;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use super::format::entry_bytes;
+use super::{Entry, LogId, Types, Vote};
+use crate::error::Fault;
+use crate::lmdb::{Env, Worker};
+pub(crate) use disk::Meta;
+use disk::{Disk, Job};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, Range, RangeBounds};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::{oneshot, watch};
+
+/// Durable entries that stay in memory for replication and apply, in bytes.
+const TAIL_BYTES_KEPT: usize = 16 << 20;
+/// Entries in memory that are not on the disk yet, in bytes. A disk that stalls stops the intake here.
+const STAGED_BYTES_MAX: usize = 64 << 20;
+/// The most bytes of entries in one message to a follower.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// The log of one member. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct LogStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    env: Env,
+    disk: Disk,
+    shared: Arc<Mutex<Shared>>,
+    writer: Worker<Job>,
+    flushed: watch::Receiver<Flushed>,
+}
+
+/// How far the writer has come: the number of the last job that is on the disk, or that it has failed for good.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flushed {
+    job: u64,
+    failed: bool,
+}
+
+/// The log as it was handed in, ahead of the disk.
+#[derive(Debug, Default)]
+struct Shared {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    tail: VecDeque<Entry>,
+    tail_bytes: usize,
+    /// The number of the last job handed in.
+    submitted: u64,
+    /// Appends that are not on the disk: the indexes that each still stands for, its job, and its bytes.
+    pending: VecDeque<Pending>,
+    staged_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Pending {
+    indexes: Range<u64>,
+    job: u64,
+    bytes: usize,
+}
+
+impl LogStore {
+    /// Opens the log in `folder`, or makes an empty one.
+    pub(crate) fn open(folder: &Path, map_bytes: usize) -> Result<Self, Fault> {
+        let (env, disk) = Disk::open(folder, map_bytes)?;
+        let shared = disk.load(&env)?;
+        let shared = Arc::new(Mutex::new(shared));
+        let (sender, flushed) = watch::channel(Flushed::default());
+        let handle = disk::writer(env.clone(), disk.clone(), Arc::clone(&shared), sender);
+        let writer = Worker::spawn("quorate-log", handle)?;
+        Ok(Self { inner: Arc::new(Inner { env, disk, shared, writer, flushed }) })
+    }
+
+    /// The environment, to wait for its closing when all clones of the log are gone.
+    pub(crate) fn env(&self) -> Env {
+        self.inner.env.clone()
+    }
+
+    /// Whether it has never held an entry or a vote.
+    pub(crate) fn is_pristine(&self) -> bool {
+        let shared = self.shared();
+        shared.last.is_none() && shared.vote.is_none()
+    }
+
+    /// Reads a record of this member's own, such as its identity.
+    pub(crate) fn read_meta(&self, name: Meta) -> Result<Option<bytes::Bytes>, Fault> {
+        let txn = self.inner.env.read_txn()?;
+        self.inner.disk.read_meta(&txn, name)
+    }
+
+    /// Writes a record of this member's own, and returns when it is on the disk.
+    pub(crate) async fn write_meta(&self, name: Meta, value: bytes::Bytes) -> Result<(), Fault> {
+        let (done, written) = oneshot::channel();
+        self.submit(&mut self.shared(), |_| Job::Meta { name, value, done })?;
+        written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()))
+    }
+
+    /// Waits until everything that was handed in before, truncations included, is on the disk.
+    pub(crate) async fn flush(&self) -> Result<(), Fault> {
+        let (done, written) = oneshot::channel();
+        self.submit(&mut self.shared(), |_| Job::Barrier { done })?;
+        written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()))
+    }
+
+    /// Waits until the entry that is now at `index`, and everything before it, is on the disk. Entries that are not in
+    /// the log any more, because a snapshot took their place, count as there.
+    pub(crate) async fn flushed(&self, index: u64) -> Result<(), Fault> {
+        let job = {
+            let shared = self.shared();
+            shared
+                .pending
+                .iter()
+                .find(|append| append.indexes.contains(&index))
+                .map(|append| append.job)
+        };
+        match job {
+            None => Ok(()),
+            Some(job) => self.reach(|flushed, _| flushed.job >= job).await,
+        }
+    }
+
+    /// Waits until the writer has come so far, or has failed.
+    async fn reach(&self, far: impl Fn(Flushed, &Shared) -> bool) -> Result<(), Fault> {
+        let mut flushed = self.inner.flushed.clone();
+        loop {
+            let now = *flushed.borrow_and_update();
+            if now.failed {
+                return Err(self.inner.writer.cause());
+            }
+            if far(now, &self.shared()) {
+                return Ok(());
+            }
+            if flushed.changed().await.is_err() {
+                return Err(self.inner.writer.cause());
+            }
+        }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        // Nothing panics under this lock; if it did, the state would be whole all the same.
+        self.inner.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Numbers a job and queues it, in one step, so that the queue is in the order of the numbers.
+    fn submit(&self, shared: &mut Shared, job: impl FnOnce(u64) -> Job) -> Result<u64, Fault> {
+        shared.submitted += 1;
+        self.inner.writer.send(job(shared.submitted))?;
+        Ok(shared.submitted)
+    }
+
+    /// The entries in `start..end` that the log has: all, or from the first on as many as fit `bytes_max`.
+    fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Entry>, Fault> {
+        let mut batch = Batch { entries: Vec::new(), bytes: 0, bytes_max };
+        let (on_disk, in_memory) = {
+            let shared = self.shared();
+            let start = start.max(shared.purged.map_or(0, |id| id.index + 1));
+            let end = end.min(shared.last.map_or(0, |id| id.index + 1));
+            let memory = shared.tail_start().clamp(start, end.max(start));
+            let skipped = usize::try_from(memory - shared.tail_start().min(memory));
+            let in_memory = shared.tail.iter().skip(skipped.unwrap_or(usize::MAX));
+            let in_memory = in_memory.take_while(|entry| entry.log_id.index < end).cloned();
+            (start..memory, in_memory.collect::<Vec<_>>())
+        };
+        if !on_disk.is_empty() {
+            // What is not in memory is on the disk, and stays as it is while it is in the log.
+            let txn = self.inner.env.read_txn()?;
+            self.inner.disk.read_entries(&txn, on_disk, |entry| batch.take(entry))?;
+        }
+        let _ = in_memory.into_iter().all(|entry| batch.take(entry));
+        Ok(batch.entries)
+    }
+}
+
+/// Entries that are read until they are enough.
+struct Batch {
+    entries: Vec<Entry>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Batch {
+    /// Takes an entry if it fits, and the first one in any case; returns whether to go on.
+    fn take(&mut self, entry: Entry) -> bool {
+        self.bytes = self.bytes.saturating_add(entry_bytes(&entry));
+        let fits = self.bytes <= self.bytes_max || self.entries.is_empty();
+        if fits {
+            self.entries.push(entry);
+        } else {
+            // Whatever follows is not the next entry any more.
+            self.bytes = usize::MAX;
+        }
+        fits
+    }
+}
+
+impl Shared {
+    /// The index at which memory begins.
+    fn tail_start(&self) -> u64 {
+        let next = self.last.map_or(0, |id| id.index + 1);
+        self.tail.front().map_or(next, |entry| entry.log_id.index)
+    }
+
+    /// Takes in entries that follow the last one.
+    fn stage(&mut self, entries: &[Entry], job: u64) -> Result<(), Fault> {
+        let Some(first) = entries.first() else { return Ok(()) };
+        let mut bytes = 0;
+        for entry in entries {
+            let index = entry.log_id.index;
+            if let Some(last) = self.last
+                && index != last.index + 1
+            {
+                return Err(Fault::assertion(format!("entry {index} after entry {}", last.index)));
+            }
+            bytes += entry_bytes(entry);
+            self.last = Some(entry.log_id);
+            self.tail.push_back(entry.clone());
+        }
+        let indexes = first.log_id.index..first.log_id.index + entries.len() as u64;
+        self.pending.push_back(Pending { indexes, job, bytes });
+        self.tail_bytes += bytes;
+        self.staged_bytes += bytes;
+        Ok(())
+    }
+
+    /// Forgets the entries after `last`.
+    fn cut_back(&mut self, last: Option<LogId>) {
+        let end = last.map_or(0, |id| id.index + 1);
+        while self.tail.back().is_some_and(|entry| entry.log_id.index >= end) {
+            self.tail_bytes -= self.tail.pop_back().as_ref().map_or(0, entry_bytes);
+        }
+        for append in &mut self.pending {
+            // What is left of it still has to be written before the entries that will follow.
+            append.indexes.start = append.indexes.start.min(end);
+            append.indexes.end = append.indexes.end.min(end);
+        }
+        if self.last.is_some_and(|last| last.index >= end) {
+            self.last = last;
+        }
+    }
+
+    /// Forgets the entries up to `purged`.
+    fn cut_front(&mut self, purged: LogId) {
+        while self.tail.front().is_some_and(|entry| entry.log_id.index <= purged.index) {
+            self.drop_oldest();
+        }
+        self.purged = Some(purged);
+        if self.last.is_none_or(|last| last.index < purged.index) {
+            self.last = Some(purged);
+        }
+    }
+
+    /// Takes note that the jobs up to `job` are on the disk.
+    fn settle(&mut self, job: u64) {
+        while self.pending.front().is_some_and(|append| append.job <= job) {
+            self.staged_bytes -= self.pending.pop_front().map_or(0, |append| append.bytes);
+        }
+        let first_pending = self.pending.front().map_or(u64::MAX, |append| append.indexes.start);
+        while self.tail_bytes > TAIL_BYTES_KEPT + self.staged_bytes
+            && self.tail.front().is_some_and(|oldest| oldest.log_id.index < first_pending)
+        {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        self.tail_bytes -= self.tail.pop_front().as_ref().map_or(0, entry_bytes);
+    }
+}
+
+/// A fault as openraft takes it. Any `Err` stops the node for good.
+pub(super) fn io_error(fault: Fault) -> io::Error {
+    io::Error::other(fault)
+}
+
+/// The bounds of a range of indexes, as a half-open one.
+fn half_open(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: R,
+    ) -> io::Result<Vec<Entry>> {
+        let (start, end) = half_open(&range);
+        self.read(start, end, usize::MAX).map_err(io_error)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.read(start, end, READ_BYTES_MAX).map_err(io_error)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.shared().vote)
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let shared = self.shared();
+        Ok(LogState { last_purged_log_id: shared.purged, last_log_id: shared.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let (done, written) = oneshot::channel();
+        let vote = *vote;
+        self.submit(&mut self.shared(), |_| Job::Vote { vote, done }).map_err(io_error)?;
+        let written = written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()));
+        written.map_err(io_error)?;
+        self.shared().vote = Some(vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        let Some(committed) = committed else { return Ok(()) };
+        let mut shared = self.shared();
+        shared.committed = Some(committed);
+        self.submit(&mut shared, |_| Job::Committed { committed }).map_err(io_error)?;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.shared().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        // A disk that stalls must not fill the memory.
+        let roomy = self.reach(|_, shared| shared.staged_bytes < STAGED_BYTES_MAX).await;
+        roomy.map_err(io_error)?;
+        let mut shared = self.shared();
+        let job = shared.submitted + 1;
+        shared.stage(&entries, job).map_err(io_error)?;
+        self.submit(&mut shared, |job| Job::Append { job, entries, flushed }).map_err(io_error)?;
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let mut shared = self.shared();
+        shared.cut_back(last);
+        let from = last.map_or(0, |id| id.index + 1);
+        self.submit(&mut shared, |_| Job::Truncate { from }).map_err(io_error)?;
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        let mut shared = self.shared();
+        shared.cut_front(upto);
+        self.submit(&mut shared, |_| Job::Purge { upto }).map_err(io_error)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,297 @@
+//! What openraft's own suite cannot see of a log: reopening, a crash, the order of jobs, and when callbacks come.
+
+use super::*;
+use crate::mvcc::LogPosition;
+use crate::raft::EntryPayload;
+use crate::raft::format::log_id;
+use openraft::type_config::TypeConfigExt;
+use openraft::vote::RaftLeaderId;
+use tempfile::TempDir;
+
+/// Where tests reach into the writer thread: hold it before its fsync, make the disk fail, or crash.
+pub(crate) mod seam {
+    use crate::error::Fault;
+    use crate::lmdb::Env;
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+    use std::sync::{Arc, Condvar, LazyLock, Mutex};
+
+    #[derive(Clone, Copy, Debug, Default, PartialEq)]
+    pub(crate) enum Disk {
+        #[default]
+        Works,
+        /// Nothing reaches the disk; whoever waits for it waits.
+        Holds,
+        /// The next write fails.
+        Fails,
+        /// Power is lost: what was not written is gone.
+        Crashed,
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Seam {
+        disk: Mutex<Disk>,
+        changed: Condvar,
+    }
+
+    static SEAMS: LazyLock<Mutex<BTreeMap<PathBuf, Arc<Seam>>>> = LazyLock::new(Mutex::default);
+
+    /// The seam of the environment in `folder`.
+    pub(crate) fn of(folder: &Path) -> Arc<Seam> {
+        let folder = folder.canonicalize().unwrap();
+        SEAMS.lock().unwrap().entry(folder).or_default().clone()
+    }
+
+    impl Seam {
+        pub(crate) fn set(&self, disk: Disk) {
+            *self.disk.lock().unwrap() = disk;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Called by the writer thread with the transaction written and not yet synced.
+    pub(in super::super) fn before_sync(env: &Env) -> Result<(), Fault> {
+        let Some(seam) = SEAMS.lock().unwrap().get(env.path()).cloned() else { return Ok(()) };
+        let disk = seam.disk.lock().unwrap();
+        let disk = seam.changed.wait_while(disk, |disk| *disk == Disk::Holds).unwrap();
+        match *disk {
+            Disk::Works | Disk::Holds => Ok(()),
+            Disk::Fails => Err(Fault::disk("a test", std::io::Error::other("the disk fails"))),
+            Disk::Crashed => Err(Fault::disk("a test", std::io::Error::other("the power is gone"))),
+        }
+    }
+}
+
+const MAP: usize = 64 << 20;
+
+fn at(term: u64, index: u64) -> LogId {
+    log_id(LogPosition { term, node: 1, index })
+}
+
+fn blanks(term: u64, indexes: Range<u64>) -> Vec<Entry> {
+    let blank = |index| Entry { log_id: at(term, index), payload: EntryPayload::Blank };
+    indexes.map(blank).collect()
+}
+
+fn ids(entries: &[Entry]) -> Vec<(u64, u64)> {
+    entries.iter().map(|e| (e.log_id.committed_leader_id().term, e.log_id.index)).collect()
+}
+
+fn vote(term: u64) -> Vote {
+    Vote { leader_id: RaftLeaderId::new(term, 1), committed: true }
+}
+
+/// Closes every handle and opens the folder again.
+fn reopen(log: LogStore, folder: &TempDir) -> LogStore {
+    let env = log.env();
+    drop(log);
+    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)), "a handle leaked");
+    LogStore::open(folder.path(), MAP).unwrap()
+}
+
+/// Loses what is not on the disk, and opens the folder again.
+fn crash(log: LogStore, folder: &TempDir) -> LogStore {
+    let seam = seam::of(folder.path());
+    seam.set(seam::Disk::Crashed);
+    let env = log.env();
+    drop(log);
+    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)), "a handle leaked");
+    seam.set(seam::Disk::Works);
+    LogStore::open(folder.path(), MAP).unwrap()
+}
+
+type Answer = oneshot::Receiver<io::Result<()>>;
+
+async fn append(log: &mut LogStore, entries: Vec<Entry>) -> Answer {
+    let (sender, answer) = Types::oneshot();
+    log.append(entries, IOFlushed::signal(sender)).await.unwrap();
+    answer
+}
+
+async fn all(log: &mut LogStore) -> Vec<(u64, u64)> {
+    ids(&log.try_get_log_entries(..).await.unwrap())
+}
+
+#[tokio::test]
+async fn everything_is_there_after_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    log.save_vote(&vote(3)).await.unwrap();
+    append(&mut log, blanks(1, 0..10)).await.await.unwrap().unwrap();
+    log.truncate_after(Some(at(1, 6))).await.unwrap();
+    append(&mut log, blanks(2, 7..9)).await.await.unwrap().unwrap();
+    log.purge(at(1, 3)).await.unwrap();
+    log.save_committed(Some(at(2, 7))).await.unwrap();
+    log.flush().await.unwrap();
+
+    let mut log = reopen(log, &folder);
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote(3)));
+    assert_eq!(log.read_committed().await.unwrap(), Some(at(2, 7)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(at(1, 3)), Some(at(2, 8))));
+    assert_eq!(all(&mut log).await, [(1, 4), (1, 5), (1, 6), (2, 7), (2, 8)]);
+}
+
+#[tokio::test]
+async fn a_callback_comes_only_after_the_fsync_and_entries_are_readable_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let seam = seam::of(folder.path());
+    seam.set(seam::Disk::Holds);
+    let mut answer = append(&mut log, blanks(1, 0..3)).await;
+    assert_eq!(all(&mut log).await.len(), 3);
+    let gate = log.flushed(2);
+    tokio::pin!(gate);
+    assert!(futures::poll!(&mut gate).is_pending());
+    assert!(answer.try_recv().is_err(), "nothing is on the disk");
+
+    seam.set(seam::Disk::Works);
+    answer.await.unwrap().unwrap();
+    gate.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_crash_loses_what_no_callback_was_given_for_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    log.save_vote(&vote(1)).await.unwrap();
+    append(&mut log, blanks(1, 0..3)).await.await.unwrap().unwrap();
+    seam::of(folder.path()).set(seam::Disk::Holds);
+    let lost = append(&mut log, blanks(1, 3..5)).await;
+    log.truncate_after(Some(at(1, 3))).await.unwrap();
+
+    let mut log = crash(log, &folder);
+    assert!(!matches!(lost.await, Ok(Ok(()))), "it was never on the disk");
+    assert_eq!(all(&mut log).await, [(1, 0), (1, 1), (1, 2)]);
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote(1)));
+}
+
+#[tokio::test]
+async fn the_disk_sees_vote_append_and_truncate_in_their_order() {
+    // A crash at any point between the jobs must leave a prefix of them, never a later one without an earlier one.
+    for written in 0..6 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = LogStore::open(folder.path(), MAP).unwrap();
+        for step in 0..6 {
+            if step == written {
+                log.flush().await.unwrap();
+                seam::of(folder.path()).set(seam::Disk::Holds);
+            }
+            match step {
+                0 => drop(append(&mut log, blanks(1, 0..4)).await),
+                // Polled once, a vote is queued; its answer does not come while the disk holds.
+                1 | 4 => drop(futures::poll!(std::pin::pin!(log.save_vote(&vote(step))))),
+                2 => log.truncate_after(Some(at(1, 1))).await.unwrap(),
+                3 => drop(append(&mut log, blanks(2, 2..3)).await),
+                _ => log.purge(at(1, 0)).await.unwrap(),
+            }
+        }
+        let mut log = crash(log, &folder);
+        let entries = match written {
+            0 => vec![],
+            1 | 2 => vec![(1, 0), (1, 1), (1, 2), (1, 3)],
+            3 => vec![(1, 0), (1, 1)],
+            4 | 5 => vec![(1, 0), (1, 1), (2, 2)],
+            _ => unreachable!(),
+        };
+        assert_eq!(all(&mut log).await, entries, "after {written} jobs");
+        let voted = match written {
+            0 | 1 => None,
+            2..=4 => Some(vote(1)),
+            _ => Some(vote(4)),
+        };
+        assert_eq!(log.read_vote().await.unwrap(), voted, "after {written} jobs");
+    }
+}
+
+#[tokio::test]
+async fn the_gate_of_a_replaced_entry_waits_for_its_replacement() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    append(&mut log, blanks(3, 0..9)).await.await.unwrap().unwrap();
+    seam::of(folder.path()).set(seam::Disk::Holds);
+    log.truncate_after(Some(at(3, 4))).await.unwrap();
+    // The disk has an entry of term 3 at index 5, of a higher term even than the one that took its place.
+    let _answer = append(&mut log, blanks(2, 5..6)).await;
+    assert!(futures::poll!(std::pin::pin!(log.flushed(5))).is_pending());
+    assert!(futures::poll!(std::pin::pin!(log.flushed(4))).is_ready());
+    seam::of(folder.path()).set(seam::Disk::Works);
+    log.flushed(5).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_write_fails_everything_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    seam::of(folder.path()).set(seam::Disk::Fails);
+    let error = append(&mut log, blanks(1, 0..1)).await.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("the disk fails"), "{error}");
+    seam::of(folder.path()).set(seam::Disk::Works);
+    assert!(log.save_vote(&vote(1)).await.is_err());
+    assert!(log.flushed(0).await.is_err());
+}
+
+#[tokio::test]
+async fn many_appends_share_one_fsync() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let seam = seam::of(folder.path());
+    let transactions = |log: &LogStore| log.env().info().last_txn_id;
+    seam.set(seam::Disk::Holds);
+    let before = transactions(&log);
+    let mut answers = Vec::new();
+    for index in 0..100 {
+        answers.push(append(&mut log, blanks(1, index..index + 1)).await);
+    }
+    seam.set(seam::Disk::Works);
+    for answer in answers {
+        answer.await.unwrap().unwrap();
+    }
+    assert!(transactions(&log) - before <= 2, "the first, and all that waited for it");
+}
+
+#[tokio::test]
+async fn old_entries_are_read_from_the_disk_and_batches_are_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), 256 << 20).unwrap();
+    let value = vec![7; 300 << 10];
+    for index in 0..100 {
+        let put = crate::types::Op::put("k", value.clone());
+        let command = crate::api::Command::Txn(crate::types::TxnOp::single(put.0));
+        let payload = EntryPayload::Normal(crate::api::Proposal::from(command).into());
+        let entry = Entry { log_id: at(1, index), payload };
+        append(&mut log, vec![entry]).await.await.unwrap().unwrap();
+    }
+    assert!(log.shared().tail_bytes <= TAIL_BYTES_KEPT + (1 << 20), "memory is bounded");
+    assert_eq!(all(&mut log).await, (0..100).map(|index| (1, index)).collect::<Vec<_>>());
+    for start in [0, 40, 60, 98] {
+        let batch = ids(&log.limited_get_log_entries(start, 100).await.unwrap());
+        let expected: Vec<_> = (start..100).take(3).map(|index| (1, index)).collect();
+        assert_eq!(batch, expected);
+    }
+}
+
+#[tokio::test]
+async fn flipped_bytes_are_found_and_a_newer_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    append(&mut log, blanks(1, 0..3)).await.await.unwrap().unwrap();
+    let inner = &log.inner;
+    let mut txn = inner.env.write_txn().unwrap();
+    inner.disk.flip_a_bit(&mut txn, 1);
+    txn.commit().unwrap();
+    let env = log.env();
+    drop(log);
+    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)));
+    let fault = LogStore::open(folder.path(), MAP).unwrap_err();
+    assert!(fault.to_string().contains("log entry 1 has changed on the disk"), "{fault}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let log = LogStore::open(folder.path(), MAP).unwrap();
+    log.write_meta(Meta::Format, crate::codec::layout::Layout::to_bytes(&2u16)).await.unwrap();
+    let env = log.env();
+    drop(log);
+    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)));
+    let fault = LogStore::open(folder.path(), MAP).unwrap_err();
+    assert!(fault.to_string().contains("format 2"), "{fault}");
+}

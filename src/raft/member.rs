@@ -1,0 +1,355 @@
+//! The running member: what its parts share, and the tasks that follow its leadership.
+//!
+//! ```text
+//! openraft's metrics ─▶ leadership (who, which term) ─┬─▶ gateway: where writes go
+//!                                                     ├─▶ leases: a reign begins, a reign ends
+//!                                                     └─▶ the application: Node::leadership
+//! ```
+//!
+//! All tasks live in the node's private runtime and are owned by the [`Member`]: an application that blocks its own
+//! executor must not cost the group its leader.
+
+use super::config::{Retention, Timing, config};
+use super::founding::Desk;
+use super::identity::Identity;
+use super::leases::Lessor;
+use super::log::LogStore;
+use super::machine::{Gate, Head, Machine, State};
+use super::network::Network;
+use super::reads::{Reads, rounds};
+use super::{Types, format};
+use crate::api::{Applied, Command, Proposal};
+use crate::error::{Error, Fault, Reason};
+use crate::types::NodeId;
+use crate::wire::{Endpoint, RpcClient};
+use futures::future::{Either, select};
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+pub(crate) type Raft = openraft::Raft<Types, Machine>;
+
+/// Bytes of proposals that may be under way at once, in units of a kilobyte.
+pub(crate) const ADMISSION_UNITS: u32 = 64 << 10;
+
+/// Who leads the group, as this member sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leadership {
+    pub(crate) term: u64,
+    pub(crate) leader: Option<u64>,
+    pub(crate) address: Option<String>,
+    pub(crate) is_me: bool,
+}
+
+/// What the parts of a member share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) identity: Identity,
+    pub(crate) timing: Timing,
+    pub(crate) raft: Raft,
+    pub(crate) state: Arc<State>,
+    pub(crate) reads: Reads,
+    pub(crate) desk: Desk,
+    pub(crate) admission: Semaphore,
+    leadership: watch::Sender<Leadership>,
+    clients: Mutex<HashMap<String, RpcClient>>,
+    plaintext: bool,
+    runtime: Handle,
+}
+
+impl Shared {
+    pub(crate) fn leadership(&self) -> Leadership {
+        self.leadership.borrow().clone()
+    }
+
+    pub(crate) fn leadership_changes(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    /// The members, as far as this one has heard.
+    pub(crate) fn membership(&self) -> super::Membership {
+        self.raft.server_metrics().borrow_watched().membership_config.membership().clone()
+    }
+
+    pub(crate) fn head(&self) -> Head {
+        *self.state.head().borrow()
+    }
+
+    /// The way to the gateway of the leader, if it is another member.
+    pub(crate) fn leader_client(&self, leadership: &Leadership) -> Option<RpcClient> {
+        let address = leadership.address.as_ref().filter(|_| !leadership.is_me)?;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(address) {
+            return Some(client.clone());
+        }
+        let who = Endpoint { group: self.identity.group, node: self.identity.node };
+        let client = RpcClient::new(address.clone(), who, self.plaintext, self.runtime.clone());
+        clients.insert(address.clone(), client.clone());
+        Some(client)
+    }
+
+    /// Why openraft does not answer any more.
+    pub(crate) fn stopped(&self) -> Error {
+        let fault = self.state.fault().borrow().clone();
+        fault.or_else(|| fatal(&self.raft)).unwrap_or_else(|| Reason::Closed.into())
+    }
+
+    /// Waits until the entry at `index` is applied here.
+    pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
+        let mut head = self.state.head();
+        let reached = head.wait_for(|head| head.applied >= Some(index)).await;
+        reached.map(drop).map_err(|_| Reason::Closed.into())
+    }
+}
+
+/// The cause of openraft's end, if it ended by a fault.
+fn fatal(raft: &Raft) -> Option<Error> {
+    let state = raft.metrics().borrow_watched().running_state.clone();
+    match state {
+        Ok(()) | Err(openraft::errors::Fatal::Stopped) => None,
+        Err(fatal) => Some(Fault::assertion(fatal.to_string()).into()),
+    }
+}
+
+/// A running member. Dropping it ends its tasks.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) shared: Arc<Shared>,
+    log: LogStore,
+    tasks: JoinSet<()>,
+    failed: watch::Receiver<Option<Error>>,
+}
+
+/// What a member is put together from.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) identity: Identity,
+    pub(crate) timing: Timing,
+    pub(crate) retention: Retention,
+    pub(crate) log: LogStore,
+    pub(crate) state: Arc<State>,
+    pub(crate) desk: Desk,
+    pub(crate) plaintext: bool,
+}
+
+impl Member {
+    /// Starts the member on the current runtime.
+    pub(crate) async fn start(parts: Parts) -> Result<Self, Error> {
+        let Parts { identity, timing, retention, log, state, desk, plaintext } = parts;
+        let network = Network::new(identity, timing, plaintext);
+        let machine = Machine { state: Arc::clone(&state), gate: Gate::Log(log.clone()) };
+        let config = Arc::new(config(timing, retention));
+        let raft = Raft::new(identity.node, config, network, log.clone(), machine).await;
+        let raft = raft.map_err(|fatal| Error::from(Fault::corrupt(fatal.to_string())))?;
+        let (reads, waiting) = Reads::new();
+        let shared = Arc::new(Shared {
+            identity,
+            timing,
+            raft,
+            state,
+            reads,
+            desk,
+            admission: Semaphore::new(ADMISSION_UNITS as usize),
+            leadership: watch::Sender::new(Leadership::default()),
+            clients: Mutex::default(),
+            plaintext,
+            runtime: Handle::current(),
+        });
+        let (failed, failures) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(rounds(Arc::clone(&shared), waiting));
+        tasks.spawn(follow_leadership(Arc::clone(&shared)));
+        tasks.spawn(reign(Arc::clone(&shared)));
+        tasks.spawn(expire(Arc::clone(&shared)));
+        tasks.spawn(watch_health(Arc::clone(&shared), failed));
+        Ok(Self { shared, log, tasks, failed: failures })
+    }
+
+    /// Founds the group, once, with the members of the founding record. The members may do this at the same time.
+    pub(crate) async fn initialize(
+        &self,
+        members: impl Iterator<Item = (u64, super::Peer)>,
+    ) -> Result<(), Error> {
+        let members: BTreeMap<_, _> = members.collect();
+        match self.shared.raft.initialize(members).await {
+            // It has been done before.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(InitializeError::NotInMembers(error))) => {
+                Err(Fault::assertion(error.to_string()).into())
+            }
+            Err(RaftError::Fatal(_)) => Err(self.shared.stopped()),
+        }
+    }
+
+    /// Completes with the cause when the member has failed.
+    pub(crate) fn failed(&self) -> watch::Receiver<Option<Error>> {
+        self.failed.clone()
+    }
+
+    /// Gives the leadership to another voter that has everything, if this member has it and there is one.
+    ///
+    /// Writes that were admitted are finished first, and new ones are refused: a transfer that is under way cannot be
+    /// taken back, and an entry that it leaves behind would have an unknown outcome.
+    pub(crate) async fn hand_over(&self) {
+        let limit = self.shared.timing.election_max();
+        let all_done = self.shared.admission.acquire_many(ADMISSION_UNITS);
+        if let Ok(Ok(all)) = timeout(limit, all_done).await {
+            all.forget();
+        }
+        self.shared.admission.close();
+        let mut leadership = self.shared.leadership_changes();
+        let until = Instant::now() + limit;
+        while self.shared.leadership().is_me && Instant::now() < until {
+            let Some(successor) = self.successor() else {
+                // A follower that is a heartbeat behind has caught up at the next.
+                tokio::time::sleep(self.shared.timing.heartbeat / 4).await;
+                continue;
+            };
+            if self.shared.raft.trigger().transfer_leader(successor).await.is_err() {
+                return;
+            }
+            let _ = timeout(limit, leadership.wait_for(|leadership| !leadership.is_me)).await;
+            return;
+        }
+    }
+
+    /// A voter that has all that this leader has. `None` also if there is no other voter.
+    fn successor(&self) -> Option<u64> {
+        let metrics = self.shared.raft.metrics().borrow_watched().clone();
+        let replication = metrics.replication?;
+        let last = metrics.last_log_index;
+        let voters = metrics.membership_config.membership().voter_ids();
+        let mut ready = voters.filter(|id| {
+            let matched = replication.get(id).and_then(|matched| matched.as_ref());
+            *id != self.shared.identity.node && matched.map(|id| id.index) >= last
+        });
+        ready.next()
+    }
+
+    /// Ends openraft and all tasks. The environments close when the last reader has gone.
+    pub(crate) async fn stop(mut self) -> (LogStore, Arc<State>) {
+        // It only fails if the core has panicked, which is an end as well.
+        let _ = self.shared.raft.shutdown().await;
+        self.tasks.shutdown().await;
+        // What is handed in may as well be kept; a failed disk has been reported before.
+        let _ = self.log.flush().await;
+        (self.log.clone(), Arc::clone(&self.shared.state))
+    }
+}
+
+/// Publishes who leads, whenever that changes.
+async fn follow_leadership(shared: Arc<Shared>) {
+    let mut metrics = shared.raft.server_metrics();
+    loop {
+        let now = {
+            let metrics = metrics.borrow_watched();
+            let is_me = metrics.state == ServerState::Leader && metrics.vote.committed;
+            let leader = metrics.current_leader;
+            let members = metrics.membership_config.membership();
+            let peer = leader.and_then(|leader| members.get_node(&leader));
+            let address = peer.map(|peer| peer.address.clone());
+            Leadership { term: metrics.vote.leader_id.term, leader, address, is_me }
+        };
+        shared.leadership.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Begins a reign over the leases when this member leads and is confirmed, and ends it when it does not.
+async fn reign(shared: Arc<Shared>) {
+    let mut leadership = shared.leadership_changes();
+    let mut reigns: Option<u64> = None;
+    loop {
+        let now = leadership.borrow_and_update().clone();
+        if reigns != Some(now.term).filter(|_| now.is_me) {
+            shared.state.lessor.end();
+            reigns = None;
+        }
+        if now.is_me && reigns.is_none() && begin_reign(&shared, now.term).await {
+            reigns = Some(now.term);
+        }
+        let retry = now.is_me && reigns.is_none();
+        let pause = if retry { shared.timing.heartbeat } else { Duration::from_secs(3600) };
+        if let Ok(Err(_)) = timeout(pause, leadership.changed()).await {
+            return;
+        }
+    }
+}
+
+/// Confirms the leadership, applies what came before it, and hands all leases to the lessor.
+async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
+    let Ok(confirmed) = shared.reads.round().await else { return false };
+    if confirmed.term != term || shared.applied(confirmed.index).await.is_err() {
+        return false;
+    }
+    let grace = shared.timing.election_max();
+    // On the state's thread, so that no grant or end falls between reading the leases and following them.
+    let begun = shared.state.run(move |state| {
+        let leases = state.view()?.leases()?;
+        state.lessor.begin(term, leases, grace);
+        Ok(())
+    });
+    match begun.await {
+        Ok(()) => true,
+        Err(fault) => {
+            shared.state.fail(fault);
+            false
+        }
+    }
+}
+
+/// Proposes the end of leases that are due.
+async fn expire(shared: Arc<Shared>) {
+    loop {
+        let (deciding_term, leases) = shared.state.lessor.due().await;
+        let command = Command::Expire { deciding_term, leases: leases.clone() };
+        let proposed = shared.raft.client_write(Proposal::from(command).into());
+        let limit = shared.timing.election_max();
+        let answer = timeout(limit, proposed).await;
+        let is_done = matches!(&answer, Ok(Ok(written)) if matches!(written.data, Some(Ok(_))));
+        if !is_done {
+            let again = Instant::now() + shared.timing.heartbeat;
+            shared.state.lessor.retry(deciding_term, &leases, again);
+        }
+    }
+}
+
+/// Reports the first cause that ends this member.
+async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>) {
+    let mut metrics = shared.raft.metrics();
+    let mut faults = shared.state.fault();
+    let mut ended = false;
+    loop {
+        let fault = faults.borrow_and_update().clone();
+        if let Some(error) = fault.or_else(|| fatal(&shared.raft)) {
+            tracing::error!(node = shared.identity.node, %error, "the node has failed");
+            failed.send_replace(Some(error));
+            // A member that is at odds with its own disk must not go on leading or voting.
+            let _ = shared.raft.shutdown().await;
+            return;
+        }
+        if ended {
+            return;
+        }
+        // openraft writes its cause down before it goes: look once more.
+        let (metrics, faults) = (pin!(metrics.changed()), pin!(faults.changed()));
+        ended = match select(metrics, faults).await {
+            Either::Left((changed, _)) => changed.is_err(),
+            Either::Right((changed, _)) => changed.is_err(),
+        };
+    }
+}

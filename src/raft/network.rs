@@ -1,0 +1,213 @@
+//! openraft's messages to the other members.
+//!
+//! Three connections to each member: votes and entries, heartbeats, snapshots. A heartbeat never waits behind data, and
+//! a snapshot delays neither. Every connection says for which group, from whom and to whom it is (`wire`'s hello), so
+//! that a wrong address is a refusal and not a vote.
+//!
+//! Every call has a timeout, for openraft sets none: a call that hangs would hold the log's purge for ever.
+
+use super::config::Timing;
+use super::format::position;
+use super::identity::Identity;
+use super::machine::SnapshotData;
+use super::{Peer, Types, Vote};
+use crate::codec::layout::Layout;
+use crate::error::{Error, Fault, Reason};
+use crate::mvcc::SnapshotReader;
+use crate::wire::{Endpoint, Hello, PeerClient, PeerKind};
+use bytes::Bytes;
+use futures::future::{Either, select};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
+
+/// The numbers of the messages. Never reused.
+pub(crate) mod method {
+    pub(crate) const APPEND: u16 = 1;
+    pub(crate) const VOTE: u16 = 2;
+    pub(crate) const PRE_VOTE: u16 = 3;
+    pub(crate) const TRANSFER: u16 = 4;
+    /// Begin a snapshot; whatever was received of another is dropped.
+    pub(crate) const SNAPSHOT_BEGIN: u16 = 5;
+    /// `offset u64 | bytes`
+    pub(crate) const SNAPSHOT_CHUNK: u16 = 6;
+    /// `vote`: validate and install it.
+    pub(crate) const SNAPSHOT_END: u16 = 7;
+}
+
+/// The bytes of a snapshot in one message.
+const CHUNK_BYTES: usize = 512 << 10;
+/// How long the receiver of a snapshot may take for one chunk, and for the installation.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Makes the connections.
+#[derive(Debug)]
+pub(crate) struct Network {
+    identity: Identity,
+    timing: Timing,
+    plaintext: bool,
+}
+
+impl Network {
+    pub(crate) fn new(identity: Identity, timing: Timing, plaintext: bool) -> Self {
+        Self { identity, timing, plaintext }
+    }
+
+    fn connection(&self, kind: PeerKind, target: u64, peer: &Peer) -> Connection {
+        let hello = hello(self.identity, self.timing, target, peer.incarnation);
+        let who = Endpoint { group: self.identity.group, node: self.identity.node };
+        let introduce = Arc::new(move || (who, hello.clone()));
+        let client = PeerClient::new(kind, peer.address.clone(), self.plaintext, introduce);
+        Connection { client, timing: self.timing }
+    }
+}
+
+/// What a member says first to another.
+pub(crate) fn hello(identity: Identity, timing: Timing, to: u64, to_incarnation: u64) -> Hello {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Hello {
+        from: identity.node,
+        to,
+        from_incarnation: identity.incarnation,
+        to_incarnation,
+        heartbeat_ms: millis(timing.heartbeat),
+        election_min_ms: millis(timing.election_min()),
+        election_max_ms: millis(timing.election_max()),
+        lease_reads: false,
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, node: &Peer) -> Connection {
+        self.connection(PeerKind::Raft, target, node)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &Peer) -> Connection {
+        self.connection(PeerKind::Snapshot, target, node)
+    }
+}
+
+/// A connection to one member, made when it is first used, and again after it broke.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    client: PeerClient,
+    timing: Timing,
+}
+
+impl Connection {
+    async fn call<Q: Layout, A: Layout>(
+        &mut self,
+        method: u16,
+        request: &Q,
+        option: &RPCOption,
+    ) -> Result<A, RPCError<Types>> {
+        // openraft's hint is made for heartbeats; bulk on a slow disk takes longer.
+        let timeout = option.hard_ttl().max(self.timing.election_min());
+        let answer = self.client.call(method, request.to_bytes(), timeout).await;
+        answer.and_then(read_answer).map_err(|error| rpc_error(&error))
+    }
+
+    /// Sends the view as chunks, in order.
+    async fn send(&mut self, vote: Vote, snapshot: SnapshotOf) -> Result<Vote, Error> {
+        let SnapshotData::View(view) = snapshot.snapshot else {
+            return Err(Fault::assertion("a received snapshot is installed, not sent").into());
+        };
+        let at = snapshot.meta.last_log_id.as_ref().map(position);
+        tracing::info!(?at, "sending a snapshot");
+        self.client.call(method::SNAPSHOT_BEGIN, Bytes::new(), CHUNK_TIMEOUT).await?;
+        let mut reader = SnapshotReader::new(*view);
+        let mut offset = 0u64;
+        while let Some(chunk) = reader.next_chunk(CHUNK_BYTES)? {
+            let mut message = Vec::with_capacity(chunk.len() + 8);
+            offset.write(&mut message);
+            message.extend_from_slice(&chunk);
+            offset += chunk.len() as u64;
+            self.client.call(method::SNAPSHOT_CHUNK, message.into(), CHUNK_TIMEOUT).await?;
+        }
+        // The view keeps pages from being reused: it goes before the receiver's work begins.
+        drop(reader);
+        let answer =
+            self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT).await?;
+        read_answer(answer)
+    }
+}
+
+fn read_answer<A: Layout>(bytes: Bytes) -> Result<A, Error> {
+    let malformed = |_| Reason::Malformed { what: "answer of a member".to_owned() }.into();
+    A::from_bytes(bytes).map_err(malformed)
+}
+
+/// openraft backs off from a member that is unreachable, and tries again at once after other errors.
+fn rpc_error(error: &Error) -> RPCError<Types> {
+    match error.reason() {
+        Reason::DeadlinePassed { .. } => RPCError::Network(NetworkError::new(error)),
+        _ => RPCError::Unreachable(Unreachable::new(error)),
+    }
+}
+
+impl RaftNetworkV2<Types> for Connection {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        self.call(method::APPEND, &rpc, &option).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.call(method::VOTE, &rpc, &option).await
+    }
+
+    // openraft's own would grant without asking.
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.call(method::PRE_VOTE, &rpc, &option).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        match select(pin!(self.send(vote, snapshot)), pin!(cancel)).await {
+            Either::Left((Ok(vote), _)) => Ok(SnapshotResponse::new(vote)),
+            Either::Left((Err(error), _)) => Err(rpc_error(&error).into()),
+            Either::Right((closed, _)) => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let accepted: bool = self.call(method::TRANSFER, &req, &option).await?;
+        if accepted {
+            return Ok(Ok(()));
+        }
+        let refused = Error::from(Reason::LeaderChanged);
+        Err(RPCError::Unreachable(Unreachable::new(&refused)))
+    }
+}

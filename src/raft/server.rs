@@ -1,0 +1,185 @@
+//! What the other members send: the other side of [`super::network`].
+//!
+//! A message that speaks for somebody else than its connection does is refused: Raft's messages carry no target, and a
+//! mixed-up address would otherwise be a vote in another's name.
+
+use super::machine::Draft;
+use super::member::Shared;
+use super::network::method;
+use super::{Types, Vote};
+use crate::codec::layout::{Input, Layout};
+use crate::error::{Error, Reason};
+use crate::mvcc::LoadError;
+use crate::wire::{Hello, PeerKind, Status};
+use bytes::Bytes;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use openraft::storage::Snapshot;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Answers the messages of other members.
+#[derive(Debug)]
+pub(crate) struct PeerServer {
+    shared: Arc<Shared>,
+    /// The snapshot that each member is sending.
+    drafts: Mutex<HashMap<u64, Receiving>>,
+}
+
+#[derive(Debug)]
+struct Receiving {
+    draft: Draft,
+    received: u64,
+}
+
+impl PeerServer {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, drafts: Mutex::default() }
+    }
+
+    /// Whether a member may talk to this one.
+    pub(crate) fn hello(&self, hello: &Hello) -> Status {
+        let (own, timing) = (self.shared.identity, self.shared.timing);
+        let expected = super::network::hello(own, timing, hello.from, hello.from_incarnation);
+        let timing_is_equal =
+            (expected.heartbeat_ms, expected.election_min_ms, expected.election_max_ms)
+                == (hello.heartbeat_ms, hello.election_min_ms, hello.election_max_ms);
+        let membership = self.shared.membership();
+        let known = membership.get_node(&hello.from).map(|peer| peer.incarnation);
+        // Before the first entry there is no membership, but a founding record.
+        let known = known.or_else(|| self.shared.desk.incarnation(hello.from));
+        if hello.to != own.node {
+            Status::WrongTarget
+        } else if hello.to_incarnation != own.incarnation && hello.to_incarnation != 0 {
+            Status::IncarnationRefused
+        } else if known.is_some_and(|incarnation| incarnation != hello.from_incarnation) {
+            Status::IncarnationRefused
+        } else if !timing_is_equal || hello.lease_reads {
+            Status::TimingDiffers
+        } else {
+            Status::Ok
+        }
+    }
+
+    /// Answers one message. Messages of one connection come one after another.
+    pub(crate) async fn call(
+        self: Arc<Self>,
+        kind: PeerKind,
+        from: u64,
+        number: u16,
+        body: Bytes,
+    ) -> Result<Bytes, Error> {
+        match (kind, number) {
+            (PeerKind::Raft, method::APPEND) => self.append(from, body).await,
+            (PeerKind::Raft, method::VOTE) => self.vote(from, body, false).await,
+            (PeerKind::Raft, method::PRE_VOTE) => self.vote(from, body, true).await,
+            (PeerKind::Raft, method::TRANSFER) => self.transfer(from, body).await,
+            (PeerKind::Snapshot, method::SNAPSHOT_BEGIN) => self.begin(from).await,
+            (PeerKind::Snapshot, method::SNAPSHOT_CHUNK) => self.chunk(from, body).await,
+            (PeerKind::Snapshot, method::SNAPSHOT_END) => self.end(from, body).await,
+            _ => Err(malformed("method")),
+        }
+    }
+
+    async fn append(&self, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        let request: AppendEntriesRequest<Types> = read(body)?;
+        speaks_for(from, &request.vote)?;
+        let answer = self.shared.raft.append_entries(request).await;
+        answer.map(|answer| answer.to_bytes()).map_err(|_| self.shared.stopped())
+    }
+
+    async fn vote(&self, from: u64, body: Bytes, pre_vote: bool) -> Result<Bytes, Error> {
+        let request: VoteRequest<Types> = read(body)?;
+        speaks_for(from, &request.vote)?;
+        let raft = &self.shared.raft;
+        let answer = if pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
+        answer.map(|answer| answer.to_bytes()).map_err(|_| self.shared.stopped())
+    }
+
+    async fn transfer(&self, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        let request: TransferLeaderRequest<Types> = read(body)?;
+        speaks_for(from, request.from_leader())?;
+        let answer = self.shared.raft.handle_transfer_leader(request).await;
+        answer.map(|accepted| accepted.is_ok().to_bytes()).map_err(|_| self.shared.stopped())
+    }
+
+    async fn begin(self: &Arc<Self>, from: u64) -> Result<Bytes, Error> {
+        // A draft that a broken transfer left behind goes first: there is room for one.
+        let old = self.take(from);
+        let state = Arc::clone(&self.shared.state);
+        let draft = self.blocking(move || {
+            drop(old);
+            Ok(state.draft()?)
+        });
+        let draft = draft.await?;
+        self.put(from, Receiving { draft, received: 0 });
+        Ok(Bytes::new())
+    }
+
+    async fn chunk(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        let mut input = Input::new(body);
+        let offset = u64::read(&mut input).map_err(|_| malformed("snapshot chunk"))?;
+        let chunk = input.rest();
+        let Some(mut receiving) = self.take(from).filter(|it| it.received == offset) else {
+            return Err(malformed("snapshot: a chunk is missing"));
+        };
+        let receiving = self.blocking(move || {
+            receiving.received += chunk.len() as u64;
+            receiving.draft.push(&chunk)?;
+            Ok(receiving)
+        });
+        self.put(from, receiving.await?);
+        Ok(Bytes::new())
+    }
+
+    async fn end(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        let vote: Vote = read(body)?;
+        speaks_for(from, &vote)?;
+        let receiving = self.take(from).ok_or_else(|| malformed("snapshot: it has not begun"))?;
+        let loaded = self.blocking(move || {
+            let loaded = receiving.draft.finish()?;
+            Ok((loaded.meta()?, loaded))
+        });
+        let (meta, loaded) = loaded.await?;
+        let snapshot = Snapshot { meta, snapshot: super::machine::SnapshotData::Loaded(loaded) };
+        let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await;
+        answer.map(|answer| answer.vote.to_bytes()).map_err(|_| self.shared.stopped())
+    }
+
+    /// Runs disk work beside the async tasks. What a peer sent wrongly is an answer to it; what this member's disk does
+    /// stops the node.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = tokio::task::spawn_blocking(work).await;
+        match done.map_err(|_| Error::from(Reason::Closed))? {
+            Ok(done) => Ok(done),
+            Err(LoadError::Malformed(what)) => Err(malformed(what)),
+            Err(LoadError::Fault(fault)) => Err(self.shared.state.fail(fault)),
+        }
+    }
+
+    fn take(&self, from: u64) -> Option<Receiving> {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner).remove(&from)
+    }
+
+    fn put(&self, from: u64, receiving: Receiving) {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner).insert(from, receiving);
+    }
+}
+
+fn read<T: Layout>(body: Bytes) -> Result<T, Error> {
+    T::from_bytes(body).map_err(|_| malformed("message of a member"))
+}
+
+fn malformed(what: &str) -> Error {
+    Reason::Malformed { what: what.to_owned() }.into()
+}
+
+fn speaks_for(from: u64, vote: &Vote) -> Result<(), Error> {
+    let actual = vote.leader_id.node_id;
+    if actual == from {
+        return Ok(());
+    }
+    Err(Reason::NodeMismatch { actual: actual.into(), expected: from.into() }.into())
+}

@@ -1,0 +1,577 @@
+//! Watches on this member: cursors that wait, and the index that wakes those whose range a commit touched.
+//!
+//! A watch is a range and a position, not a queue. The index never carries an event, so it can never lose one: what a
+//! woken cursor delivers is read from history.
+//!
+//! ```text
+//!             register, then read ┌─────────────── Stream (a caller's cursors) ───────────────┐
+//! Follow ───────────────────────▶ │ cursor 1  jobs/…  next 41     ready: {1}                  │ ──▶ history ──▶ news
+//!                                 │ cursor 2  config  next 38                                 │
+//!                                 └──────▲────────────────────────────────────────────────────┘
+//! state thread: commit visible, then wake(touched keys) ┘ then `woken` = its revision
+//! ```
+//!
+//! Invariants
+//! - a cursor is in the index before its history is read, and a commit is visible before its cursors are woken, and the
+//!   view that they are read from is not older than the moment they are taken: so no event can fall between;
+//! - a cursor that is not ready has seen everything up to `woken`;
+//! - a commit that touched nothing of a cursor's range neither wakes it nor costs it anything;
+//! - an answer is taken back if its caller asks again after the one before it.
+
+use super::machine::State;
+use crate::api::{Cursor, CursorId, Follow, Followed, News, Position};
+use crate::error::{Error, Fault, Reason};
+use crate::types::{KeyRange, Revision, limits};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+/// The most bytes of events in one answer, whatever the caller asks for.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// The most cursors of one stream.
+const CURSORS_MAX: usize = 1 << 20;
+
+/// Which cursors a touched key wakes.
+#[derive(Debug)]
+pub(crate) struct Interest {
+    ranges: Mutex<Ranges>,
+    /// All wake-ups up to this revision have been given.
+    woken: AtomicU64,
+    next_stream: AtomicU64,
+}
+
+/// Names a cursor on this member.
+type Waiter = (u64, CursorId);
+
+#[derive(Debug, Default)]
+struct Ranges {
+    streams: HashMap<u64, Arc<Stream>>,
+    keys: HashMap<Bytes, BTreeSet<Waiter>>,
+    prefixes: HashMap<Bytes, BTreeSet<Waiter>>,
+    /// How many prefixes there are of each length, so that a touched key is looked up once for each.
+    prefix_lengths: BTreeMap<usize, usize>,
+    others: BTreeMap<Waiter, KeyRange>,
+}
+
+impl Interest {
+    pub(crate) fn new(head: Revision) -> Self {
+        Self {
+            ranges: Mutex::default(),
+            woken: AtomicU64::new(head.get()),
+            next_stream: AtomicU64::new(1),
+        }
+    }
+
+    fn ranges(&self) -> MutexGuard<'_, Ranges> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn woken(&self) -> Revision {
+        Revision::from(self.woken.load(Ordering::Acquire))
+    }
+
+    /// On the state's thread, once `touched` is visible: wakes the cursors whose range it lies in.
+    pub(crate) fn wake(&self, touched: &[(Revision, Bytes)], head: Revision) {
+        if !touched.is_empty() {
+            let ranges = self.ranges();
+            if !ranges.streams.is_empty() {
+                touched.iter().for_each(|(revision, key)| ranges.wake(*revision, key));
+            }
+        }
+        self.woken.store(head.get(), Ordering::Release);
+    }
+
+    /// Wakes every cursor: what it waited for may have come in another way than by commands.
+    pub(crate) fn wake_all(&self, head: Revision) {
+        let ranges = self.ranges();
+        let seen = Position::start_of(self.woken().next());
+        for stream in ranges.streams.values() {
+            stream.cursors().wake_all(seen);
+            stream.woken.notify_one();
+        }
+        drop(ranges);
+        self.woken.store(head.get(), Ordering::Release);
+    }
+}
+
+impl Ranges {
+    fn wake(&self, revision: Revision, key: &Bytes) {
+        let wake = |waiters: Option<&BTreeSet<Waiter>>| {
+            waiters.into_iter().flatten().for_each(|waiter| self.wake_one(*waiter, revision));
+        };
+        wake(self.keys.get(key));
+        for length in self.prefix_lengths.range(..=key.len()).map(|(length, _)| *length) {
+            wake(self.prefixes.get(&key[..length]));
+        }
+        let others = self.others.iter().filter(|(_, range)| range.contains(key));
+        others.for_each(|(waiter, _)| self.wake_one(*waiter, revision));
+    }
+
+    fn wake_one(&self, (stream, cursor): Waiter, revision: Revision) {
+        if let Some(stream) = self.streams.get(&stream) {
+            stream.wake(cursor, revision);
+        }
+    }
+
+    fn add(&mut self, waiter: Waiter, range: &KeyRange) {
+        if let Some(key) = range.as_key() {
+            self.keys.entry(key.clone()).or_default().insert(waiter);
+        } else if *range == KeyRange::prefix(&range.start) {
+            self.prefixes.entry(range.start.clone()).or_default().insert(waiter);
+            *self.prefix_lengths.entry(range.start.len()).or_default() += 1;
+        } else {
+            self.others.insert(waiter, range.clone());
+        }
+    }
+
+    fn remove(&mut self, waiter: Waiter, range: &KeyRange) {
+        fn take(from: &mut HashMap<Bytes, BTreeSet<Waiter>>, key: &Bytes, waiter: Waiter) -> bool {
+            let Some(waiters) = from.get_mut(key) else { return false };
+            let was_there = waiters.remove(&waiter);
+            if waiters.is_empty() {
+                from.remove(key);
+            }
+            was_there
+        }
+        if let Some(key) = range.as_key() {
+            take(&mut self.keys, key, waiter);
+        } else if *range == KeyRange::prefix(&range.start) {
+            let length = range.start.len();
+            if take(&mut self.prefixes, &range.start, waiter)
+                && let Some(count) = self.prefix_lengths.get_mut(&length)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.prefix_lengths.remove(&length);
+                }
+            }
+        } else {
+            self.others.remove(&waiter);
+        }
+    }
+}
+
+/// The cursors of one caller's stream.
+#[derive(Debug, Default)]
+struct Stream {
+    cursors: Mutex<Cursors>,
+    woken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Cursors {
+    waiting: BTreeMap<CursorId, Cursor>,
+    /// Those that may have something to read.
+    ready: BTreeSet<CursorId>,
+    /// The number of the last answer, and where its cursors stood before it.
+    answered: u64,
+    before: BTreeMap<CursorId, Cursor>,
+    /// Counts the calls, so that one that was given up by its caller cannot answer after the next.
+    turn: u64,
+}
+
+impl Stream {
+    fn cursors(&self) -> MutexGuard<'_, Cursors> {
+        self.cursors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, cursor: CursorId, revision: Revision) {
+        let mut cursors = self.cursors();
+        let Cursors { waiting, ready, .. } = &mut *cursors;
+        let Some(waiting) = waiting.get_mut(&cursor) else { return };
+        if ready.insert(cursor) {
+            // Nothing before the first touch matches, so the cursor need not look there, nor be compacted there.
+            waiting.next = waiting.next.max(Position::start_of(revision));
+            drop(cursors);
+            self.woken.notify_one();
+        }
+    }
+}
+
+/// The streams of one caller: one connection, or one client in this process. Dropping it forgets them.
+#[derive(Debug)]
+pub(crate) struct Watchers {
+    state: Arc<State>,
+    /// The caller's number of each stream, with ours.
+    streams: Mutex<HashMap<u64, (u64, Arc<Stream>)>>,
+}
+
+impl Watchers {
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        Self { state, streams: Mutex::default() }
+    }
+
+    /// Carries out one step of a stream.
+    ///
+    /// # Cancel safety
+    /// If it is dropped before it answers, the caller asks again after the answer it has.
+    pub(crate) async fn follow(&self, follow: Follow) -> Result<Followed, Error> {
+        let deadline = Instant::now() + follow.wait.min(limits::CALL_TIMEOUT_MAX);
+        let bytes_max = (follow.bytes_max as usize).clamp(1, ANSWER_BYTES_MAX);
+        let Some((number, stream)) = self.stream(&follow) else { return Ok(Followed::Unknown) };
+        let Some(turn) = self.begin(number, &stream, follow)? else { return Ok(Followed::Unknown) };
+        loop {
+            let woken = stream.woken.notified();
+            if let Some(answer) = self.answer(number, &stream, turn, bytes_max, false)? {
+                return Ok(answer);
+            }
+            if timeout_at(deadline, woken).await.is_err() {
+                let answer = self.answer(number, &stream, turn, bytes_max, true)?;
+                return Ok(answer.unwrap_or(Followed::Unknown));
+            }
+        }
+    }
+
+    /// The stream that is meant; a new one if the caller begins anew.
+    fn stream(&self, follow: &Follow) -> Option<(u64, Arc<Stream>)> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if follow.after == 0 {
+            if let Some((number, stream)) = streams.remove(&follow.stream) {
+                forget(&self.state.interest, number, &stream);
+            }
+            let number = self.state.interest.next_stream.fetch_add(1, Ordering::Relaxed);
+            let stream = Arc::new(Stream::default());
+            self.state.interest.ranges().streams.insert(number, Arc::clone(&stream));
+            streams.insert(follow.stream, (number, stream));
+        }
+        streams.get(&follow.stream).map(|(number, stream)| (*number, Arc::clone(stream)))
+    }
+
+    /// Takes in what changed since the last answer. `None` if the caller and this member disagree about which that is.
+    fn begin(
+        &self,
+        number: u64,
+        stream: &Arc<Stream>,
+        follow: Follow,
+    ) -> Result<Option<u64>, Error> {
+        // In the order of the state's thread: index first, then a stream.
+        let mut ranges = self.state.interest.ranges();
+        let mut cursors = stream.cursors();
+        if follow.after + 1 == cursors.answered {
+            cursors.take_back(number, &mut ranges);
+        } else if follow.after != cursors.answered {
+            return Ok(None);
+        }
+        cursors.before.clear();
+        for id in follow.removed {
+            cursors.remove(number, id, &mut ranges);
+        }
+        for (id, cursor) in follow.added {
+            if cursors.waiting.len() >= CURSORS_MAX {
+                return Err(Reason::TooManyRequests.into());
+            }
+            cursors.remove(number, id, &mut ranges);
+            ranges.add((number, id), &cursor.range);
+            cursors.waiting.insert(id, cursor);
+            // What it has missed so far is in history.
+            cursors.ready.insert(id);
+        }
+        cursors.turn += 1;
+        Ok(Some(cursors.turn))
+    }
+
+    /// The answer, if there is something to say or `idle` is allowed. An answer to an older call than the last is
+    /// `Unknown`: nobody waits for it.
+    fn answer(
+        &self,
+        number: u64,
+        stream: &Arc<Stream>,
+        turn: u64,
+        bytes_max: usize,
+        idle: bool,
+    ) -> Result<Option<Followed>, Error> {
+        // Read before the ready cursors are: whoever is not among them now has seen everything up to here.
+        let progress = self.state.interest.woken();
+        let fail = |fault| self.state.fail(fault);
+        let mut ended = Vec::new();
+        let answer = {
+            let mut cursors = stream.cursors();
+            if cursors.turn != turn {
+                return Ok(Some(Followed::Unknown));
+            }
+            // Under the lock, so that no cursor is woken between this and being read. A commit that woke one before is in
+            // this view; one that wakes it later finds it not ready, and makes it so again.
+            let view = self.state.view().map_err(fail)?;
+            let (news, progress) =
+                cursors.read(&view, progress, bytes_max, &mut ended).map_err(fail)?;
+            if news.is_empty() && !idle {
+                return Ok(None);
+            }
+            cursors.answered += 1;
+            Followed::Step { number: cursors.answered, progress, news }
+        };
+        if !ended.is_empty() {
+            let mut ranges = self.state.interest.ranges();
+            ended.iter().for_each(|(id, range)| ranges.remove((number, *id), range));
+        }
+        Ok(Some(answer))
+    }
+}
+
+impl Drop for Watchers {
+    fn drop(&mut self) {
+        let streams = self.streams.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (number, stream) in streams.values() {
+            forget(&self.state.interest, *number, stream);
+        }
+    }
+}
+
+fn forget(interest: &Interest, number: u64, stream: &Stream) {
+    let mut ranges = interest.ranges();
+    ranges.streams.remove(&number);
+    for (id, cursor) in std::mem::take(&mut stream.cursors().waiting) {
+        ranges.remove((number, id), &cursor.range);
+    }
+}
+
+impl Cursors {
+    /// Makes every cursor ready; those that were not have seen everything before `seen`.
+    fn wake_all(&mut self, seen: Position) {
+        for (id, cursor) in &mut self.waiting {
+            if self.ready.insert(*id) {
+                cursor.next = cursor.next.max(seen);
+            }
+        }
+    }
+
+    fn remove(&mut self, number: u64, id: CursorId, ranges: &mut Ranges) {
+        if let Some(cursor) = self.waiting.remove(&id) {
+            ranges.remove((number, id), &cursor.range);
+        }
+        self.ready.remove(&id);
+    }
+
+    /// Undoes the last answer, which its caller has not received.
+    fn take_back(&mut self, number: u64, ranges: &mut Ranges) {
+        for (id, cursor) in std::mem::take(&mut self.before) {
+            if !self.waiting.contains_key(&id) {
+                ranges.add((number, id), &cursor.range);
+            }
+            self.waiting.insert(id, cursor);
+            self.ready.insert(id);
+        }
+        self.answered -= 1;
+    }
+
+    /// Reads what the ready cursors have, up to `bytes_max`, and returns it with how far all others have come.
+    fn read(
+        &mut self,
+        view: &crate::mvcc::View,
+        progress: Revision,
+        bytes_max: usize,
+        ended: &mut Vec<(CursorId, KeyRange)>,
+    ) -> Result<(Vec<(CursorId, News)>, Revision), Fault> {
+        let mut news = Vec::new();
+        let mut room = bytes_max;
+        let mut unread = BTreeSet::new();
+        for id in std::mem::take(&mut self.ready) {
+            let Some(cursor) = self.waiting.get_mut(&id) else { continue };
+            if room == 0 {
+                unread.insert(id);
+                continue;
+            }
+            let was = cursor.clone();
+            match view.events(cursor, view.revision(), room)? {
+                Ok(events) => {
+                    cursor.next = cursor.next.max(events.next);
+                    if events.more {
+                        unread.insert(id);
+                    }
+                    let size: usize = events.changes.iter().map(changes_bytes).sum();
+                    room = room.saturating_sub(size);
+                    if !events.changes.is_empty() || events.more {
+                        let (changes, next, fragment) =
+                            (events.changes, cursor.next, events.fragment);
+                        news.push((id, News::Changes { changes, next, fragment }));
+                    }
+                }
+                Err(reason) => {
+                    ended.push((id, was.range.clone()));
+                    self.waiting.remove(&id);
+                    news.push((id, News::Ended(reason)));
+                }
+            }
+            // The oldest position since the last answer counts: a cursor that was read in vain has moved as well.
+            self.before.entry(id).or_insert(was);
+        }
+        let behind = unread.iter().filter_map(|id| self.waiting.get(id));
+        let behind = behind.map(|cursor| cursor.next.revision.get().saturating_sub(1)).min();
+        let progress = Revision::from(behind.unwrap_or(u64::MAX).min(progress.get()));
+        self.ready.extend(unread);
+        Ok((news, progress))
+    }
+}
+
+/// How much room the changes take in an answer, roughly.
+fn changes_bytes(changes: &crate::types::Changes) -> usize {
+    use crate::types::{Event, KeyValue};
+    let pair = |kv: &KeyValue| 48 + kv.key.len() + kv.value.len();
+    let event = |event: &Event| match event {
+        Event::Put { kv, prev } => pair(kv) + prev.as_ref().map_or(0, pair),
+        Event::Delete { key, prev, .. } => 16 + key.len() + prev.as_ref().map_or(0, pair),
+    };
+    16 + changes.events.iter().map(event).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Command, Proposal};
+    use crate::mvcc::{Body, Entry, LogPosition};
+    use crate::types::{Op, TxnOp};
+    use std::time::Duration;
+
+    /// Commits one put for each index, each on its own, as fast as the state's thread can.
+    fn commit(state: &Arc<State>, indexes: std::ops::Range<u64>, key: impl Fn(u64) -> String) {
+        for index in indexes {
+            let put = Op::put(key(index), "v");
+            let command = Command::Txn(TxnOp::single(put.0));
+            let body = Body::Command(Arc::new(Proposal::from(command)));
+            let position = LogPosition { term: 1, node: 1, index };
+            state.apply_for_test(&[Entry { position, body }]);
+        }
+    }
+
+    fn cursor(range: impl Into<KeyRange>, next: u64) -> Cursor {
+        let next = Position::start_of(Revision::from(next));
+        Cursor { range: range.into(), next, puts: true, deletes: true, prev: false }
+    }
+
+    fn step(after: u64, added: Vec<(CursorId, Cursor)>, wait: Duration) -> Follow {
+        Follow { stream: 1, after, added, removed: vec![], wait, bytes_max: 1 << 20 }
+    }
+
+    /// The revisions in an answer, and its number and progress.
+    fn taken(followed: Followed) -> (u64, u64, Vec<u64>) {
+        let Followed::Step { number, progress, news } = followed else { panic!("{followed:?}") };
+        let revisions = news.into_iter().flat_map(|(_, news)| match news {
+            News::Changes { changes, .. } => changes.into_iter().map(|it| it.revision.get()),
+            News::Ended(reason) => panic!("{reason}"),
+        });
+        (number, progress.get(), revisions.collect())
+    }
+
+    const NOW: Duration = Duration::ZERO;
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A commit between opening the view and taking the woken cursors was once lost: its wake found the cursor ready, and
+    /// the view was older. So the cursors are taken first.
+    #[test]
+    fn no_commit_hides_behind_the_one_before_it() {
+        const COMMITS: u64 = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let follower = std::thread::spawn({
+            let state = Arc::clone(&state);
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                runtime.unwrap().block_on(async {
+                    let watchers = Watchers::new(state);
+                    let (mut next, mut after) = (2, 0);
+                    let mut added = vec![(CursorId(1), cursor(KeyRange::prefix("k"), 2))];
+                    while next < COMMITS + 2 {
+                        let follow = step(after, std::mem::take(&mut added), LONG);
+                        let (number, _, revisions) = taken(watchers.follow(follow).await.unwrap());
+                        after = number;
+                        for revision in revisions {
+                            assert_eq!(revision, next, "an event is lost, or comes twice");
+                            next += 1;
+                        }
+                    }
+                });
+            }
+        });
+        commit(&state, 0..COMMITS, |index| format!("k{}", index % 7));
+        follower.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_is_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..3, |_| "k".into());
+        let first = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
+        assert_eq!(taken(watchers.follow(first).await.unwrap()), (1, 4, vec![2, 3, 4]));
+        commit(&state, 3..5, |_| "k".into());
+        let second = step(1, vec![], NOW);
+        let answer = taken(watchers.follow(second.clone()).await.unwrap());
+        assert_eq!(answer, (2, 6, vec![5, 6]));
+        // The caller did not get it, and asks again after the first.
+        assert_eq!(taken(watchers.follow(second).await.unwrap()), answer);
+        assert_eq!(taken(watchers.follow(step(2, vec![], NOW)).await.unwrap()), (3, 6, vec![]));
+        // Two steps back is a caller that this member does not know.
+        assert_eq!(watchers.follow(step(1, vec![], NOW)).await.unwrap(), Followed::Unknown);
+    }
+
+    #[tokio::test]
+    async fn an_untouched_cursor_moves_on_and_is_not_compacted() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let added = vec![(CursorId(1), cursor("quiet", 2))];
+        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
+        commit(&state, 0..10, |_| "loud".into());
+        let compact = Command::Compact(Revision::from(8));
+        let body = Body::Command(Arc::new(Proposal::from(compact)));
+        let position = LogPosition { term: 1, node: 1, index: 10 };
+        state.apply_for_test(&[Entry { position, body }]);
+        let (number, progress, _) = taken(watchers.follow(step(1, vec![], NOW)).await.unwrap());
+        assert_eq!((number, progress), (2, 11));
+        commit(&state, 11..12, |_| "quiet".into());
+        let (_, _, revisions) = taken(watchers.follow(step(2, vec![], LONG)).await.unwrap());
+        assert_eq!(revisions, [12]);
+    }
+
+    #[tokio::test]
+    async fn every_form_of_range_is_woken_and_nothing_is_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let ranges = [
+            KeyRange::key("b"),
+            KeyRange::prefix("b"),
+            KeyRange::from("a".."c"),
+            KeyRange::from("b"..),
+            KeyRange::all(),
+        ];
+        let added = ranges.into_iter().enumerate();
+        let added = added.map(|(id, range)| (CursorId(id as u64), cursor(range, 2))).collect();
+        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
+        commit(&state, 0..1, |_| "b".into());
+        let (_, _, revisions) = taken(watchers.follow(step(1, vec![], LONG)).await.unwrap());
+        assert_eq!(revisions, [2; 5]);
+        drop(watchers);
+        let ranges = state.interest.ranges();
+        assert!(ranges.streams.is_empty() && ranges.keys.is_empty() && ranges.prefixes.is_empty());
+        assert!(ranges.prefix_lengths.is_empty() && ranges.others.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_full_does_not_claim_progress_for_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..100, |index| format!("k{}", index % 2));
+        let added =
+            (0..2).map(|id| (CursorId(id), cursor(KeyRange::key(format!("k{id}")), 2))).collect();
+        let mut follow = step(0, added, NOW);
+        follow.bytes_max = 200;
+        let mut seen = 0;
+        for _ in 0..1000 {
+            let (number, progress, revisions) = taken(watchers.follow(follow).await.unwrap());
+            seen += revisions.len();
+            assert!(progress == 101 || seen < 100, "progress {progress} after {seen} events");
+            follow = step(number, vec![], NOW);
+            follow.bytes_max = 200;
+            if seen == 100 {
+                break;
+            }
+        }
+        assert_eq!(seen, 100);
+    }
+}

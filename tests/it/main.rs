@@ -1,0 +1,4 @@
+//! Behaviour through the public API. One binary, since each links everything.
+
+mod crash;
+mod kit;

@@ -1,6 +1,7 @@
 //! Requests: what they send, what they yield, and what is known after a failure.
 
 use crate::client::fake::{Fake, Fault, Kind};
+use crate::client::{Client, RangeRead};
 use crate::error::{ErrorKind, Reason};
 use crate::types::{Compare, Consistency, KeyRange, Op, OpResult, Revision, SortBy};
 use futures::{StreamExt, TryStreamExt};
@@ -118,7 +119,7 @@ async fn a_stream_goes_backwards_has_a_limit_and_any_order() {
         fake.put(key, value);
     }
     fake.world().page = 2;
-    let all = |read: crate::client::RangeRead<'_>| {
+    let all = |read: RangeRead<'_>| {
         let keys = read.stream().map_ok(|kv| String::from_utf8_lossy(&kv.key).into_owned());
         keys.try_fold(String::new(), async |all, key| Ok(all + &key))
     };
@@ -192,6 +193,6 @@ async fn a_map_is_json_and_updates_do_not_get_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn without_endpoints_there_is_nothing_to_connect_to() {
-    let error = crate::Client::builder().connect().await.unwrap_err();
+    let error = Client::builder().connect().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }

@@ -3,7 +3,7 @@
 use super::Leader;
 use crate::client::fake::{Fake, Fault, Kind};
 use crate::client::{Client, Session};
-use crate::error::{Error, ErrorKind, Reason};
+use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::FencingToken;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -19,7 +19,7 @@ async fn open(client: &Client) -> Session {
     client.session(TTL).await.unwrap()
 }
 
-async fn name(leaders: &mut BoxStream<'static, crate::Result<Option<Leader>>>) -> String {
+async fn name(leaders: &mut BoxStream<'static, Result<Option<Leader>>>) -> String {
     let leader = timeout(Duration::from_secs(60), leaders.next()).await.unwrap().unwrap();
     leader.unwrap().map_or("nobody".to_owned(), |leader| leader.name)
 }

@@ -61,7 +61,7 @@ pub(crate) struct State {
     store: RwLock<Option<Store>>,
     generations: Mutex<Generations>,
     map_bytes: usize,
-    worker: Worker<Work>,
+    worker: Mutex<Option<Worker<Work>>>,
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
@@ -95,7 +95,7 @@ impl State {
             store: RwLock::new(Some(store)),
             generations: Mutex::new(generations),
             map_bytes,
-            worker,
+            worker: Mutex::new(Some(worker)),
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
@@ -153,11 +153,24 @@ impl State {
     ) -> Result<T, Fault> {
         let (done, result) = oneshot::channel();
         let state = Arc::clone(self);
-        self.worker.send(Box::new(move || {
+        self.send(Box::new(move || {
             // Whoever asked may have gone.
             let _ = done.send(work(&state));
         }))?;
-        result.await.unwrap_or_else(|_| Err(self.worker.cause()))
+        result.await.unwrap_or_else(|_| Err(self.cause()))
+    }
+
+    fn send(&self, work: Work) -> Result<(), Fault> {
+        match self.worker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(worker) => worker.send(work),
+            None => Err(Fault::from_reason(Reason::Closed)),
+        }
+    }
+
+    /// Why the state's thread does not answer.
+    fn cause(&self) -> Fault {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        worker.as_ref().map_or_else(|| Fault::from_reason(Reason::Closed), Worker::cause)
     }
 
     fn store(&self) -> Result<Store, Fault> {
@@ -198,7 +211,7 @@ impl State {
     fn compact(self: &Arc<Self>) {
         let state = Arc::clone(self);
         // If the thread has ended there is nothing to compact for.
-        let _ = self.worker.send(Box::new(move || {
+        let _ = self.send(Box::new(move || {
             let Ok(store) = state.store() else { return };
             match store.compact_step(COMPACT_ROWS) {
                 Ok(true) => {}
@@ -232,10 +245,24 @@ impl State {
         Ok(())
     }
 
-    /// Closes the environment, and waits until it is; returns whether that happened within `limit`.
+    /// Ends the thread and closes the environment, and waits for both; returns whether the second happened within
+    /// `limit`.
     pub(crate) fn close(&self, limit: Duration) -> bool {
-        let store = self.store.write().unwrap_or_else(PoisonError::into_inner).take();
+        let (worker, store) = self.take_apart();
+        if let Some(worker) = worker {
+            worker.join();
+        }
         store.is_none_or(|store| store.close(limit))
+    }
+
+    /// The same without waiting: the thread ends after what it was given, and the environment with its last reader.
+    pub(crate) fn abandon(&self) {
+        drop(self.take_apart());
+    }
+
+    fn take_apart(&self) -> (Option<Worker<Work>>, Option<Store>) {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        (worker, self.store.write().unwrap_or_else(PoisonError::into_inner).take())
     }
 }
 

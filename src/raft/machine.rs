@@ -22,7 +22,7 @@ use super::log::{LogStore, io_error};
 use super::watch::Interest;
 use super::{Entry, EntryPayload, LogId, StoredMembership, Types};
 use crate::codec::layout::Layout;
-use crate::error::{Error, Fault, Reason};
+use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::lmdb::Worker;
 use crate::mvcc::{
     self, Body, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View,
@@ -135,9 +135,13 @@ impl State {
         self.fault.subscribe()
     }
 
-    /// Takes note of a fault, which stops the node, and returns it as the answer to whoever ran into it.
+    /// Takes note of a fault, which stops the node, and returns it as the answer to whoever ran into it. Too many readers
+    /// at once, or one that came after the end, are no reason to stop.
     pub(crate) fn fail(&self, fault: Fault) -> Error {
         let error = Error::from(fault);
+        if error.kind() != ErrorKind::Storage {
+            return error;
+        }
         self.fault.send_if_modified(|first| {
             let is_first = first.is_none();
             first.get_or_insert_with(|| error.clone());
@@ -223,8 +227,11 @@ impl State {
 
     /// An empty state beside the current one, to load a snapshot into.
     pub(crate) fn draft(&self) -> Result<Draft, Fault> {
-        let folder = self.generations.lock().unwrap_or_else(PoisonError::into_inner).draft();
-        let folder = DraftFolder(folder);
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        // What an earlier snapshot replaced has no readers any more.
+        generations.remove_older()?;
+        let folder = DraftFolder(generations.draft());
+        drop(generations);
         let loader = SnapshotLoader::new(&folder.0, self.map_bytes)?;
         Ok(Draft { loader, folder })
     }

@@ -1,5 +1,6 @@
 //! What the tests share: groups in this process, groups of processes, and waiting for a state.
 
+pub(crate) mod group;
 pub(crate) mod process;
 
 use std::net::TcpListener;

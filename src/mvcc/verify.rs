@@ -9,9 +9,10 @@
 //!    └──────── kidx ◀──▶ ev ───────────────────┘
 //! ```
 
+use super::View;
 use super::hash;
 use super::keys;
-use super::read::{Reader, View};
+use super::read::Reader;
 use super::records::{
     Change, Format, Image, LargeValue, LeaseRow, Record, Table, Value, check_row,
 };
@@ -33,6 +34,9 @@ pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
         head.keys += 1;
         Ok(())
     })?;
+    if let Some(membership) = state.tables.find_meta(state.txn)? {
+        head.rows_hash = head.rows_hash.wrapping_add(hash::of_membership(&membership));
+    }
     for (id, ttl) in state.leases()? {
         head.rows_hash = head.rows_hash.wrapping_add(hash::of_lease(id, &LeaseRow { ttl }));
     }

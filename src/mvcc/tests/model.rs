@@ -462,12 +462,12 @@ fn watch(view: &View, mut cursor: Cursor, bytes_max: usize) -> Result<Vec<Change
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2500, failure_persistence: None, max_shrink_iters: 20_000,
+        cases: 2000, failure_persistence: None, max_shrink_iters: 20_000,
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn the_store_does_what_the_rules_say(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
+    fn the_store_does_what_the_rules_say(bytes in proptest::collection::vec(any::<u8>(), 0..900)) {
         let mut tape = Tape::new(&bytes);
         let mut pair = Pair { lab: Lab::new(), model: Model::new() };
         while !tape.is_empty() {

@@ -166,9 +166,10 @@ impl<'env> Writer<'env> {
     /// The value and lease that a put gives its key, which may be those that it has.
     fn kept(&self, put: &PutOp, prev: Option<&Image>) -> Result<(Bytes, Option<LeaseId>), Fault> {
         let kept = || prev.expect("the plan was checked: a key that keeps something exists");
-        let value = match put.ignore_value {
-            true => self.reader().value(&put.key, kept())?,
-            false => put.value.clone(),
+        let value = if put.ignore_value {
+            self.reader().value(&put.key, kept())?
+        } else {
+            put.value.clone()
         };
         let lease = if put.ignore_lease { kept().lease } else { put.lease };
         Ok((value, lease))

@@ -356,6 +356,9 @@ impl Pair {
         self.batch(&commands);
         let view = self.lab.view();
         self.check_state(&view);
+        if tape.once_in(3) {
+            view.verify().unwrap();
+        }
         self.check_query(&view, tape);
         self.check_watch(&view, tape);
         if tape.once_in(16) {
@@ -397,7 +400,7 @@ impl Pair {
             let expected = model.leases.get(&id).map(|ttl| (id, *ttl, model.lease_keys(id)));
             assert_eq!(lease.map(|lease| (lease.id, lease.ttl, lease.keys)), expected);
         }
-        view.verify().unwrap();
+        assert_eq!(view.recompute_hash().unwrap(), view.hash());
     }
 
     fn check_query(&self, view: &View, tape: &mut Tape<'_>) {
@@ -473,5 +476,6 @@ proptest! {
         while !tape.is_empty() {
             pair.step(&mut tape);
         }
+        pair.lab.view().verify().unwrap();
     }
 }

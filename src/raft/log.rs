@@ -191,12 +191,16 @@ impl LogStore {
             let skipped = usize::try_from(memory - shared.tail_start().min(memory));
             let in_memory = shared.tail.iter().skip(skipped.unwrap_or(usize::MAX));
             let in_memory = in_memory.take_while(|entry| entry.log_id.index < end).cloned();
-            (start..memory, in_memory.collect::<Vec<_>>())
+            // What is not in memory is on the disk. The disk's view is of the same moment as memory's, so that nothing
+            // that is cut or replaced meanwhile can come between the two.
+            let on_disk = start..memory;
+            let txn = (!on_disk.is_empty()).then(|| self.inner.env.read_txn()).transpose()?;
+            (txn.map(|txn| (txn, on_disk)), in_memory.collect::<Vec<_>>())
         };
-        if !on_disk.is_empty() {
-            // What is not in memory is on the disk, and stays as it is while it is in the log.
-            let txn = self.inner.env.read_txn()?;
-            self.inner.disk.read_entries(&txn, on_disk, |entry| batch.take(entry))?;
+        #[cfg(test)]
+        tests::seam::before_read(&self.inner.env);
+        if let Some((txn, range)) = on_disk {
+            self.inner.disk.read_entries(&txn, range, |entry| batch.take(entry))?;
         }
         let _ = in_memory.into_iter().all(|entry| batch.take(entry));
         Ok(batch.entries)

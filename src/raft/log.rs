@@ -62,10 +62,21 @@ struct Inner {
 }
 
 /// How far the writer has come: the number of the last job that is on the disk, or that it has failed for good.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Flushed {
     job: u64,
-    failed: bool,
+    failed: Option<Fault>,
+}
+
+/// Tells when the log has failed. Does not keep it open.
+#[derive(Clone, Debug)]
+pub(crate) struct Health(watch::Receiver<Flushed>);
+
+impl Health {
+    /// Why the log has failed, if it has.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.0.borrow().failed.clone()
+    }
 }
 
 /// The log as it was handed in, ahead of the disk.
@@ -108,6 +119,10 @@ impl LogStore {
         self.inner.env.clone()
     }
 
+    pub(crate) fn health(&self) -> Health {
+        Health(self.inner.flushed.clone())
+    }
+
     /// Whether it has never held an entry or a vote.
     pub(crate) fn is_pristine(&self) -> bool {
         let shared = self.shared();
@@ -147,19 +162,19 @@ impl LogStore {
         };
         match job {
             None => Ok(()),
-            Some(job) => self.reach(|flushed, _| flushed.job >= job).await,
+            Some(job) => self.reach(|flushed, _| flushed >= job).await,
         }
     }
 
     /// Waits until the writer has come so far, or has failed.
-    async fn reach(&self, far: impl Fn(Flushed, &Shared) -> bool) -> Result<(), Fault> {
+    async fn reach(&self, far: impl Fn(u64, &Shared) -> bool) -> Result<(), Fault> {
         let mut flushed = self.inner.flushed.clone();
         loop {
-            let now = *flushed.borrow_and_update();
-            if now.failed {
-                return Err(self.inner.writer.cause());
+            let now = flushed.borrow_and_update().clone();
+            if let Some(fault) = now.failed {
+                return Err(fault);
             }
-            if far(now, &self.shared()) {
+            if far(now.job, &self.shared()) {
                 return Ok(());
             }
             if flushed.changed().await.is_err() {

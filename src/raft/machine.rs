@@ -396,6 +396,12 @@ impl Machine {
         self.state.run(move |state| state.apply(&entries, responders)).await
     }
 
+    /// Takes note of a fault in its own words before openraft puts it into others, and stops the node.
+    fn stop(&self, fault: Fault) -> io::Error {
+        self.state.fail(fault.clone());
+        io_error(fault)
+    }
+
     /// The log is applied without gaps: each entry exists, and none is left out.
     fn check_gapless(&self, batch: &[EntryResponder<Types>]) -> Result<(), Fault> {
         let applied = self.state.head.borrow().applied;
@@ -458,7 +464,7 @@ impl RaftStateMachine<Types> for Machine {
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
     {
         let batch = entries.try_collect().await?;
-        self.apply_batch(batch).await.map_err(io_error)
+        self.apply_batch(batch).await.map_err(|fault| self.stop(fault))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
@@ -471,7 +477,7 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMetaOf,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        self.install(meta, snapshot).await.map_err(io_error)
+        self.install(meta, snapshot).await.map_err(|fault| self.stop(fault))
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {

@@ -13,7 +13,7 @@ use super::config::{Retention, Timing, config};
 use super::founding::Desk;
 use super::identity::Identity;
 use super::leases::Lessor;
-use super::log::LogStore;
+use super::log::{Health, LogStore};
 use super::machine::{Gate, Head, Machine, State};
 use super::network::Network;
 use super::reads::{Reads, rounds};
@@ -59,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) reads: Reads,
     pub(crate) desk: Desk,
     pub(crate) admission: Semaphore,
+    disk: Health,
     leadership: watch::Sender<Leadership>,
     clients: Mutex<HashMap<String, RpcClient>>,
     plaintext: bool,
@@ -98,8 +99,13 @@ impl Shared {
 
     /// Why openraft does not answer any more.
     pub(crate) fn stopped(&self) -> Error {
+        self.fault().unwrap_or_else(|| Reason::Closed.into())
+    }
+
+    /// The fault of this member, if it has one: as whoever met it reported it, and else in openraft's words.
+    fn fault(&self) -> Option<Error> {
         let fault = self.state.fault().borrow().clone();
-        fault.or_else(|| fatal(&self.raft)).unwrap_or_else(|| Reason::Closed.into())
+        fault.or_else(|| self.disk.fault().map(Error::from)).or_else(|| fatal(&self.raft))
     }
 
     /// Waits until the entry at `index` is applied here.
@@ -166,6 +172,7 @@ impl Member {
             reads,
             desk,
             admission: Semaphore::new(ADMISSION_UNITS as usize),
+            disk: log.health(),
             leadership: watch::Sender::new(Leadership::default()),
             clients: Mutex::default(),
             plaintext,
@@ -355,8 +362,8 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
     let mut faults = shared.state.fault();
     let mut ended = false;
     loop {
-        let fault = faults.borrow_and_update().clone();
-        if let Some(error) = fault.or_else(|| fatal(&shared.raft)) {
+        faults.mark_unchanged();
+        if let Some(error) = shared.fault() {
             tracing::error!(node = shared.identity.node, %error, "the node has failed");
             failed.send_replace(Some(error));
             // A member that is at odds with its own disk must not go on leading or voting.

@@ -259,7 +259,7 @@ pub(super) fn writer(
             Err(fault) => {
                 // A sync that failed may have lost what was written before it, so nothing that follows is believed.
                 failed = Some(fault.clone());
-                flushed.send_modify(|flushed| flushed.failed = true);
+                flushed.send_modify(|flushed| flushed.failed = Some(fault.clone()));
             }
         }
         answer(jobs, &written);

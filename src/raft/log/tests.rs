@@ -243,7 +243,8 @@ async fn a_failed_write_fails_everything_after_it() {
     assert!(error.to_string().contains("the disk fails"), "{error}");
     seam::of(folder.path()).set(seam::Disk::Works);
     assert!(log.save_vote(&vote(1)).await.is_err());
-    assert!(log.flushed(0).await.is_err());
+    let error = log.flushed(0).await.unwrap_err();
+    assert!(error.to_string().contains("the disk fails"), "{error}");
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use crate::client::Client;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::lmdb::{self, FolderLock};
 use crate::raft::gateway::Gateway;
+use crate::raft::machine::State;
 use crate::raft::member::{Member, Shared};
 use crate::types::{NodeId, Revision};
 use crate::wire::Server;
@@ -272,6 +273,7 @@ impl Node {
     /// ```
     pub async fn shutdown(mut self) -> Result<()> {
         let running = self.running.take().expect("a node runs until it is shut down");
+        let _dropped = Abandon(Arc::clone(&running.member.shared.state));
         let done = self.runtime.run(running.shutdown()).await;
         self.runtime.end().await;
         done
@@ -294,10 +296,17 @@ impl fmt::Debug for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // Clients may outlive the node; its folder must not stay open for them.
-        if let Some(running) = &self.running {
-            running.member.shared.state.abandon();
-        }
+        drop(self.running.as_ref().map(|it| Abandon(Arc::clone(&it.member.shared.state))));
+    }
+}
+
+/// Lets go of the state when it is dropped: clients may outlive a node, whose folder must not stay open for them. A state
+/// that was closed has nothing to let go of.
+struct Abandon(Arc<State>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 

@@ -1,4 +1,4 @@
-//! A disk that fails under a running node.
+//! A disk that fails under a running node, and an end that is not waited for.
 
 use super::*;
 use crate::raft::log::tests::seam::{self, Disk};
@@ -79,4 +79,29 @@ async fn readiness_is_not_waited_for_when_the_disk_has_failed() {
     disk(folders[slow].path()).set(Disk::Fails);
     let error = timeout(LONG, ready).await.expect("it hangs").unwrap_err();
     assert!(is_the_disk(&error), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_shutdown_that_is_given_up_does_not_keep_the_folder_open_for_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    let client = node.client();
+    {
+        let mut shutdown = pin!(node.shutdown());
+        assert!(futures::poll!(shutdown.as_mut()).is_pending());
+    }
+    let again = async {
+        loop {
+            match solo(folder.path()).await {
+                Ok(node) => return node,
+                Err(error) => {
+                    assert!(matches!(error.reason(), Reason::AlreadyOpen { .. }), "{error:?}");
+                    tokio::time::sleep(HEARTBEAT).await;
+                }
+            }
+        }
+    };
+    let node = timeout(LONG, again).await.expect("the folder stays open");
+    assert!(client.get("k").await.is_err());
+    node.shutdown().await.unwrap();
 }

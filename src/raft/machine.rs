@@ -241,10 +241,15 @@ impl State {
         let view = loaded.store.view()?;
         let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
         drop(view);
+        // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
+        let folder = loaded.folder.keep();
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        generations.publish(&loaded.folder.0)?;
-        loaded.folder.keep();
+        generations.publish(&folder)?;
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        if store.is_none() {
+            // The node has ended meanwhile, and nobody would close it.
+            return Err(Fault::from_reason(Reason::Closed));
+        }
         *store = Some(loaded.store);
         drop(store);
         self.publish(head);
@@ -303,8 +308,8 @@ pub(crate) struct Loaded {
 struct DraftFolder(PathBuf);
 
 impl DraftFolder {
-    fn keep(mut self) {
-        self.0 = PathBuf::new();
+    fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
     }
 }
 
@@ -510,5 +515,47 @@ impl RaftSnapshotBuilder<Types> for Builder {
         self.state.run(|state| state.store()?.force_sync()).await.map_err(io_error)?;
         let meta = meta(&view).map_err(io_error)?;
         Ok(Snapshot { meta, snapshot: SnapshotData::View(Box::new(view)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state, and a snapshot of it that is ready to take its place.
+    fn state_and_loaded(folder: &Path) -> (Arc<State>, Loaded) {
+        let state = State::open_unsynced(folder);
+        let position = mvcc::LogPosition { term: 1, node: 1, index: 0 };
+        state.apply_for_test(&[mvcc::Entry { position, body: Body::Blank }]);
+        let loaded = copy(&state, state.view().unwrap()).unwrap();
+        (state, loaded)
+    }
+
+    #[test]
+    fn a_state_that_may_have_been_named_current_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, loaded) = state_and_loaded(folder.path());
+        let draft = loaded.folder.0.clone();
+        // Nobody can tell what a failure left behind: here it is before the new name, it could be after.
+        let current = folder.path().join("CURRENT");
+        std::fs::remove_file(&current).unwrap();
+        std::fs::create_dir_all(current.join("in the way")).unwrap();
+        state.swap(loaded).unwrap_err();
+        assert!(draft.join("data.mdb").exists());
+    }
+
+    #[test]
+    fn a_snapshot_that_comes_after_the_end_opens_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, loaded) = state_and_loaded(folder.path());
+        state.abandon();
+        state.swap(loaded).unwrap_err();
+        assert!(state.view().is_err());
+        let limit = Duration::from_secs(5);
+        assert!(
+            Store::open(&Generations::open(folder.path()).unwrap().current(), 256 << 20)
+                .unwrap()
+                .close(limit)
+        );
     }
 }

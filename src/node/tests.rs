@@ -1,7 +1,8 @@
-//! A disk that fails under a running node, and an end that is not waited for.
+//! A disk that fails under a running node, an end that is not waited for, and an entry that no message could carry.
 
 use super::*;
 use crate::raft::log::tests::seam::{self, Disk};
+use crate::types::{KeyRange, Op};
 use tokio::time::timeout;
 
 const HEARTBEAT: Duration = Duration::from_millis(50);
@@ -103,5 +104,20 @@ async fn a_shutdown_that_is_given_up_does_not_keep_the_folder_open_for_clients()
     };
     let node = timeout(LONG, again).await.expect("the folder stays open");
     assert!(client.get("k").await.is_err());
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_large_by_nesting_alone_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    let mut op = Op::range(KeyRange::all());
+    for width in [16, 16, 32] {
+        op = Op::txn([], vec![op.clone(); width], vec![op; width]);
+    }
+    let client = node.client();
+    let write = client.txn().then(Op::put("k", "v")).then(Op::txn([], vec![op; 16], []));
+    let error = write.await.unwrap_err();
+    assert!(matches!(error.reason(), Reason::RequestTooLarge { .. }), "{error:?}");
     node.shutdown().await.unwrap();
 }

@@ -36,6 +36,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 /// How long to wait before asking again who leads, if nobody says that it changed.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
 
+/// The largest entry. A transaction is bounded by its keys, values and operations, but operations that are nested in each
+/// other are many; an entry that no message to a follower can carry would stand in the way of all that follow.
+const ENTRY_BYTES_MAX: usize = 8 << 20;
+
 /// One caller's way into a node: a connection, or a client in this process. Clones share their watches.
 #[derive(Clone, Debug)]
 pub(crate) struct Gateway {
@@ -118,6 +122,10 @@ impl Gateway {
             .into());
         }
         let payloads: Vec<Payload> = proposals.into_iter().map(Payload::from).collect();
+        if let Some(large) = payloads.iter().find(|it| it.bytes.len() > ENTRY_BYTES_MAX) {
+            let (actual, limit) = (large.bytes.len() as u64, ENTRY_BYTES_MAX as u64);
+            return Err(Reason::RequestTooLarge { actual, limit }.into());
+        }
         let _admitted = self.admit(&payloads, deadline).await?;
         let mut outcomes: Vec<Option<Result<Applied, Error>>> = vec![None; payloads.len()];
         let mut waiting: Vec<usize> = (0..payloads.len()).collect();

@@ -326,9 +326,9 @@ fn next_piece(progress: &Progress, pushed: &BytesMut) -> Result<Option<(Piece, u
         Progress::Header if pushed.len() < HEADER_BYTES => Ok(None),
         Progress::Header => match pushed[..HEADER_BYTES].split_last() {
             Some((&VERSION, magic)) if magic == MAGIC => Ok(Some((Piece::Header, HEADER_BYTES))),
-            Some((_, magic)) if magic == MAGIC => {
-                Err(Fault::format("the snapshot is of a version that this program does not know"))?
-            }
+            Some((_, magic)) if magic == MAGIC => Err(LoadError::Malformed(
+                "the snapshot is of a version that this program does not know",
+            )),
             _ => Err(LoadError::Malformed("not a snapshot")),
         },
         Progress::Rows(_) if pushed.first() == Some(&TRAILER) => Ok(trailer(pushed)),

@@ -111,6 +111,12 @@ fn a_snapshot_of_an_empty_state_loads() {
 }
 
 #[test]
+fn a_stream_of_a_newer_version_is_the_senders_mistake_and_no_fault_of_this_member() {
+    let refused = load_in_new_folder(&[Bytes::from_static(b"QSNP\x02")]);
+    assert!(matches!(refused, Err(LoadError::Malformed(_))), "{refused:?}");
+}
+
+#[test]
 fn the_bytes_of_a_stream_are_golden() {
     let chunks = stream(Lab::new().view(), 1 << 20);
     let mut golden = b"QSNP\x01".to_vec();

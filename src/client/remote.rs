@@ -75,7 +75,9 @@ impl ClientBuilder {
         let detail = "no endpoint was given".to_owned();
         let mut failure = Error::new(Reason::BadOption { detail });
         for endpoint in self.endpoints {
-            let service = stub(endpoint, self.plaintext, runtime.clone());
+            let stub =
+                RpcClient::new(endpoint, Endpoint::client(), self.plaintext, runtime.clone());
+            let service = Service::new(stub);
             let client = Client::over(service, runtime.clone(), self.timeout);
             match client.status().await {
                 Ok(_) => return Ok(client),
@@ -85,11 +87,4 @@ impl ClientBuilder {
         }
         Err(failure)
     }
-}
-
-/// The service that reaches one endpoint. The only place here that knows of the wire.
-fn stub(address: String, plaintext: bool, runtime: Handle) -> Service {
-    // Neither a member nor, before the first answer, of any certain group.
-    let who = Endpoint { group: 0, node: 0 };
-    Service::new(RpcClient::new(address, who, plaintext, runtime))
 }

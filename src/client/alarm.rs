@@ -114,16 +114,16 @@ impl Future for Alarm {
             pending.ids += 1;
             pending.ids
         });
-        let waker = pending.wakers.entry((alarm.deadline, id));
-        waker
-            .and_modify(|waker| waker.clone_from(context.waker()))
-            .or_insert_with(|| context.waker().clone());
+        let waker = context.waker().clone();
+        let old = pending.wakers.insert((alarm.deadline, id), waker);
         // Mostly it is not: calls wait for the same time, so the earliest is an old one.
         let earliest = pending.armed.is_none_or(|armed| alarm.deadline < armed);
         if earliest {
             pending.armed = Some(alarm.deadline);
         }
         drop(pending);
+        // Not under the lock: a waker may own a task, and the task an alarm.
+        drop(old);
         if earliest {
             alarm.board.earlier.notify_one();
         }
@@ -135,7 +135,6 @@ impl Drop for Alarm {
     fn drop(&mut self) {
         if let Some(id) = self.id {
             let waker = self.board.pending().wakers.remove(&(self.deadline, id));
-            // Not under the lock: a waker may own a task, and the task an alarm.
             drop(waker);
         }
     }

@@ -79,6 +79,8 @@ pub(crate) struct World {
     pub(crate) calls: Vec<(Kind, usize)>,
     last_step: Option<Followed>,
     cut_off: Option<LeaseId>,
+    /// Every stream is forgotten after its first answer.
+    pub(crate) forgetful: bool,
     /// What the last read asked for.
     pub(crate) revision_min: Option<Revision>,
 }
@@ -109,6 +111,7 @@ impl Fake {
             calls: Vec::new(),
             last_step: None,
             cut_off: None,
+            forgetful: false,
             revision_min: None,
         };
         Self { world: Arc::new(Mutex::new(world)), committed: Arc::new(Notify::new()) }
@@ -519,6 +522,9 @@ impl World {
 
     /// One step of a stream, if there is news or no more time.
     fn step(&mut self, follow: &Follow, last: bool) -> Option<Followed> {
+        if self.forgetful && follow.after > 0 {
+            return Some(Followed::Unknown);
+        }
         if follow.after == 0 {
             self.streams.insert(follow.stream, Stream::default());
         }

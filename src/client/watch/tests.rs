@@ -184,6 +184,46 @@ async fn pieces_are_joined_although_the_stream_breaks_between_them() {
     }
 }
 
+/// The slot is full in the middle of a revision.
+#[tokio::test(start_paused = true)]
+async fn a_watch_is_paused_between_two_pieces() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.world().fragment = 5;
+    let mut watch = client.watch(KeyRange::prefix("k")).from(Revision::from(2)).await.unwrap();
+    let value = "v".repeat(50_000);
+    for _ in 0..20 {
+        let keys = (0..3).map(|index| Op::put(format!("k{index}"), value.clone()));
+        fake.commit(keys.collect());
+    }
+    fake.settle().await;
+    let (held, bytes) = watch.held();
+    assert!(held < 3 && bytes < 400_000, "{held} changes, {bytes} bytes");
+    for revision in 2..22 {
+        let changes = watch.recv().await.unwrap();
+        assert_eq!((changes.revision.get(), changes.events.len()), (revision, 3));
+        fake.settle().await;
+    }
+    assert!(is_quiet(&mut watch).await);
+}
+
+/// A node that knows no stream a moment later is not asked without end.
+#[tokio::test(start_paused = true)]
+async fn a_forgetful_node_is_not_pressed() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watch = client.watch("k").await.unwrap();
+    fake.settle().await;
+    let before = fake.count(Kind::Follow);
+    fake.world().forgetful = true;
+    assert!(is_quiet(&mut watch).await);
+    let calls = fake.count(Kind::Follow) - before;
+    assert!(calls < 200, "{calls} calls in 90 seconds");
+    fake.world().forgetful = false;
+    let written = fake.put("k", "v");
+    assert_eq!(watch.recv().await.unwrap().revision, written);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_watch_below_the_history_ends_with_compacted_and_others_go_on() {
     let fake = Fake::new();

@@ -7,7 +7,8 @@
 //! ```text
 //! Watch ◀── Slot ◀─┐                         ┌─ patient: no word of cursors, waits for news, may be interrupted
 //! Watch ◀── Slot ◀─┼── hub ──▶ Follow call ──┤
-//! Watch ◀── Slot ◀─┘    ▲                    └─ prompt: word of cursors, does not wait, is never interrupted
+//! Watch ◀── Slot ◀─┘    ▲                    └─ prompt: word of cursors, or half a revision to complete: does not wait,
+//!                       │                               and is never interrupted
 //!   └─── open, resume, ─┘
 //!        close
 //!
@@ -219,7 +220,9 @@ impl Slot {
     }
 
     /// Adds what is new; `next` is where the cursor then stands. Whether there is room for more.
-    fn fill(&self, whole: Vec<Changes>, next: Position, as_of: u64) -> bool {
+    pub(super) fn fill(&self, mut whole: Vec<Changes>, next: Position, as_of: u64) -> bool {
+        // A piece may be empty, and so may all of them.
+        whole.retain(|changes| !changes.events.is_empty());
         let mut state = self.lock();
         let news = !whole.is_empty();
         state.bytes += whole.iter().map(weight).sum::<usize>();
@@ -300,13 +303,8 @@ struct Entry {
 struct Ask {
     follow: Follow,
     joining: Vec<WatchId>,
-}
-
-impl Ask {
-    /// Whether it says nothing, and so can wait for news and be interrupted.
-    fn is_patient(&self) -> bool {
-        self.follow.added.is_empty() && self.follow.removed.is_empty() && self.follow.after > 0
-    }
+    /// It says nothing, and so can wait for news and be interrupted.
+    patient: bool,
 }
 
 impl Follower {
@@ -407,15 +405,14 @@ impl Follower {
         let removed: Vec<_> =
             self.removed.drain(..self.removed.len().min(limits::BATCH_MAX)).collect();
         let Self { stream, after, .. } = *self;
-        let wait = Duration::ZERO;
+        // The rest of half a revision may not match, and then there will be no news of it.
+        let says = !added.is_empty() || !removed.is_empty() || !self.partial.is_empty();
+        let patient = after > 0 && !says;
+        // Not exactly the same for all clients, so that they do not all come back together.
+        let wait = if patient { jitter(WAIT) } else { Duration::ZERO };
         let bytes_max = ANSWER_BYTES_MAX;
-        let mut ask =
-            Ask { follow: Follow { stream, after, added, removed, wait, bytes_max }, joining };
-        if ask.is_patient() {
-            // Not exactly the same for all clients, so that they do not all come back together.
-            ask.follow.wait = jitter(WAIT);
-        }
-        ask
+        let follow = Follow { stream, after, added, removed, wait, bytes_max };
+        Ask { follow, joining, patient }
     }
 
     /// Sends a call. `None` if it was interrupted by a word, which only a patient one is.
@@ -423,7 +420,7 @@ impl Follower {
         let timeout = ask.follow.wait + self.link.timeout();
         let (link, request) = (self.link.clone(), Request::Follow(ask.follow.clone()));
         let mut call = pin!(async move { link.call(request, Some(timeout)).await });
-        if !ask.is_patient() {
+        if !ask.patient {
             return Some(call.await);
         }
         loop {
@@ -458,7 +455,7 @@ impl Follower {
                 let nothing = news.is_empty();
                 self.step(ask, number, progress, news);
                 // A node that has nothing to say should have waited. Do not go round and round with it.
-                if nothing && ask.is_patient() { Err(jitter(BREATH)) } else { Ok(()) }
+                if nothing && ask.patient { Err(jitter(BREATH)) } else { Ok(()) }
             }
             Ok(Response::Follow(Followed::Unknown)) => {
                 self.begin_anew();
@@ -481,7 +478,7 @@ impl Follower {
 
     /// The call may have been carried out or not. If it said nothing then the next one can simply ask again.
     fn in_doubt(&mut self, ask: &Ask) -> Result<(), Duration> {
-        if !ask.is_patient() {
+        if !ask.patient {
             self.begin_anew();
         }
         Err(self.backoff.next())

@@ -576,3 +576,26 @@ pub(super) async fn unless_lost<F: Future>(life: &Life, link: &Link, work: F) ->
         Either::Right((output, _)) => Ok(output),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody looked between the deadline and an answer that would prolong it: it is lost all the same.
+    #[tokio::test(start_paused = true)]
+    async fn a_late_answer_brings_nothing_back() {
+        let ttl = Duration::from_secs(10);
+        let sent = Instant::now();
+        let life = Life::new(LeaseId::from(1), ttl, sent);
+        tokio::time::advance(Duration::from_millis(8_999)).await;
+        assert!(life.renew(sent, ttl), "the margin is a tenth");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!life.renew(Instant::now(), ttl));
+        assert!(!life.is_alive());
+        let short = Life::new(LeaseId::from(2), Duration::from_millis(500), Instant::now());
+        tokio::time::advance(Duration::from_millis(399)).await;
+        assert!(short.is_alive());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!short.is_alive(), "the margin is 100 ms at least");
+    }
+}

@@ -7,8 +7,7 @@
 //! ```text
 //! Watch ◀── Slot ◀─┐                         ┌─ patient: no word of cursors, waits for news, may be interrupted
 //! Watch ◀── Slot ◀─┼── hub ──▶ Follow call ──┤
-//! Watch ◀── Slot ◀─┘    ▲                    └─ prompt: word of cursors, or half a revision to complete: does not wait,
-//!                       │                               and is never interrupted
+//! Watch ◀── Slot ◀─┘    ▲                    └─ prompt: word of cursors, does not wait, is never interrupted
 //!   └─── open, resume, ─┘
 //!        close
 //!
@@ -37,7 +36,7 @@ use crate::api::{Cursor, CursorId, Follow, Followed, News, Position, Request, Re
 use crate::error::{Error, Reason, Result};
 use crate::types::{Changes, Event, KeyRange, KeyValue, Revision, limits};
 use futures::future::{Either, select};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -279,8 +278,6 @@ struct Follower {
     /// Watches whose cursor is to be added, some of them closed meanwhile.
     joining: VecDeque<WatchId>,
     removed: VecDeque<CursorId>,
-    /// Watches with half a revision.
-    partial: BTreeSet<WatchId>,
     stream: u64,
     /// The number of the last answer; 0 begins the stream.
     after: u64,
@@ -322,7 +319,6 @@ impl Follower {
             cursors: HashMap::new(),
             joining: VecDeque::new(),
             removed: VecDeque::new(),
-            partial: BTreeSet::new(),
             stream: random(),
             after: 0,
             cursor_ids: 0,
@@ -373,7 +369,6 @@ impl Follower {
             }
             Word::Close(id) => {
                 self.open.fetch_sub(1, Ordering::Relaxed);
-                self.partial.remove(&id);
                 if let Some(cursor) = self.watches.remove(&id).and_then(|entry| entry.cursor) {
                     self.cursors.remove(&cursor);
                     self.removed.push_back(cursor);
@@ -405,9 +400,7 @@ impl Follower {
         let removed: Vec<_> =
             self.removed.drain(..self.removed.len().min(limits::BATCH_MAX)).collect();
         let Self { stream, after, .. } = *self;
-        // The rest of half a revision may not match, and then there will be no news of it.
-        let says = !added.is_empty() || !removed.is_empty() || !self.partial.is_empty();
-        let patient = after > 0 && !says;
+        let patient = after > 0 && added.is_empty() && removed.is_empty();
         // Not exactly the same for all clients, so that they do not all come back together.
         let wait = if patient { jitter(WAIT) } else { Duration::ZERO };
         let bytes_max = ANSWER_BYTES_MAX;
@@ -500,10 +493,8 @@ impl Follower {
             // On the stream since before this step, which therefore counts for it.
             entry.slot.lock().as_of = Some(before.step);
         }
-        let mut heard = BTreeSet::new();
         for (cursor, news) in news {
             let Some(id) = self.cursors.get(&cursor).copied() else { continue };
-            heard.insert(id);
             match news {
                 News::Changes { changes, next, fragment } => {
                     self.deliver(id, changes, next, fragment, before, step);
@@ -511,7 +502,6 @@ impl Follower {
                 News::Ended(reason) => self.end(id, reason.into()),
             }
         }
-        self.complete(&heard, progress, step);
         self.link.saw(progress);
         *lock(&self.progress) = Progress { step, revision: progress };
     }
@@ -537,31 +527,11 @@ impl Follower {
                 partial => whole.extend(partial.replace(changes)),
             }
         }
-        if fragment {
-            self.partial.insert(id);
-        } else {
+        if !fragment {
             whole.extend(entry.partial.take());
-            self.partial.remove(&id);
         }
         if !entry.slot.fill(whole, next.max(stands), step) {
             self.pause(id);
-        }
-    }
-
-    /// Half a revision whose rest did not match is whole once the stream has passed it.
-    fn complete(&mut self, heard: &BTreeSet<WatchId>, progress: Revision, step: u64) {
-        let silent: Vec<_> = self.partial.difference(heard).copied().collect();
-        for id in silent {
-            let Some(entry) = self.watches.get_mut(&id) else { continue };
-            let passed = entry.partial.as_ref().is_some_and(|half| half.revision <= progress);
-            if !passed || entry.cursor.is_none() {
-                continue;
-            }
-            self.partial.remove(&id);
-            let whole = entry.partial.take().into_iter().collect();
-            if !entry.slot.fill(whole, Position::start_of(progress.next()), step) {
-                self.pause(id);
-            }
         }
     }
 
@@ -575,7 +545,6 @@ impl Follower {
 
     /// Ends one watch. The node has forgotten its cursor.
     fn end(&mut self, id: WatchId, error: Error) {
-        self.partial.remove(&id);
         if let Some(entry) = self.watches.remove(&id) {
             if let Some(cursor) = entry.cursor {
                 self.cursors.remove(&cursor);
@@ -585,7 +554,6 @@ impl Follower {
     }
 
     fn end_all(&mut self, error: &Error) {
-        self.partial.clear();
         for (_, entry) in std::mem::take(&mut self.watches) {
             entry.slot.end(error.clone());
         }

@@ -150,6 +150,13 @@ impl State {
         error
     }
 
+    /// The same, as openraft takes it.
+    fn stop(&self, fault: Fault) -> io::Error {
+        let error = io_error(fault.clone());
+        drop(self.fail(fault));
+        error
+    }
+
     /// Runs `work` on the state's thread, after everything that was sent there before.
     pub(crate) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
@@ -450,7 +457,7 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        self.state.view().and_then(|view| applied(&view)).map_err(io_error)
+        self.state.view().and_then(|view| applied(&view)).map_err(|fault| self.state.stop(fault))
     }
 
     async fn apply<S>(&mut self, entries: S) -> io::Result<()>
@@ -458,7 +465,7 @@ impl RaftStateMachine<Types> for Machine {
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
     {
         let batch = entries.try_collect().await?;
-        self.apply_batch(batch).await.map_err(io_error)
+        self.apply_batch(batch).await.map_err(|fault| self.state.stop(fault))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
@@ -471,7 +478,7 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMetaOf,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        self.install(meta, snapshot).await.map_err(io_error)
+        self.install(meta, snapshot).await.map_err(|fault| self.state.stop(fault))
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
@@ -482,7 +489,7 @@ impl RaftStateMachine<Types> for Machine {
             }
             Ok(Some(Snapshot { meta: meta(&view)?, snapshot: SnapshotData::View(Box::new(view)) }))
         };
-        current().map_err(io_error)
+        current().map_err(|fault| self.state.stop(fault))
     }
 }
 
@@ -499,10 +506,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let view = self.view.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let view = view.unwrap_or_else(|| self.state.view()).map_err(io_error)?;
+        let stop = |fault| self.state.stop(fault);
+        let view = view.unwrap_or_else(|| self.state.view()).map_err(stop)?;
         // openraft cuts the log up to what is reported here, so it has to be on the disk first.
-        self.state.run(|state| state.store()?.force_sync()).await.map_err(io_error)?;
-        let meta = meta(&view).map_err(io_error)?;
+        self.state.run(|state| state.store()?.force_sync()).await.map_err(stop)?;
+        let meta = meta(&view).map_err(stop)?;
         Ok(Snapshot { meta, snapshot: SnapshotData::View(Box::new(view)) })
     }
 }

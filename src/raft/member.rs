@@ -23,12 +23,12 @@ use crate::error::{Error, Fault, Reason};
 use crate::types::NodeId;
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
-use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::{Instant as _, ServerState};
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) reads: Reads,
     pub(crate) desk: Desk,
     pub(crate) admission: Semaphore,
+    /// Not the log itself: clients hold this, and would keep its folder open.
+    log_failure: Arc<OnceLock<Fault>>,
     leadership: watch::Sender<Leadership>,
     clients: Mutex<HashMap<String, RpcClient>>,
     plaintext: bool,
@@ -98,8 +100,14 @@ impl Shared {
 
     /// Why openraft does not answer any more.
     pub(crate) fn stopped(&self) -> Error {
+        self.failure().unwrap_or_else(|| Reason::Closed.into())
+    }
+
+    /// The first cause that ended this member, if one did.
+    fn failure(&self) -> Option<Error> {
         let fault = self.state.fault().borrow().clone();
-        fault.or_else(|| fatal(&self.raft)).unwrap_or_else(|| Reason::Closed.into())
+        let fault = fault.or_else(|| self.log_failure.get().cloned().map(Error::from));
+        fault.or_else(|| fatal(&self.raft))
     }
 
     /// Waits until the entry at `index` is applied here.
@@ -110,7 +118,7 @@ impl Shared {
     }
 }
 
-/// The cause of openraft's end, if it ended by a fault.
+/// The cause of openraft's end, if it is none of our own.
 fn fatal(raft: &Raft) -> Option<Error> {
     let state = raft.metrics().borrow_watched().running_state.clone();
     match state {
@@ -126,6 +134,14 @@ pub(crate) struct Member {
     log: LogStore,
     tasks: JoinSet<()>,
     failed: watch::Receiver<Option<Error>>,
+}
+
+/// Who could take the leadership over.
+enum Successor {
+    Ready(u64),
+    /// Somebody could, and lacks entries yet.
+    Behind,
+    Nobody,
 }
 
 /// What a member is put together from.
@@ -158,6 +174,7 @@ impl Member {
             reads,
             desk,
             admission: Semaphore::new(ADMISSION_UNITS as usize),
+            log_failure: log.failure(),
             leadership: watch::Sender::new(Leadership::default()),
             clients: Mutex::default(),
             plaintext,
@@ -208,30 +225,43 @@ impl Member {
         let mut leadership = self.shared.leadership_changes();
         let until = Instant::now() + limit;
         while self.shared.leadership().is_me && Instant::now() < until {
-            let Some(successor) = self.successor() else {
+            match self.successor() {
+                Successor::Ready(node) => {
+                    if self.shared.raft.trigger().transfer_leader(node).await.is_ok() {
+                        let _ = timeout(limit, leadership.wait_for(|now| !now.is_me)).await;
+                    }
+                    return;
+                }
                 // A follower that is a heartbeat behind has caught up at the next.
-                tokio::time::sleep(self.shared.timing.heartbeat / 4).await;
-                continue;
-            };
-            if self.shared.raft.trigger().transfer_leader(successor).await.is_err() {
-                return;
+                Successor::Behind => tokio::time::sleep(self.shared.timing.heartbeat / 4).await,
+                Successor::Nobody => return,
             }
-            let _ = timeout(limit, leadership.wait_for(|leadership| !leadership.is_me)).await;
-            return;
         }
     }
 
-    /// A voter that has all that this leader has. `None` also if there is no other voter.
-    fn successor(&self) -> Option<u64> {
+    /// Who could lead next: a voter that has been heard of lately and has all that this leader has.
+    fn successor(&self) -> Successor {
         let metrics = self.shared.raft.metrics().borrow_watched().clone();
-        let replication = metrics.replication?;
-        let last = metrics.last_log_index;
+        let (Some(matched), Some(heard)) = (metrics.replication, metrics.heartbeat) else {
+            return Successor::Nobody;
+        };
+        let patience = self.shared.timing.election_max();
         let voters = metrics.membership_config.membership().voter_ids();
-        let mut ready = voters.filter(|id| {
-            let matched = replication.get(id).and_then(|matched| matched.as_ref());
-            *id != self.shared.identity.node && matched.map(|id| id.index) >= last
+        let mut alive = voters.filter(|id| {
+            let heard = heard.get(id).and_then(|at| at.as_ref());
+            *id != self.shared.identity.node && heard.is_some_and(|at| at.elapsed() < patience)
         });
-        ready.next()
+        let mut any = false;
+        let ready = alive.find(|id| {
+            any = true;
+            let matched = matched.get(id).and_then(|matched| matched.as_ref());
+            matched.map(|id| id.index) >= metrics.last_log_index
+        });
+        match ready {
+            Some(node) => Successor::Ready(node),
+            None if any => Successor::Behind,
+            None => Successor::Nobody,
+        }
     }
 
     /// Ends openraft and all tasks. The environments close when the last reader has gone.
@@ -334,8 +364,8 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
     let mut faults = shared.state.fault();
     let mut ended = false;
     loop {
-        let fault = faults.borrow_and_update().clone();
-        if let Some(error) = fault.or_else(|| fatal(&shared.raft)) {
+        faults.borrow_and_update();
+        if let Some(error) = shared.failure() {
             tracing::error!(node = shared.identity.node, %error, "the node has failed");
             failed.send_replace(Some(error));
             // A member that is at odds with its own disk must not go on leading or voting.

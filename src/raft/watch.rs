@@ -21,6 +21,7 @@
 use super::machine::State;
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position};
 use crate::error::{Error, Fault, Reason};
+use crate::mvcc::{Events, View};
 use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -166,6 +167,8 @@ struct Cursors {
     waiting: BTreeMap<CursorId, Cursor>,
     /// Those that may have something to read.
     ready: BTreeSet<CursorId>,
+    /// Those that are being read, outside of the lock, with where they stood.
+    reading: BTreeMap<CursorId, Cursor>,
     /// The number of the last answer, and where its cursors stood before it.
     answered: u64,
     before: BTreeMap<CursorId, Cursor>,
@@ -256,6 +259,7 @@ impl Watchers {
             return Ok(None);
         }
         cursors.before.clear();
+        cursors.give_up_reading();
         for id in follow.removed {
             cursors.remove(number, id, &mut ranges);
         }
@@ -285,18 +289,22 @@ impl Watchers {
     ) -> Result<Option<Followed>, Error> {
         // Read before the ready cursors are: whoever is not among them now has seen everything up to here.
         let progress = self.state.interest.woken();
+        let Some(reading) = stream.cursors().take_ready(turn) else {
+            return Ok(Some(Followed::Unknown));
+        };
+        // The view is opened after the cursors are taken. A commit that woke one before is in this view; one that wakes
+        // it later finds it not ready, and makes it so again. And it is read without the lock, so that no commit waits
+        // for a slow reader.
         let fail = |fault| self.state.fail(fault);
+        let view = self.state.view().map_err(fail)?;
+        let read = read(&view, reading, bytes_max).map_err(fail)?;
         let mut ended = Vec::new();
         let answer = {
             let mut cursors = stream.cursors();
             if cursors.turn != turn {
                 return Ok(Some(Followed::Unknown));
             }
-            // Under the lock, so that no cursor is woken between this and being read. A commit that woke one before is in
-            // this view; one that wakes it later finds it not ready, and makes it so again.
-            let view = self.state.view().map_err(fail)?;
-            let (news, progress) =
-                cursors.read(&view, progress, bytes_max, &mut ended).map_err(fail)?;
+            let (news, progress) = cursors.settle(read, progress, &mut ended);
             if news.is_empty() && !idle {
                 return Ok(None);
             }
@@ -357,53 +365,107 @@ impl Cursors {
         self.answered -= 1;
     }
 
-    /// Reads what the ready cursors have, up to `bytes_max`, and returns it with how far all others have come.
-    fn read(
-        &mut self,
-        view: &crate::mvcc::View,
-        progress: Revision,
-        bytes_max: usize,
-        ended: &mut Vec<(CursorId, KeyRange)>,
-    ) -> Result<(Vec<(CursorId, News)>, Revision), Fault> {
-        let mut news = Vec::new();
-        let mut room = bytes_max;
-        let mut unread = BTreeSet::new();
-        for id in std::mem::take(&mut self.ready) {
-            let Some(cursor) = self.waiting.get_mut(&id) else { continue };
-            if room == 0 {
-                unread.insert(id);
-                continue;
+    /// The cursors to read, in `turn`.
+    fn take_ready(&mut self, turn: u64) -> Option<Vec<(CursorId, Cursor)>> {
+        if self.turn != turn {
+            return None;
+        }
+        let ready = std::mem::take(&mut self.ready);
+        let waiting = &self.waiting;
+        self.reading =
+            ready.into_iter().filter_map(|id| Some((id, waiting.get(&id)?.clone()))).collect();
+        Some(self.reading.iter().map(|(id, cursor)| (*id, cursor.clone())).collect())
+    }
+
+    /// The call that was reading is void: its cursors stand where they stood.
+    fn give_up_reading(&mut self) {
+        for (id, cursor) in std::mem::take(&mut self.reading) {
+            if let Some(waiting) = self.waiting.get_mut(&id) {
+                *waiting = cursor;
+                self.ready.insert(id);
             }
-            let was = cursor.clone();
-            match view.events(cursor, view.revision(), room)? {
-                Ok(events) => {
-                    cursor.next = cursor.next.max(events.next);
-                    if events.more {
-                        unread.insert(id);
+        }
+    }
+
+    /// Moves the cursors that were read, and returns what is new with how far all the others have come.
+    fn settle(
+        &mut self,
+        read: Vec<(CursorId, Read)>,
+        progress: Revision,
+        ended: &mut Vec<(CursorId, KeyRange)>,
+    ) -> (Vec<(CursorId, News)>, Revision) {
+        let mut news = Vec::new();
+        let mut reading = std::mem::take(&mut self.reading);
+        for (id, read) in read {
+            let (Some(was), Some(waiting)) = (reading.remove(&id), self.waiting.get_mut(&id))
+            else {
+                continue;
+            };
+            match read {
+                Read::NoRoom => {
+                    waiting.next = was.next;
+                    self.ready.insert(id);
+                }
+                Read::Events(Events { changes, next, fragment, more }) => {
+                    // Not what a wake-up has made of it meanwhile: it has seen what is before this, and nothing after.
+                    waiting.next = next;
+                    if more {
+                        self.ready.insert(id);
                     }
-                    let size: usize = events.changes.iter().map(changes_bytes).sum();
-                    room = room.saturating_sub(size);
-                    if !events.changes.is_empty() || events.more {
-                        let (changes, next, fragment) =
-                            (events.changes, cursor.next, events.fragment);
+                    if more || !changes.is_empty() {
                         news.push((id, News::Changes { changes, next, fragment }));
                     }
+                    // The oldest position since the last answer counts: who was read in vain has moved as well.
+                    self.before.entry(id).or_insert(was);
                 }
-                Err(reason) => {
-                    ended.push((id, was.range.clone()));
+                Read::Ended(reason) => {
                     self.waiting.remove(&id);
+                    self.ready.remove(&id);
+                    ended.push((id, was.range.clone()));
                     news.push((id, News::Ended(reason)));
+                    self.before.entry(id).or_insert(was);
                 }
             }
-            // The oldest position since the last answer counts: a cursor that was read in vain has moved as well.
-            self.before.entry(id).or_insert(was);
         }
-        let behind = unread.iter().filter_map(|id| self.waiting.get(id));
+        let behind = self.ready.iter().filter_map(|id| self.waiting.get(id));
         let behind = behind.map(|cursor| cursor.next.revision.get().saturating_sub(1)).min();
-        let progress = Revision::from(behind.unwrap_or(u64::MAX).min(progress.get()));
-        self.ready.extend(unread);
-        Ok((news, progress))
+        (news, Revision::from(progress.get().min(behind.unwrap_or(u64::MAX))))
     }
+}
+
+/// What was read of one cursor.
+enum Read {
+    Events(Events),
+    /// Compacted.
+    Ended(Reason),
+    /// The answer was full before its turn.
+    NoRoom,
+}
+
+/// Reads what the cursors have, up to `bytes_max` together.
+fn read(
+    view: &View,
+    cursors: Vec<(CursorId, Cursor)>,
+    bytes_max: usize,
+) -> Result<Vec<(CursorId, Read)>, Fault> {
+    let mut room = bytes_max;
+    let mut all = Vec::with_capacity(cursors.len());
+    for (id, cursor) in cursors {
+        let read = if room == 0 {
+            Read::NoRoom
+        } else {
+            match view.events(&cursor, view.revision(), room)? {
+                Ok(events) => {
+                    let bytes: usize = events.changes.iter().map(changes_bytes).sum();
+                    room = room.saturating_sub(bytes);
+                    Read::Events(events)
+                }
+                Err(reason) => Read::Ended(reason),
+            }
+        };
+        all.push((id, read));
+    }
+    Ok(all)
 }
 
 /// How much room the changes take in an answer, roughly.

@@ -38,12 +38,14 @@ pub(crate) mod fake;
 mod follow;
 mod keeper;
 mod lease;
+mod life;
 pub(crate) mod link;
 mod map;
 mod ops;
 mod pages;
 mod remote;
 mod session;
+mod slot;
 mod watch;
 
 pub use lease::{

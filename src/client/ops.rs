@@ -21,9 +21,7 @@ use crate::types::{
     OpResult, Page, PutOp, RangeOp, Revision, SortBy, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use std::future::IntoFuture;
 use std::time::Duration;
 
 /// What every request can do: wait for a limited time, and be awaited.

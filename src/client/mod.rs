@@ -54,8 +54,7 @@ pub use lease::{
 pub use map::Map;
 pub(crate) use map::{decode, encode};
 pub use ops::{
-    Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, Status, StatusRead,
-    Txn,
+    Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, StatusRead, Txn,
 };
 pub use remote::ClientBuilder;
 pub use session::Session;

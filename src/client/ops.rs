@@ -14,11 +14,11 @@
 use super::Client;
 use super::link::{Freshness, malformed, unexpected};
 use super::pages::Pages;
-use crate::api::{Applied, Command, NodeStatus, Request, Response};
+use crate::api::{Applied, Command, Request, Response};
 use crate::error::{Error, Result};
 use crate::types::{
-    Compare, Consistency, DeleteOp, GetOp, KeyRange, KeyValue, LeaseId, NodeId, Op, OpKind,
-    OpResult, Page, PutOp, RangeOp, Revision, SortBy, TxnOp, TxnOutcome,
+    Compare, Consistency, DeleteOp, GetOp, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Page,
+    PutOp, RangeOp, Revision, SortBy, Status, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -683,39 +683,9 @@ request!(StatusRead -> Status);
 impl StatusRead<'_> {
     async fn send(self) -> Result<Status> {
         match self.client.link().call(Request::Status, self.timeout).await? {
-            Response::Status(status) => Ok(status.into()),
+            Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
-    }
-}
-
-/// What a node knows about itself and its group.
-///
-/// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-/// let status = client.status().await?;
-/// if status.leader == Some(status.id) {
-///     println!("it leads, since term {}", status.term);
-/// }
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// Which member it is.
-    pub id: NodeId,
-    /// Who leads, as far as it knows. This is Raft's leader, not that of an election of yours.
-    pub leader: Option<NodeId>,
-    /// The number of the reign.
-    pub term: u64,
-    /// The revision that it has applied.
-    pub revision: Revision,
-}
-
-impl From<NodeStatus> for Status {
-    fn from(status: NodeStatus) -> Self {
-        let NodeStatus { node, leader, term, revision, .. } = status;
-        Self { id: node, leader, term, revision }
     }
 }
 

@@ -455,7 +455,7 @@ mod tests {
 
     #[test]
     fn a_key_changes_at_most_once_in_a_transaction() {
-        let put = |key: &str| Op::put(key.to_owned(), "v");
+        let put = |key: &str| Op::put(key, "v");
         let twice = Err(Reason::DuplicateKey);
         assert_eq!(check_ops([put("k"), put("k")]), twice);
         assert_eq!(check_ops([put("k"), Op::delete(KeyRange::prefix("k"))]), twice);
@@ -476,7 +476,7 @@ mod tests {
             Err(Reason::TooManyOperations { actual: 129, limit: 128 })
         ));
         let value = vec![0; limits::VALUE_BYTES_MAX];
-        let large = |key: &str| Op::put(key.to_owned(), value.clone());
+        let large = |key: &str| Op::put(key, value.clone());
         assert_eq!(check_ops([large("a")]), Ok(()));
         assert!(matches!(check_ops([large("a"), large("b")]), Err(Reason::RequestTooLarge { .. })));
         let mut deep = put(0);

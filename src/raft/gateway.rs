@@ -18,6 +18,7 @@
 //! - a forwarded request is never forwarded again;
 //! - no request is held longer than its caller waits, and no more bytes than [`ADMISSION_UNITS`] are under way.
 
+use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
 use super::watch::Watchers;
 use super::{Answer, Payload};
@@ -348,10 +349,10 @@ impl Gateway {
         let mut leases = Vec::with_capacity(remaining.len());
         for (id, remaining) in remaining {
             let lease = view.lease(id).map_err(fail)?;
-            let status = lease.zip(remaining).map(|(lease, (ttl, remaining))| LeaseStatus {
+            let status = lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
                 id,
                 ttl,
-                remaining,
+                remaining: left,
                 keys: lease.keys,
             });
             leases.push(status);

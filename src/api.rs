@@ -248,6 +248,9 @@ pub(crate) fn check(request: &Request, ttl_floor: Duration) -> Result<(), Reason
             check_batch(proposals.len())?;
             proposals.iter().try_for_each(|proposal| check_command(&proposal.command, ttl_floor))
         }
+        Request::Query(query) if !query.txn.is_read_only() => {
+            Err(Reason::BadOption { detail: "a query does not write".to_owned() })
+        }
         Request::Query(query) => check_txn(&query.txn),
         Request::Follow(follow) => {
             check_batch(follow.added.len())?;

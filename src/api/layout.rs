@@ -7,12 +7,12 @@ use super::{
     Applied, Command, Cursor, CursorId, Follow, Followed, News, NodeStatus, Origin, Position,
     Proposal, Query, Request, Response,
 };
-use crate::codec::layout::{Input, Layout, Malformed, layout};
+use crate::codec::layout::{Input, Layout, Malformed, layout, read_list};
 use crate::error::{Error, Reason};
 use crate::types::{
     Changes, Compare, Consistency, DeleteOp, Event, GetOp, KeyRange, KeyValue, LeaseId,
     LeaseStatus, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation, Revision,
-    SortBy, TxnOp, TxnOutcome,
+    SortBy, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 
@@ -50,7 +50,25 @@ layout!(struct RangeOp {
     range, at, limit, keys_only, count_only, sort, descending,
     mod_revision_min, mod_revision_max, create_revision_min, create_revision_max,
 });
-layout!(struct TxnOp { when, then, otherwise });
+
+impl Layout for TxnOp {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.when.write(out);
+        self.then.write(out);
+        self.otherwise.write(out);
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        // Counted again by `check`, which says what is wrong; this only bounds what a stranger can make us hold.
+        let max = 4 * limits::TXN_OPERATIONS_MAX;
+        Ok(Self {
+            when: read_list(input, max)?,
+            then: read_list(input, max)?,
+            otherwise: read_list(input, max)?,
+        })
+    }
+}
+
 layout!(enum OpKind {
     1 => Put(put), 2 => Get(get), 3 => Delete(delete), 4 => Range(range), 5 => Txn(txn),
 });
@@ -74,7 +92,29 @@ layout!(enum Applied {
 layout!(struct Query { txn, consistency, revision_min });
 layout!(struct Position { revision, sub });
 layout!(struct Cursor { range, next, puts, deletes, prev });
-layout!(struct Follow { stream, after, added, removed, wait, bytes_max });
+
+impl Layout for Follow {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.stream.write(out);
+        self.after.write(out);
+        self.added.write(out);
+        self.removed.write(out);
+        self.wait.write(out);
+        self.bytes_max.write(out);
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        Ok(Self {
+            stream: u64::read(input)?,
+            after: u64::read(input)?,
+            added: read_list(input, limits::BATCH_MAX)?,
+            removed: read_list(input, limits::BATCH_MAX)?,
+            wait: Layout::read(input)?,
+            bytes_max: u32::read(input)?,
+        })
+    }
+}
+
 layout!(enum Followed { 1 => Step { number, progress, news }, 2 => Unknown });
 layout!(enum News { 1 => Changes { changes, next, fragment }, 2 => Ended(reason) });
 layout!(struct NodeStatus { node, group, leader, term, revision });
@@ -140,10 +180,16 @@ impl Request {
     pub(crate) fn read_body(method: u16, body: Bytes) -> Result<Self, Malformed> {
         let input = &mut Input::new(body);
         let request = match method {
-            1 => Self::Propose { proposals: Vec::read(input)?, forwarded: bool::read(input)? },
+            1 => Self::Propose {
+                proposals: read_list(input, limits::BATCH_MAX)?,
+                forwarded: bool::read(input)?,
+            },
             2 => Self::Query(Query::read(input)?),
             3 => Self::Follow(Follow::read(input)?),
-            4 => Self::KeepAlive { leases: Vec::read(input)?, forwarded: bool::read(input)? },
+            4 => Self::KeepAlive {
+                leases: read_list(input, limits::BATCH_MAX)?,
+                forwarded: bool::read(input)?,
+            },
             5 => Self::Leases { only: Option::read(input)?, forwarded: bool::read(input)? },
             6 => Self::ReadIndex,
             7 => Self::Status,
@@ -303,6 +349,19 @@ mod tests {
     fn an_unknown_version_or_command_does_not_decode() {
         assert!(Proposal::from_bytes(Bytes::from_static(&[2, 0, 1, 0, 0])).is_err());
         assert!(Proposal::from_bytes(Bytes::from_static(&[1, 0, 99])).is_err());
+    }
+
+    #[test]
+    fn a_list_that_is_longer_than_a_batch_is_refused_before_it_is_read() {
+        let revoke = Proposal::from(Command::Revoke(LeaseId::from(1)));
+        let body = |count: usize| {
+            let mut body = Vec::new();
+            vec![revoke.clone(); count].write(&mut body);
+            false.write(&mut body);
+            Bytes::from(body)
+        };
+        assert!(Request::read_body(1, body(limits::BATCH_MAX)).is_ok());
+        assert!(Request::read_body(1, body(limits::BATCH_MAX + 1)).is_err());
     }
 
     #[test]

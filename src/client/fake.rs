@@ -11,8 +11,8 @@ use crate::api::{
 };
 use crate::error::{Error, Reason, Result};
 use crate::types::{
-    Changes, Compare, Event, KeyRange, KeyValue, LeaseId, LeaseStatus, NodeId, Op, OpKind,
-    OpResult, Operand, Page, PutOp, RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
+    Changes, Compare, Event, KeyValue, LeaseId, LeaseStatus, NodeId, Op, OpKind, OpResult, Operand,
+    Page, PutOp, RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
 use std::cmp::Ordering;
@@ -78,6 +78,9 @@ pub(crate) struct World {
     /// Every call, with how much it carried.
     pub(crate) calls: Vec<(Kind, usize)>,
     last_step: Option<Followed>,
+    cut_off: Option<LeaseId>,
+    /// What the last read asked for.
+    pub(crate) revision_min: Option<Revision>,
 }
 
 #[derive(Default)]
@@ -105,6 +108,8 @@ impl Fake {
             page: 1000,
             calls: Vec::new(),
             last_step: None,
+            cut_off: None,
+            revision_min: None,
         };
         Self { world: Arc::new(Mutex::new(world)), committed: Arc::new(Notify::new()) }
     }
@@ -158,6 +163,11 @@ impl Fake {
         self.committed.notify_waiters();
     }
 
+    /// Renewals of this lease are not answered any more.
+    pub(crate) fn cut_off(&self, lease: LeaseId) {
+        self.world().cut_off = Some(lease);
+    }
+
     /// Lets a lease expire now.
     pub(crate) fn expire(&self, lease: LeaseId) {
         self.world().end_lease(lease).unwrap();
@@ -192,6 +202,11 @@ impl Fake {
             at.and_then(|at| world.faults.remove(at)).map(|(_, fault)| fault)
         };
         let is_write = call.request.is_write();
+        if let Request::KeepAlive { leases, .. } = &call.request
+            && self.world().cut_off.is_some_and(|it| leases.contains(&it))
+        {
+            return std::future::pending().await;
+        }
         match fault {
             Some(Fault::Refuse(reason)) => Err(Error::new(reason)),
             Some(Fault::Hang) => std::future::pending().await,
@@ -215,7 +230,14 @@ impl Fake {
             }
             Some(Fault::Repeat) => {
                 let last = self.world().last_step.clone();
-                Ok(Response::Follow(last.unwrap_or(Followed::Unknown)))
+                match (&call.request, last) {
+                    // One that was received before, that is: nothing mixes up the answers of two calls.
+                    (
+                        Request::Follow(Follow { after, .. }),
+                        Some(last @ Followed::Step { number, .. }),
+                    ) if number <= *after => Ok(Response::Follow(last)),
+                    _ => self.answer(call.request).await,
+                }
             }
             None => self.answer(call.request).await,
         }
@@ -233,7 +255,11 @@ impl Fake {
                 self.committed.notify_waiters();
                 Response::Propose(answers)
             }
-            Request::Query(Query { txn, .. }) => Response::Query(self.world().txn(&txn)?),
+            Request::Query(Query { txn, revision_min, .. }) => {
+                let mut world = self.world();
+                world.revision_min = revision_min;
+                Response::Query(world.txn(&txn)?)
+            }
             Request::Follow(follow) => Response::Follow(self.follow(follow).await?),
             Request::KeepAlive { leases, .. } => {
                 let mut world = self.world();
@@ -596,9 +622,4 @@ fn holds_for(kv: Option<&KeyValue>, compare: &Compare) -> bool {
         Relation::Less => ordering == Ordering::Less,
         Relation::Greater => ordering == Ordering::Greater,
     }
-}
-
-/// Every key, for tests that look at all of them.
-pub(crate) fn everything() -> KeyRange {
-    KeyRange::all()
 }

@@ -199,6 +199,12 @@ impl Slot {
         lock(&self.state)
     }
 
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.queue.len(), state.bytes)
+    }
+
     /// Adds what is new; `next` is where the cursor then stands. Whether there is room for more.
     fn fill(&self, whole: Vec<Changes>, next: Position, as_of: u64) -> bool {
         let mut state = self.lock();

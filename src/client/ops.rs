@@ -490,7 +490,7 @@ pub struct RangeRead<'a> {
 request!(RangeRead -> Page);
 read!(RangeRead);
 
-impl<'a> RangeRead<'a> {
+impl RangeRead<'_> {
     /// Reads the range as it was at `revision`.
     pub fn at(mut self, revision: Revision) -> Self {
         self.op.at = Some(revision);
@@ -568,7 +568,7 @@ impl<'a> RangeRead<'a> {
     /// # Ok(()) }
     /// ```
     #[must_use = "a stream does nothing until it is polled"]
-    pub fn stream(self) -> BoxStream<'a, Result<KeyValue>> {
+    pub fn stream(self) -> BoxStream<'static, Result<KeyValue>> {
         self.pages().entries()
     }
 
@@ -752,3 +752,6 @@ fn only(mut outcome: TxnOutcome) -> Result<(Revision, OpResult)> {
         _ => Err(malformed("number of results")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@
 use super::link::Service;
 use super::{Client, TIMEOUT_DEFAULT};
 use crate::error::{Error, Reason, Result};
+use crate::wire::{Endpoint, RpcClient};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -74,7 +75,9 @@ impl ClientBuilder {
         let detail = "no endpoint was given".to_owned();
         let mut failure = Error::new(Reason::BadOption { detail });
         for endpoint in self.endpoints {
-            let service = stub(endpoint, self.plaintext, runtime.clone())?;
+            let stub =
+                RpcClient::new(endpoint, Endpoint::client(), self.plaintext, runtime.clone());
+            let service = Service::new(stub);
             let client = Client::over(service, runtime.clone(), self.timeout);
             match client.status().await {
                 Ok(_) => return Ok(client),
@@ -84,11 +87,4 @@ impl ClientBuilder {
         }
         Err(failure)
     }
-}
-
-/// The service that reaches one endpoint. The only place here that knows of sockets.
-fn stub(address: String, _plaintext: bool, _runtime: Handle) -> Result<Service> {
-    // MERGE: RpcClient::new(address, Endpoint::client(), plaintext, runtime), in a BoxCloneSyncService.
-    let detail = format!("{address}: this build has no wire yet");
-    Err(Error::new(Reason::Unreachable { detail }))
 }

@@ -203,6 +203,12 @@ impl Watch {
         self.client.hub().position(&self.slot)
     }
 
+    /// How many changes, and about how many bytes of them, wait to be taken.
+    #[cfg(test)]
+    fn held(&self) -> (usize, usize) {
+        self.slot.held()
+    }
+
     fn poll_recv(&self, context: &Context<'_>) -> Poll<Result<Changes, Error>> {
         self.client.hub().poll_take(self.id, &self.slot, context)
     }
@@ -226,3 +232,6 @@ impl Drop for Watch {
         self.client.hub().close(self.id);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,6 +190,16 @@ impl<T: Layout, E: Layout> Layout for Result<T, E> {
     }
 }
 
+/// Reads a list of at most `count_max` items. Small items in large numbers take far more memory than bytes, so whoever
+/// reads what a stranger sent says how many there may be.
+pub(crate) fn read_list<T: Layout>(
+    input: &mut Input,
+    count_max: usize,
+) -> Result<Vec<T>, Malformed> {
+    let count = u32::read(&mut input.clone())? as usize;
+    if count <= count_max { Vec::read(input) } else { Err(Malformed) }
+}
+
 impl<T: Layout> Layout for Vec<T> {
     fn write(&self, out: &mut Vec<u8>) {
         write_length(self.len(), out);

@@ -85,8 +85,7 @@ impl<'env> Writer<'env> {
         match &entry.body {
             Body::Blank => Ok(None),
             Body::Membership(members) => {
-                let row = Membership { position, members: members.clone() };
-                self.tables.put_meta(&mut self.txn, &row)?;
+                self.membership(&Membership { position, members: members.clone() })?;
                 Ok(None)
             }
             Body::Command(proposal) => {
@@ -94,6 +93,15 @@ impl<'env> Writer<'env> {
                 split(applied).map(Some)
             }
         }
+    }
+
+    fn membership(&mut self, new: &Membership) -> Result<(), Fault> {
+        let Self { tables, txn, head, .. } = self;
+        if let Some(old) = tables.find_meta(txn)? {
+            head.rows_hash = head.rows_hash.wrapping_sub(hash::of_membership(&old));
+        }
+        head.rows_hash = head.rows_hash.wrapping_add(hash::of_membership(new));
+        tables.put_meta(txn, new)
     }
 
     fn command(&mut self, command: &Command, term: u64) -> Result<Applied, Stop> {
@@ -158,9 +166,10 @@ impl<'env> Writer<'env> {
     /// The value and lease that a put gives its key, which may be those that it has.
     fn kept(&self, put: &PutOp, prev: Option<&Image>) -> Result<(Bytes, Option<LeaseId>), Fault> {
         let kept = || prev.expect("the plan was checked: a key that keeps something exists");
-        let value = match put.ignore_value {
-            true => self.reader().value(&put.key, kept())?,
-            false => put.value.clone(),
+        let value = if put.ignore_value {
+            self.reader().value(&put.key, kept())?
+        } else {
+            put.value.clone()
         };
         let lease = if put.ignore_lease { kept().lease } else { put.lease };
         Ok((value, lease))

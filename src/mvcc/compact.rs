@@ -44,6 +44,7 @@ impl Writer<'_> {
 
 /// Deletes up to `rows_max` events that are compacted away, and what belongs to them. Returns whether none is left.
 pub(super) fn step(env: &lmdb::Env, tables: Tables, rows_max: usize) -> Result<bool, Fault> {
+    assert!(rows_max > 0, "a step that deletes nothing would never be the last");
     let mut txn = env.write_txn()?;
     let dead = dead_changes(&txn, tables, rows_max)?;
     for (at, change) in &dead {

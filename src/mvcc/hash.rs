@@ -6,7 +6,7 @@
 //! anew.
 //!
 //! ```text
-//! hash = settings(revision, compact_revision, …) + Σ key(k, its Image) + Σ lease(id, ttl)        modulo 2^128
+//! hash = settings(revision, compact_revision, …) + membership + Σ key(k, its Image) + Σ lease(id, ttl)    modulo 2^128
 //! ```
 //!
 //! A sum is only as good as what is summed, so each row goes through a pseudo-random function in the style of SipHash:
@@ -16,13 +16,14 @@
 //! The layout of [`Image`] is hashed as it is written: a new layout is a new hash, so members compare only if they
 //! agree on the format.
 
-use super::records::{Head, Image, LeaseRow};
+use super::records::{Head, Image, LeaseRow, Membership};
 use crate::codec::layout::Layout;
 use crate::types::LeaseId;
 
 const KEY: u8 = 1;
 const LEASE: u8 = 2;
 const SETTINGS: u8 = 3;
+const MEMBERSHIP: u8 = 4;
 
 /// What a key adds to the hash.
 pub(super) fn of_key(key: &[u8], image: &Image) -> u128 {
@@ -40,6 +41,13 @@ pub(super) fn of_lease(id: LeaseId, lease: &LeaseRow) -> u128 {
     let mut bytes = vec![LEASE];
     id.write(&mut bytes);
     lease.write(&mut bytes);
+    digest(&bytes)
+}
+
+/// What the members of the group add to the hash.
+pub(super) fn of_membership(membership: &Membership) -> u128 {
+    let mut bytes = vec![MEMBERSHIP];
+    membership.write(&mut bytes);
     digest(&bytes)
 }
 

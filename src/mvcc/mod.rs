@@ -31,7 +31,7 @@
 //! - no answer depends on what only this member knows: how far it has compacted, when it was started.
 //!
 //! What is in which file: `keys` and `records` are the format, `tables` moves rows, `plan`, `apply`, `lease` and
-//! `compact` are the rules for writes, `read` and `events` those for reads, `hash` and `verify` compare and check,
+//! `compact` are the rules for writes, `view`, `read`, `page` and `events` those for reads, `hash` and `verify` compare and check,
 //! `snapshot` moves a whole state to another member, and `generation` keeps several of them apart on the disk.
 
 mod apply;
@@ -41,18 +41,20 @@ mod generation;
 mod hash;
 mod keys;
 mod lease;
+mod page;
 mod plan;
 mod read;
 mod records;
 mod snapshot;
 mod tables;
 mod verify;
+mod view;
 
 pub(crate) use events::Events;
 pub(crate) use generation::Generations;
 pub(crate) use lease::Lease;
-pub(crate) use read::View;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
+pub(crate) use view::View;
 
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::layout;
@@ -139,7 +141,11 @@ impl Store {
         Self::open_with(folder, map_bytes, lmdb::Sync::LastCommitMayBeLost)
     }
 
-    fn open_with(folder: &Path, map_bytes: usize, sync: lmdb::Sync) -> Result<Self, Fault> {
+    pub(crate) fn open_with(
+        folder: &Path,
+        map_bytes: usize,
+        sync: lmdb::Sync,
+    ) -> Result<Self, Fault> {
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::open(&env)?;
         Ok(Self { env, tables })
@@ -164,9 +170,15 @@ impl Store {
         Ok(self.env.force_sync()?)
     }
 
-    /// The state of now, which stays as it is while others are applied.
+    /// The state of now, which stays as it is while others are applied. Too many views at once are no damage: the fault
+    /// then has [`Reason::TooManyRequests`].
     pub(crate) fn view(&self) -> Result<View, Fault> {
-        View::new(self.env.clone().static_read_txn()?, self.tables)
+        match self.env.clone().static_read_txn() {
+            Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) => {
+                Err(Fault::from_reason(Reason::TooManyRequests))
+            }
+            txn => View::new(txn?, self.tables),
+        }
     }
 
     /// Waits until no clone of the store and no view is left, so that its folder can be opened again. Returns whether

@@ -81,7 +81,7 @@ impl SnapshotReader {
         assert!(bytes_max > 0, "a piece has at least one byte");
         while self.ready.len() < bytes_max {
             match std::mem::replace(&mut self.next, Next::Nothing) {
-                Next::Rows(table, after) => self.next = self.read_rows(table, after, bytes_max)?,
+                Next::Rows(table, after) => self.next = self.read_rows(table, &after, bytes_max)?,
                 Next::Trailer => self.write_trailer(),
                 Next::Nothing => break,
             }
@@ -94,7 +94,7 @@ impl SnapshotReader {
     fn read_rows(
         &mut self,
         index: usize,
-        after: Bound<Vec<u8>>,
+        after: &Bound<Vec<u8>>,
         bytes_max: usize,
     ) -> Result<Next, Fault> {
         let Some(table) = Table::ALL.get(index).copied() else { return Ok(Next::Trailer) };

@@ -9,9 +9,10 @@
 //!    └──────── kidx ◀──▶ ev ───────────────────┘
 //! ```
 
+use super::View;
 use super::hash;
 use super::keys;
-use super::read::{Reader, View};
+use super::read::Reader;
 use super::records::{
     Change, Format, Image, LargeValue, LeaseRow, Record, Table, Value, check_row,
 };
@@ -33,6 +34,9 @@ pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
         head.keys += 1;
         Ok(())
     })?;
+    if let Some(membership) = state.tables.find_meta(state.txn)? {
+        head.rows_hash = head.rows_hash.wrapping_add(hash::of_membership(&membership));
+    }
     for (id, ttl) in state.leases()? {
         head.rows_hash = head.rows_hash.wrapping_add(hash::of_lease(id, &LeaseRow { ttl }));
     }
@@ -49,10 +53,9 @@ pub(super) fn verify(view: &View) -> Result<(), Fault> {
     check_links(view)?;
     check_chains(&state)?;
     check_values(&state)?;
-    match recompute_hash(view)? == view.hash() {
-        true => Ok(()),
-        false => Err(Fault::corrupt("the state has another hash than its changes add up to")),
-    }
+    ensure(recompute_hash(view)? == view.hash(), || {
+        Fault::corrupt("the state has another hash than its changes add up to")
+    })
 }
 
 /// Checks the rows without content, which no checksum covers, against the rows that they point to and come from.
@@ -77,13 +80,16 @@ impl Reader<'_> {
     }
 }
 
+fn ensure(is_right: bool, fault: impl FnOnce() -> Fault) -> Result<(), Fault> {
+    if is_right { Ok(()) } else { Err(fault()) }
+}
+
 /// The value of an image is the one that it was written with.
 fn check_digest(state: &Reader<'_>, key: &[u8], image: &Image) -> Result<(), Fault> {
     let value = state.value(key, image)?;
-    match Value::of(&value) == image.value {
-        true => Ok(()),
-        false => Err(Table::Values.corrupt(&keys::position(image.modified))),
-    }
+    ensure(Value::of(&value) == image.value, || {
+        Table::Values.corrupt(&keys::position(image.modified))
+    })
 }
 
 /// Each key with a lease is among the keys of that lease, and the other way round.
@@ -120,19 +126,16 @@ fn check_events(state: &Reader<'_>) -> Result<(), Fault> {
         let change = Change::open(row_key, row)?;
         let history = keys::history(&change.key, at);
         let is_indexed = state.tables.raw(state.txn, Table::History, &history)?.is_some();
-        if !follows || !is_indexed || change.new.is_none() && change.prev.is_none() {
-            return Err(Table::Events.corrupt(row_key));
-        }
+        let is_something = change.new.is_some() || change.prev.is_some();
         last = Some(at);
         count += 1;
-        Ok(())
+        ensure(follows && is_indexed && is_something, || Table::Events.corrupt(row_key))
     })?;
     let newest = last.map_or(Revision::FIRST, |last| last.revision);
     let indexed = state.tables.count(state.txn, Table::History)?;
-    match newest == state.revision && indexed == count {
-        true => Ok(()),
-        false => Err(Fault::corrupt("history does not end where the state stands")),
-    }
+    ensure(newest == state.revision && indexed == count, || {
+        Fault::corrupt("history does not end where the state stands")
+    })
 }
 
 /// The oldest revision whose changes must all be there.
@@ -155,20 +158,14 @@ fn check_chains(state: &Reader<'_>) -> Result<(), Fault> {
             Some(before) => check_newest(state, &before).map(|()| true)?,
             None => true,
         };
-        if !follows {
-            return Err(Table::Events.corrupt(&keys::position(at)));
-        }
         before = Some(change);
-        Ok(())
+        ensure(follows, || Table::Events.corrupt(&keys::position(at)))
     })?;
     before.map_or(Ok(()), |before| check_newest(state, &before))
 }
 
 fn check_newest(state: &Reader<'_>, change: &Change) -> Result<(), Fault> {
-    match state.image(&change.key)? == change.new {
-        true => Ok(()),
-        false => Err(Table::Latest.corrupt(&change.key)),
-    }
+    ensure(state.image(&change.key)? == change.new, || Table::Latest.corrupt(&change.key))
 }
 
 /// Each large value is the one of its key now, or what a change that is still there replaced.
@@ -176,9 +173,8 @@ fn check_values(state: &Reader<'_>) -> Result<(), Fault> {
     state.each(Table::Values, |row_key, row| {
         let at = keys::parse_position(row_key).ok_or_else(|| Table::Values.corrupt(row_key))?;
         let value = LargeValue::open(row_key, row)?;
-        match state.needs_value(&value.key, at, Revision::from(0))? {
-            true => Ok(()),
-            false => Err(Table::Values.corrupt(row_key)),
-        }
+        ensure(state.needs_value(&value.key, at, Revision::from(0))?, || {
+            Table::Values.corrupt(row_key)
+        })
     })
 }

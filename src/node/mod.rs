@@ -302,7 +302,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         // Clients may outlive the node; its folder must not stay open for them.
         if let Some(running) = &self.running {
-            running.member.shared.state.close(Duration::ZERO);
+            running.member.shared.state.abandon();
         }
     }
 }

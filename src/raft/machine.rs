@@ -22,7 +22,7 @@ use super::log::{LogStore, io_error};
 use super::watch::Interest;
 use super::{Entry, EntryPayload, LogId, StoredMembership, Types};
 use crate::codec::layout::Layout;
-use crate::error::{Error, Fault, Reason};
+use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::lmdb::Worker;
 use crate::mvcc::{
     self, Body, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View,
@@ -61,7 +61,7 @@ pub(crate) struct State {
     store: RwLock<Option<Store>>,
     generations: Mutex<Generations>,
     map_bytes: usize,
-    worker: Worker<Work>,
+    worker: Mutex<Option<Worker<Work>>>,
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
@@ -71,8 +71,17 @@ pub(crate) struct State {
 impl State {
     /// Opens the newest state in `folder`, or makes an empty one.
     pub(crate) fn open(folder: &Path, map_bytes: usize) -> Result<Arc<Self>, Fault> {
+        Self::open_with(folder, map_bytes, Store::open)
+    }
+
+    /// The same, with the store opened by `open`.
+    fn open_with(
+        folder: &Path,
+        map_bytes: usize,
+        open: impl FnOnce(&Path, usize) -> Result<Store, Fault>,
+    ) -> Result<Arc<Self>, Fault> {
         let generations = Generations::open(folder)?;
-        let store = Store::open(&generations.current(), map_bytes)?;
+        let store = open(&generations.current(), map_bytes)?;
         // After a crash of the process the last commit is there, but perhaps not on the disk. The log may be cut up to
         // it from now on.
         store.force_sync()?;
@@ -86,7 +95,7 @@ impl State {
             store: RwLock::new(Some(store)),
             generations: Mutex::new(generations),
             map_bytes,
-            worker,
+            worker: Mutex::new(Some(worker)),
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
@@ -94,6 +103,21 @@ impl State {
         });
         state.compact();
         Ok(state)
+    }
+
+    /// A state whose commits cost no flush, for tests that need many.
+    #[cfg(test)]
+    pub(crate) fn open_unsynced(folder: &Path) -> Arc<Self> {
+        let open = |folder: &Path, map_bytes| {
+            Store::open_with(folder, map_bytes, crate::lmdb::Sync::Never)
+        };
+        Self::open_with(folder, 256 << 20, open).unwrap()
+    }
+
+    /// On the state's thread, as after a commit of the log.
+    #[cfg(test)]
+    pub(crate) fn apply_for_test(self: &Arc<Self>, entries: &[mvcc::Entry]) {
+        self.apply(entries, entries.iter().map(|_| None).collect()).unwrap();
     }
 
     /// A consistent view of what is applied.
@@ -111,9 +135,13 @@ impl State {
         self.fault.subscribe()
     }
 
-    /// Takes note of a fault, which stops the node, and returns it as the answer to whoever ran into it.
+    /// Takes note of a fault, which stops the node, and returns it as the answer to whoever ran into it. Too many readers
+    /// at once, or one that came after the end, are no reason to stop.
     pub(crate) fn fail(&self, fault: Fault) -> Error {
         let error = Error::from(fault);
+        if error.kind() != ErrorKind::Storage {
+            return error;
+        }
         self.fault.send_if_modified(|first| {
             let is_first = first.is_none();
             first.get_or_insert_with(|| error.clone());
@@ -129,11 +157,24 @@ impl State {
     ) -> Result<T, Fault> {
         let (done, result) = oneshot::channel();
         let state = Arc::clone(self);
-        self.worker.send(Box::new(move || {
+        self.send(Box::new(move || {
             // Whoever asked may have gone.
             let _ = done.send(work(&state));
         }))?;
-        result.await.unwrap_or_else(|_| Err(self.worker.cause()))
+        result.await.unwrap_or_else(|_| Err(self.cause()))
+    }
+
+    fn send(&self, work: Work) -> Result<(), Fault> {
+        match self.worker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(worker) => worker.send(work),
+            None => Err(Fault::from_reason(Reason::Closed)),
+        }
+    }
+
+    /// Why the state's thread does not answer.
+    fn cause(&self) -> Fault {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        worker.as_ref().map_or_else(|| Fault::from_reason(Reason::Closed), Worker::cause)
     }
 
     fn store(&self) -> Result<Store, Fault> {
@@ -174,7 +215,7 @@ impl State {
     fn compact(self: &Arc<Self>) {
         let state = Arc::clone(self);
         // If the thread has ended there is nothing to compact for.
-        let _ = self.worker.send(Box::new(move || {
+        let _ = self.send(Box::new(move || {
             let Ok(store) = state.store() else { return };
             match store.compact_step(COMPACT_ROWS) {
                 Ok(true) => {}
@@ -186,8 +227,11 @@ impl State {
 
     /// An empty state beside the current one, to load a snapshot into.
     pub(crate) fn draft(&self) -> Result<Draft, Fault> {
-        let folder = self.generations.lock().unwrap_or_else(PoisonError::into_inner).draft();
-        let folder = DraftFolder(folder);
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        // What an earlier snapshot replaced has no readers any more.
+        generations.remove_older()?;
+        let folder = DraftFolder(generations.draft());
+        drop(generations);
         let loader = SnapshotLoader::new(&folder.0, self.map_bytes)?;
         Ok(Draft { loader, folder })
     }
@@ -208,10 +252,24 @@ impl State {
         Ok(())
     }
 
-    /// Closes the environment, and waits until it is; returns whether that happened within `limit`.
+    /// Ends the thread and closes the environment, and waits for both; returns whether the second happened within
+    /// `limit`.
     pub(crate) fn close(&self, limit: Duration) -> bool {
-        let store = self.store.write().unwrap_or_else(PoisonError::into_inner).take();
+        let (worker, store) = self.take_apart();
+        if let Some(worker) = worker {
+            worker.join();
+        }
         store.is_none_or(|store| store.close(limit))
+    }
+
+    /// The same without waiting: the thread ends after what it was given, and the environment with its last reader.
+    pub(crate) fn abandon(&self) {
+        drop(self.take_apart());
+    }
+
+    fn take_apart(&self) -> (Option<Worker<Work>>, Option<Store>) {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        (worker, self.store.write().unwrap_or_else(PoisonError::into_inner).take())
     }
 }
 

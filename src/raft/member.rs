@@ -23,9 +23,9 @@ use crate::error::{Error, Fault, Reason};
 use crate::types::NodeId;
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
-use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::{Instant as _, ServerState};
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -128,6 +128,14 @@ pub(crate) struct Member {
     failed: watch::Receiver<Option<Error>>,
 }
 
+/// Who could take the leadership over.
+enum Successor {
+    Ready(u64),
+    /// Somebody could, and lacks entries yet.
+    Behind,
+    Nobody,
+}
+
 /// What a member is put together from.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -208,30 +216,43 @@ impl Member {
         let mut leadership = self.shared.leadership_changes();
         let until = Instant::now() + limit;
         while self.shared.leadership().is_me && Instant::now() < until {
-            let Some(successor) = self.successor() else {
+            match self.successor() {
+                Successor::Ready(node) => {
+                    if self.shared.raft.trigger().transfer_leader(node).await.is_ok() {
+                        let _ = timeout(limit, leadership.wait_for(|now| !now.is_me)).await;
+                    }
+                    return;
+                }
                 // A follower that is a heartbeat behind has caught up at the next.
-                tokio::time::sleep(self.shared.timing.heartbeat / 4).await;
-                continue;
-            };
-            if self.shared.raft.trigger().transfer_leader(successor).await.is_err() {
-                return;
+                Successor::Behind => tokio::time::sleep(self.shared.timing.heartbeat / 4).await,
+                Successor::Nobody => return,
             }
-            let _ = timeout(limit, leadership.wait_for(|leadership| !leadership.is_me)).await;
-            return;
         }
     }
 
-    /// A voter that has all that this leader has. `None` also if there is no other voter.
-    fn successor(&self) -> Option<u64> {
+    /// Who could lead next: a voter that has been heard of lately and has all that this leader has.
+    fn successor(&self) -> Successor {
         let metrics = self.shared.raft.metrics().borrow_watched().clone();
-        let replication = metrics.replication?;
-        let last = metrics.last_log_index;
+        let (Some(matched), Some(heard)) = (metrics.replication, metrics.heartbeat) else {
+            return Successor::Nobody;
+        };
+        let patience = self.shared.timing.election_max();
         let voters = metrics.membership_config.membership().voter_ids();
-        let mut ready = voters.filter(|id| {
-            let matched = replication.get(id).and_then(|matched| matched.as_ref());
-            *id != self.shared.identity.node && matched.map(|id| id.index) >= last
+        let mut alive = voters.filter(|id| {
+            let heard = heard.get(id).and_then(|at| at.as_ref());
+            *id != self.shared.identity.node && heard.is_some_and(|at| at.elapsed() < patience)
         });
-        ready.next()
+        let mut any = false;
+        let ready = alive.find(|id| {
+            any = true;
+            let matched = matched.get(id).and_then(|matched| matched.as_ref());
+            matched.map(|id| id.index) >= metrics.last_log_index
+        });
+        match ready {
+            Some(node) => Successor::Ready(node),
+            None if any => Successor::Behind,
+            None => Successor::Nobody,
+        }
     }
 
     /// Ends openraft and all tasks. The environments close when the last reader has gone.

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Invariants
-//! - a cursor is in the index before its history is read, and a commit is visible before its cursors are woken: so no
-//!   event can fall between the two;
+//! - a cursor is in the index before its history is read, and a commit is visible before its cursors are woken, and the
+//!   view that they are read from is not older than the moment they are taken: so no event can fall between;
 //! - a cursor that is not ready has seen everything up to `woken`;
 //! - a commit that touched nothing of a cursor's range neither wakes it nor costs it anything;
 //! - an answer is taken back if its caller asks again after the one before it.
@@ -21,6 +21,7 @@
 use super::machine::State;
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position};
 use crate::error::{Error, Fault, Reason};
+use crate::mvcc::{Events, View};
 use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -166,6 +167,8 @@ struct Cursors {
     waiting: BTreeMap<CursorId, Cursor>,
     /// Those that may have something to read.
     ready: BTreeSet<CursorId>,
+    /// Those that are being read, outside of the lock, with where they stood.
+    reading: BTreeMap<CursorId, Cursor>,
     /// The number of the last answer, and where its cursors stood before it.
     answered: u64,
     before: BTreeMap<CursorId, Cursor>,
@@ -256,6 +259,7 @@ impl Watchers {
             return Ok(None);
         }
         cursors.before.clear();
+        cursors.give_up_reading();
         for id in follow.removed {
             cursors.remove(number, id, &mut ranges);
         }
@@ -285,16 +289,22 @@ impl Watchers {
     ) -> Result<Option<Followed>, Error> {
         // Read before the ready cursors are: whoever is not among them now has seen everything up to here.
         let progress = self.state.interest.woken();
+        let Some(reading) = stream.cursors().take_ready(turn) else {
+            return Ok(Some(Followed::Unknown));
+        };
+        // The view is opened after the cursors are taken. A commit that woke one before is in this view; one that wakes
+        // it later finds it not ready, and makes it so again. And it is read without the lock, so that no commit waits
+        // for a slow reader.
         let fail = |fault| self.state.fail(fault);
         let view = self.state.view().map_err(fail)?;
+        let read = read(&view, reading, bytes_max).map_err(fail)?;
         let mut ended = Vec::new();
         let answer = {
             let mut cursors = stream.cursors();
             if cursors.turn != turn {
                 return Ok(Some(Followed::Unknown));
             }
-            let (news, progress) =
-                cursors.read(&view, progress, bytes_max, &mut ended).map_err(fail)?;
+            let (news, progress) = cursors.settle(read, progress, &mut ended);
             if news.is_empty() && !idle {
                 return Ok(None);
             }
@@ -355,53 +365,107 @@ impl Cursors {
         self.answered -= 1;
     }
 
-    /// Reads what the ready cursors have, up to `bytes_max`, and returns it with how far all others have come.
-    fn read(
-        &mut self,
-        view: &crate::mvcc::View,
-        progress: Revision,
-        bytes_max: usize,
-        ended: &mut Vec<(CursorId, KeyRange)>,
-    ) -> Result<(Vec<(CursorId, News)>, Revision), Fault> {
-        let mut news = Vec::new();
-        let mut room = bytes_max;
-        let mut unread = BTreeSet::new();
-        for id in std::mem::take(&mut self.ready) {
-            let Some(cursor) = self.waiting.get_mut(&id) else { continue };
-            if room == 0 {
-                unread.insert(id);
-                continue;
+    /// The cursors to read, in `turn`.
+    fn take_ready(&mut self, turn: u64) -> Option<Vec<(CursorId, Cursor)>> {
+        if self.turn != turn {
+            return None;
+        }
+        let ready = std::mem::take(&mut self.ready);
+        let waiting = &self.waiting;
+        self.reading =
+            ready.into_iter().filter_map(|id| Some((id, waiting.get(&id)?.clone()))).collect();
+        Some(self.reading.iter().map(|(id, cursor)| (*id, cursor.clone())).collect())
+    }
+
+    /// The call that was reading is void: its cursors stand where they stood.
+    fn give_up_reading(&mut self) {
+        for (id, cursor) in std::mem::take(&mut self.reading) {
+            if let Some(waiting) = self.waiting.get_mut(&id) {
+                *waiting = cursor;
+                self.ready.insert(id);
             }
-            let was = cursor.clone();
-            match view.events(cursor, view.revision(), room)? {
-                Ok(events) => {
-                    cursor.next = cursor.next.max(events.next);
-                    if events.more {
-                        unread.insert(id);
+        }
+    }
+
+    /// Moves the cursors that were read, and returns what is new with how far all the others have come.
+    fn settle(
+        &mut self,
+        read: Vec<(CursorId, Read)>,
+        progress: Revision,
+        ended: &mut Vec<(CursorId, KeyRange)>,
+    ) -> (Vec<(CursorId, News)>, Revision) {
+        let mut news = Vec::new();
+        let mut reading = std::mem::take(&mut self.reading);
+        for (id, read) in read {
+            let (Some(was), Some(waiting)) = (reading.remove(&id), self.waiting.get_mut(&id))
+            else {
+                continue;
+            };
+            match read {
+                Read::NoRoom => {
+                    waiting.next = was.next;
+                    self.ready.insert(id);
+                }
+                Read::Events(Events { changes, next, fragment, more }) => {
+                    // Not what a wake-up has made of it meanwhile: it has seen what is before this, and nothing after.
+                    waiting.next = next;
+                    if more {
+                        self.ready.insert(id);
                     }
-                    let size: usize = events.changes.iter().map(changes_bytes).sum();
-                    room = room.saturating_sub(size);
-                    if !events.changes.is_empty() || events.more {
-                        let (changes, next, fragment) =
-                            (events.changes, cursor.next, events.fragment);
+                    if more || !changes.is_empty() {
                         news.push((id, News::Changes { changes, next, fragment }));
                     }
+                    // The oldest position since the last answer counts: who was read in vain has moved as well.
+                    self.before.entry(id).or_insert(was);
                 }
-                Err(reason) => {
-                    ended.push((id, was.range.clone()));
+                Read::Ended(reason) => {
                     self.waiting.remove(&id);
+                    self.ready.remove(&id);
+                    ended.push((id, was.range.clone()));
                     news.push((id, News::Ended(reason)));
+                    self.before.entry(id).or_insert(was);
                 }
             }
-            // The oldest position since the last answer counts: a cursor that was read in vain has moved as well.
-            self.before.entry(id).or_insert(was);
         }
-        let behind = unread.iter().filter_map(|id| self.waiting.get(id));
+        let behind = self.ready.iter().filter_map(|id| self.waiting.get(id));
         let behind = behind.map(|cursor| cursor.next.revision.get().saturating_sub(1)).min();
-        let progress = Revision::from(behind.unwrap_or(u64::MAX).min(progress.get()));
-        self.ready.extend(unread);
-        Ok((news, progress))
+        (news, Revision::from(progress.get().min(behind.unwrap_or(u64::MAX))))
     }
+}
+
+/// What was read of one cursor.
+enum Read {
+    Events(Events),
+    /// Compacted.
+    Ended(Reason),
+    /// The answer was full before its turn.
+    NoRoom,
+}
+
+/// Reads what the cursors have, up to `bytes_max` together.
+fn read(
+    view: &View,
+    cursors: Vec<(CursorId, Cursor)>,
+    bytes_max: usize,
+) -> Result<Vec<(CursorId, Read)>, Fault> {
+    let mut room = bytes_max;
+    let mut all = Vec::with_capacity(cursors.len());
+    for (id, cursor) in cursors {
+        let read = if room == 0 {
+            Read::NoRoom
+        } else {
+            match view.events(&cursor, view.revision(), room)? {
+                Ok(events) => {
+                    let bytes: usize = events.changes.iter().map(changes_bytes).sum();
+                    room = room.saturating_sub(bytes);
+                    Read::Events(events)
+                }
+                Err(reason) => Read::Ended(reason),
+            }
+        };
+        all.push((id, read));
+    }
+    Ok(all)
 }
 
 /// How much room the changes take in an answer, roughly.
@@ -413,4 +477,163 @@ fn changes_bytes(changes: &crate::types::Changes) -> usize {
         Event::Delete { key, prev, .. } => 16 + key.len() + prev.as_ref().map_or(0, pair),
     };
     16 + changes.events.iter().map(event).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Command, Proposal};
+    use crate::mvcc::{Body, Entry, LogPosition};
+    use crate::types::{Op, TxnOp};
+    use std::time::Duration;
+
+    /// Commits one put for each index, each on its own, as fast as the state's thread can.
+    fn commit(state: &Arc<State>, indexes: std::ops::Range<u64>, key: impl Fn(u64) -> String) {
+        for index in indexes {
+            let put = Op::put(key(index), "v");
+            let command = Command::Txn(TxnOp::single(put.0));
+            let body = Body::Command(Arc::new(Proposal::from(command)));
+            let position = LogPosition { term: 1, node: 1, index };
+            state.apply_for_test(&[Entry { position, body }]);
+        }
+    }
+
+    fn cursor(range: impl Into<KeyRange>, next: u64) -> Cursor {
+        let next = Position::start_of(Revision::from(next));
+        Cursor { range: range.into(), next, puts: true, deletes: true, prev: false }
+    }
+
+    fn step(after: u64, added: Vec<(CursorId, Cursor)>, wait: Duration) -> Follow {
+        Follow { stream: 1, after, added, removed: vec![], wait, bytes_max: 1 << 20 }
+    }
+
+    /// The revisions in an answer, and its number and progress.
+    fn taken(followed: Followed) -> (u64, u64, Vec<u64>) {
+        let Followed::Step { number, progress, news } = followed else { panic!("{followed:?}") };
+        let revisions = news.into_iter().flat_map(|(_, news)| match news {
+            News::Changes { changes, .. } => changes.into_iter().map(|it| it.revision.get()),
+            News::Ended(reason) => panic!("{reason}"),
+        });
+        (number, progress.get(), revisions.collect())
+    }
+
+    const NOW: Duration = Duration::ZERO;
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A commit between opening the view and taking the woken cursors was once lost: its wake found the cursor ready, and
+    /// the view was older. So the cursors are taken first.
+    #[test]
+    fn no_commit_hides_behind_the_one_before_it() {
+        const COMMITS: u64 = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let follower = std::thread::spawn({
+            let state = Arc::clone(&state);
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                runtime.unwrap().block_on(async {
+                    let watchers = Watchers::new(state);
+                    let (mut next, mut after) = (2, 0);
+                    let mut added = vec![(CursorId(1), cursor(KeyRange::prefix("k"), 2))];
+                    while next < COMMITS + 2 {
+                        let follow = step(after, std::mem::take(&mut added), LONG);
+                        let (number, _, revisions) = taken(watchers.follow(follow).await.unwrap());
+                        after = number;
+                        for revision in revisions {
+                            assert_eq!(revision, next, "an event is lost, or comes twice");
+                            next += 1;
+                        }
+                    }
+                });
+            }
+        });
+        commit(&state, 0..COMMITS, |index| format!("k{}", index % 7));
+        follower.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_is_given_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..3, |_| "k".into());
+        let first = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
+        assert_eq!(taken(watchers.follow(first).await.unwrap()), (1, 4, vec![2, 3, 4]));
+        commit(&state, 3..5, |_| "k".into());
+        let second = step(1, vec![], NOW);
+        let answer = taken(watchers.follow(second.clone()).await.unwrap());
+        assert_eq!(answer, (2, 6, vec![5, 6]));
+        // The caller did not get it, and asks again after the first.
+        assert_eq!(taken(watchers.follow(second).await.unwrap()), answer);
+        assert_eq!(taken(watchers.follow(step(2, vec![], NOW)).await.unwrap()), (3, 6, vec![]));
+        // Two steps back is a caller that this member does not know.
+        assert_eq!(watchers.follow(step(1, vec![], NOW)).await.unwrap(), Followed::Unknown);
+    }
+
+    #[tokio::test]
+    async fn an_untouched_cursor_moves_on_and_is_not_compacted() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let added = vec![(CursorId(1), cursor("quiet", 2))];
+        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
+        commit(&state, 0..10, |_| "loud".into());
+        let compact = Command::Compact(Revision::from(8));
+        let body = Body::Command(Arc::new(Proposal::from(compact)));
+        let position = LogPosition { term: 1, node: 1, index: 10 };
+        state.apply_for_test(&[Entry { position, body }]);
+        let (number, progress, _) = taken(watchers.follow(step(1, vec![], NOW)).await.unwrap());
+        assert_eq!((number, progress), (2, 11));
+        commit(&state, 11..12, |_| "quiet".into());
+        let (_, _, revisions) = taken(watchers.follow(step(2, vec![], LONG)).await.unwrap());
+        assert_eq!(revisions, [12]);
+    }
+
+    #[tokio::test]
+    async fn every_form_of_range_is_woken_and_nothing_is_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let ranges = [
+            KeyRange::key("b"),
+            KeyRange::prefix("b"),
+            KeyRange::from("a".."c"),
+            KeyRange::from("b"..),
+            KeyRange::all(),
+        ];
+        let added = ranges.into_iter().enumerate();
+        let added = added.map(|(id, range)| (CursorId(id as u64), cursor(range, 2))).collect();
+        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
+        commit(&state, 0..1, |_| "b".into());
+        let (_, _, revisions) = taken(watchers.follow(step(1, vec![], LONG)).await.unwrap());
+        assert_eq!(revisions, [2; 5]);
+        drop(watchers);
+        let ranges = state.interest.ranges();
+        assert!(ranges.streams.is_empty() && ranges.keys.is_empty() && ranges.prefixes.is_empty());
+        assert!(ranges.prefix_lengths.is_empty() && ranges.others.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_full_does_not_claim_progress_for_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..100, |index| format!("k{}", index % 2));
+        let added =
+            (0..2).map(|id| (CursorId(id), cursor(KeyRange::key(format!("k{id}")), 2))).collect();
+        let mut follow = step(0, added, NOW);
+        follow.bytes_max = 200;
+        let mut seen = 0;
+        for _ in 0..1000 {
+            let (number, progress, revisions) = taken(watchers.follow(follow).await.unwrap());
+            seen += revisions.len();
+            assert!(progress == 101 || seen < 100, "progress {progress} after {seen} events");
+            follow = step(number, vec![], NOW);
+            follow.bytes_max = 200;
+            if seen == 100 {
+                break;
+            }
+        }
+        assert_eq!(seen, 100);
+    }
 }

@@ -237,3 +237,6 @@ impl<T> State<T> {
         self.revision != before
     }
 }
+
+#[cfg(test)]
+mod tests;

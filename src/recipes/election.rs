@@ -361,3 +361,6 @@ impl Observer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,3 +143,6 @@ impl LockGuard {
         self.place.leave().await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -295,3 +295,6 @@ fn name(prefix: &[u8], key: &[u8]) -> String {
         Err(_) => rest.escape_ascii().to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

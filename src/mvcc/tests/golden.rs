@@ -438,10 +438,10 @@ fn the_longest_keys_fit() {
 }
 
 #[test]
-fn a_log_with_a_gap_is_a_fault() {
+fn a_log_entry_that_comes_twice_is_a_fault() {
     let mut lab = Lab::new();
     lab.put("a", "1");
-    lab.index += 1;
+    lab.index -= 1;
     let entry = lab.entry(super::kit::body(Command::Compact(rev(1))));
     let fault = lab.store().apply(&[entry]).unwrap_err();
     assert!(fault.to_string().contains("applied after"), "{fault}");

@@ -1,6 +1,10 @@
-//! What the state machine promises, told as stories ([`golden`]), against a model ([`model`]), and against a hostile
-//! disk and network ([`damage`], [`snapshots`]).
+//! What the state machine promises, told as stories ([`golden`]), against a model ([`model`]), in bulk ([`bulk`]), and against a
+//! hostile disk and network ([`damage`], [`snapshots`]).
 
+mod bulk;
+mod damage;
 mod golden;
 mod kit;
+mod model;
 mod snapshots;
+mod tape;

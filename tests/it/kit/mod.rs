@@ -1,5 +1,6 @@
 //! What the tests share: groups in this process, groups of processes, and waiting for a state.
 
+pub(crate) mod group;
 pub(crate) mod process;
 
 use std::net::TcpListener;
@@ -7,6 +8,9 @@ use std::time::{Duration, Instant};
 
 /// How long a test waits for a state before it gives up. Far beyond what is normal, for machines that are busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The heartbeat of groups in tests: failures are noticed fast, and the tests are short.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
 
 /// Loopback addresses that were free a moment ago.
 pub(crate) fn addresses(count: usize) -> Vec<String> {

@@ -11,6 +11,7 @@
 //!       shutdown     pause, then end in good order                  @down
 //! ```
 
+use super::HEARTBEAT;
 use quorate::{Event, KeyRange, Node, Revision};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -20,9 +21,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// The heartbeat of groups in tests: failures are noticed fast, and the tests are short.
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
 
 /// What members have said, of all their lives together.
 #[derive(Default)]
@@ -211,7 +209,7 @@ impl Process {
                 let Ok(line) = line else { return };
                 if let Some(said) = line.strip_prefix('@') {
                     sink.take(member, said, &heard);
-                } else if !line.trim().is_empty() && !line.starts_with("running") {
+                } else if line.contains("panicked") {
                     println!("member {member}: {line}");
                 }
             }

@@ -1,0 +1,198 @@
+//! Requests: what they send, what they yield, and what is known after a failure.
+
+use crate::client::fake::{Fake, Fault, Kind};
+use crate::client::{Client, RangeRead};
+use crate::error::{ErrorKind, Reason};
+use crate::types::{Compare, Consistency, KeyRange, Op, OpResult, Revision, SortBy};
+use futures::{StreamExt, TryStreamExt};
+use std::time::Duration;
+
+#[tokio::test(start_paused = true)]
+async fn a_write_yields_its_revision_and_on_request_what_was_there() {
+    let client = Fake::new().client();
+    let first = client.put("k", "a").await.unwrap();
+    let (second, prev) = client.put("k", "b").prev().await.unwrap();
+    assert_eq!((first.get(), second.get()), (2, 3));
+    assert_eq!(prev.unwrap().value, "a");
+    assert_eq!(client.get("k").await.unwrap().unwrap().value, "b");
+    assert_eq!(client.get("k").at(first).await.unwrap().unwrap().value, "a");
+    let gone = client.delete("k").prev().await.unwrap();
+    assert_eq!(gone[0].mod_revision, second);
+    assert_eq!(client.delete("k").await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn conditional_writes_say_whether_they_happened() {
+    let client = Fake::new().client();
+    let made = client.put_if_absent("k", "a").await.unwrap().unwrap();
+    assert_eq!(client.put_if_absent("k", "b").await.unwrap(), None);
+    let moved = client.update_if("k", made, "c").await.unwrap().unwrap();
+    assert_eq!(client.update_if("k", made, "d").await.unwrap(), None);
+    assert!(!client.delete_if("k", made).await.unwrap());
+    assert!(client.delete_if("k", moved).await.unwrap());
+    assert!(!client.delete_if("k", Revision::from(0)).await.unwrap(), "nothing was there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_only_reads_stays_out_of_the_log() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.put("a", "1");
+    let read = client.txn().when(Compare::exists("a")).then(Op::get("a")).await.unwrap();
+    assert!(matches!(&read.results[..], [OpResult::Get(Some(_))]));
+    assert_eq!((fake.count(Kind::Propose), fake.count(Kind::Query)), (0, 1));
+    client.txn().then(Op::get("a")).otherwise(Op::put("b", "2")).await.unwrap();
+    assert_eq!((fake.count(Kind::Propose), fake.count(Kind::Query)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_breaks_a_rule_is_refused_here() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let error = client.put("", "v").await.unwrap_err();
+    assert_eq!(error.reason(), &Reason::EmptyKey);
+    let error = client.put("k", "v").ignore_value().await.unwrap_err();
+    assert_eq!(error.reason(), &Reason::ValueProvided);
+    assert_eq!(client.watch("b".."a").await.unwrap_err().reason(), &Reason::EmptyRange);
+    assert!(fake.world().calls.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_leaves_a_write_unknown_and_a_read_not() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.next(Kind::Propose, Fault::Hang);
+    fake.next(Kind::Query, Fault::Hang);
+    let began = tokio::time::Instant::now();
+    let write = client.put("k", "v").await.unwrap_err();
+    assert_eq!(began.elapsed(), Duration::from_secs(10), "the usual timeout");
+    assert_eq!(write.reason(), &Reason::DeadlinePassed { waited: Duration::from_secs(10) });
+    assert!(write.is_retryable() && write.may_have_applied());
+    let read = client.get("k").timeout(Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(read.reason(), &Reason::DeadlinePassed { waited: Duration::from_secs(1) });
+    assert!(read.is_retryable() && !read.may_have_applied());
+    assert_eq!(began.elapsed(), Duration::from_secs(11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_leaves_a_write_unknown() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.next(Kind::Propose, Fault::LoseAnswer);
+    let error = client.put("k", "v").await.unwrap_err();
+    assert!(error.may_have_applied());
+    assert_eq!(client.get("k").await.unwrap().unwrap().value, "v");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_call_waits_longer_than_a_minute() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.next(Kind::Query, Fault::Hang);
+    let error = client.get("k").timeout(Duration::MAX).await.unwrap_err();
+    assert_eq!(error.reason(), &Reason::DeadlinePassed { waited: Duration::from_secs(60) });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_pinned_at_the_revision_of_its_first_page() {
+    let fake = Fake::new();
+    let client = fake.client();
+    for index in 0..7 {
+        fake.put(&format!("k{index}"), "old");
+    }
+    fake.world().page = 2;
+    let mut stream = client.range(KeyRange::prefix("k")).stream();
+    let first = stream.next().await.unwrap().unwrap();
+    assert_eq!(first.key, "k0");
+    fake.put("k5", "new");
+    fake.delete("k6");
+    let rest: Vec<_> = stream.try_collect().await.unwrap();
+    assert_eq!(rest.len(), 6);
+    assert!(rest.iter().all(|kv| kv.value == "old"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_backwards_has_a_limit_and_any_order() {
+    let fake = Fake::new();
+    let client = fake.client();
+    for (key, value) in [("a", "3"), ("b", "1"), ("c", "2"), ("d", "1"), ("e", "5")] {
+        fake.put(key, value);
+    }
+    fake.world().page = 2;
+    let all = |read: RangeRead<'_>| {
+        let keys = read.stream().map_ok(|kv| String::from_utf8_lossy(&kv.key).into_owned());
+        keys.try_fold(String::new(), async |all, key| Ok(all + &key))
+    };
+    assert_eq!(all(client.range(..).descending()).await.unwrap(), "edcba");
+    assert_eq!(all(client.range(..).limit(3)).await.unwrap(), "abc");
+    assert_eq!(all(client.range(..).sort(SortBy::Value)).await.unwrap(), "bdcae");
+    let top = client.range(..).sort(SortBy::Value).descending().limit(2).keys_only();
+    let top: Vec<_> = top.stream().try_collect().await.unwrap();
+    assert_eq!((&top[0].key[..], &top[1].key[..]), (&b"e"[..], &b"a"[..]));
+    assert!(top.iter().all(|kv| kv.value.is_empty()));
+    assert_eq!(all(client.range(..).count_only()).await.unwrap(), "");
+    assert_eq!(client.range(..).count_only().await.unwrap().count, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_serializable_read_asks_for_what_the_client_has_seen() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let written = client.put("k", "v").await.unwrap();
+    let read = client.get("k").consistency(Consistency::Serializable).await.unwrap();
+    assert_eq!(read.unwrap().mod_revision, written);
+    assert_eq!(fake.world().revision_min, Some(written));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_can_be_kept_by_hand() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let ttl = Duration::from_secs(30);
+    let lease = client.lease_grant(ttl).await.unwrap();
+    client.put("k", "v").lease(lease.id).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(client.lease_keep_alive(lease.id).await.unwrap(), ttl);
+    let status = client.lease_time_to_live(lease.id).await.unwrap().unwrap();
+    assert_eq!((status.remaining, status.keys.len()), (ttl, 1));
+    assert_eq!(client.lease_list().await.unwrap(), [status]);
+    client.lease_revoke(lease.id).await.unwrap();
+    assert!(fake.keys().is_empty());
+    assert_eq!(client.lease_time_to_live(lease.id).await.unwrap(), None);
+    let error = client.lease_keep_alive(lease.id).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_is_json_and_updates_do_not_get_lost() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let map = client.map::<u64>("n/");
+    map.put("a", &1).await.unwrap();
+    fake.put("n/a", "41");
+    assert_eq!(map.update("a", |n| n.map(|n| n + 1)).await.unwrap(), Some(42));
+    assert_eq!(map.update("b", |n| Some(n.unwrap_or(7))).await.unwrap(), Some(7));
+    assert_eq!(map.entries().await.unwrap(), [("a".to_owned(), 42), ("b".to_owned(), 7)]);
+    assert_eq!(map.update("b", |_| None).await.unwrap(), None);
+    assert!(!map.delete("b").await.unwrap());
+    // Somebody else is faster, twice.
+    let (other, mut races) = (fake.clone(), 0);
+    let edit = |n: Option<u64>| {
+        if races < 2 {
+            races += 1;
+            other.put("n/a", &format!("{races}00"));
+        }
+        n.map(|n| n + 1)
+    };
+    assert_eq!(map.update("a", edit).await.unwrap(), Some(201));
+    fake.put("n/a", "no number");
+    let error = map.get("a").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Codec);
+    assert!(error.to_string().contains("n/a"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_endpoints_there_is_nothing_to_connect_to() {
+    let error = Client::builder().connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}

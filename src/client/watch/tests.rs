@@ -1,0 +1,395 @@
+//! Watches: ordered, unique, without a gap, whole revisions; whatever is lost, doubled or late.
+
+use crate::client::fake::{Fake, Fault, Kind};
+use crate::client::{Client, Watch};
+use crate::error::{ErrorKind, Reason};
+use crate::types::{Changes, Event, KeyRange, Op, Revision};
+use futures::StreamExt;
+use futures::future::join_all;
+use std::time::Duration;
+
+/// What a watch yields, until it has yielded everything up to `last`.
+async fn revisions(watch: &mut Watch, last: Revision) -> Vec<u64> {
+    let mut seen = Vec::new();
+    while seen.last() != Some(&last.get()) {
+        let next = tokio::time::timeout(Duration::from_secs(600), watch.recv()).await;
+        let Ok(changes) = next else { break };
+        seen.push(changes.unwrap().revision.get());
+    }
+    seen
+}
+
+/// Whether a wait would not end.
+async fn is_quiet(watch: &mut Watch) -> bool {
+    tokio::time::timeout(Duration::from_secs(90), watch.recv()).await.is_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_from_now_sees_what_is_written_after_it() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.put("k", "before");
+    let mut watch = client.watch("k").prev().await.unwrap();
+    let revision = fake.put("k", "after");
+    fake.put("other", "v");
+    let Changes { revision: seen, events } = watch.recv().await.unwrap();
+    assert_eq!(seen, revision);
+    let [Event::Put { kv, prev: Some(prev) }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((&kv.value[..], &prev.value[..]), (&b"after"[..], &b"before"[..]));
+    assert!(is_quiet(&mut watch).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_from_a_revision_sees_history_and_waits_for_the_future() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let first = fake.put("k", "1");
+    let second = fake.put("k", "2");
+    let mut past = client.watch("k").from(first).await.unwrap();
+    assert_eq!(revisions(&mut past, second).await, [2, 3]);
+    let mut future = client.watch("k").from(Revision::from(5)).await.unwrap();
+    fake.put("k", "4");
+    fake.put("k", "5");
+    assert_eq!(future.recv().await.unwrap().revision.get(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn existing_keys_come_first_and_then_the_changes() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.put("k/b", "1");
+    fake.put("k/a", "2");
+    fake.commit(vec![Op::put("k/c", "3"), Op::put("k/d", "3")]);
+    fake.put("x", "4");
+    fake.world().page = 3;
+    let mut watch = client.watch(KeyRange::prefix("k/")).with_existing().await.unwrap();
+    assert_eq!(watch.position().get(), 2);
+    let last = fake.delete("k/a");
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|changes: &Changes| changes.revision < last) {
+        seen.push(watch.recv().await.unwrap());
+    }
+    let shape: Vec<_> = seen.iter().map(|it| (it.revision.get(), it.events.len())).collect();
+    assert_eq!(shape, [(2, 1), (3, 1), (4, 2), (6, 1)]);
+    assert!(matches!(seen[3].events[..], [Event::Delete { .. }]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn filters_leave_out_puts_or_deletes() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut puts = client.watch("k").puts_only().await.unwrap();
+    let mut deletes = client.watch("k").deletes_only().await.unwrap();
+    let (put, delete) = (fake.put("k", "v"), fake.delete("k"));
+    assert_eq!(puts.recv().await.unwrap().revision, put);
+    assert_eq!(deletes.recv().await.unwrap().revision, delete);
+    assert!(is_quiet(&mut puts).await && is_quiet(&mut deletes).await);
+}
+
+/// Whatever happens to the calls, a watch sees every revision, once, in order.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_lost_or_doubled_by_broken_calls() {
+    let lost = Reason::ConnectionLost;
+    let faults = [
+        Fault::LoseAnswer,
+        Fault::Refuse(lost),
+        Fault::Forget,
+        Fault::Repeat,
+        Fault::Hang,
+        Fault::Delay(Duration::from_millis(70)),
+        Fault::DelayAnswer(Duration::from_millis(70)),
+    ];
+    for (index, first) in faults.iter().enumerate() {
+        for second in &faults {
+            let fake = Fake::new();
+            let client = fake.client();
+            let mut watches = Vec::new();
+            let mut last = Revision::from(1);
+            for round in 0..6 {
+                if round % 2 == 0 {
+                    let watch = client.watch("k").from(Revision::from(2)).await.unwrap();
+                    watches.push(watch);
+                }
+                fake.next(Kind::Follow, first.clone());
+                fake.settle().await;
+                last = fake.put("k", "v");
+                fake.next(Kind::Follow, second.clone());
+                last = fake.put("k", "w").max(last);
+                if index % 2 == 0 {
+                    fake.settle().await;
+                }
+            }
+            let expected: Vec<_> = (2..=last.get()).collect();
+            for watch in &mut watches {
+                assert_eq!(revisions(watch, last).await, expected, "{first:?}, {second:?}");
+            }
+            for watch in &mut watches {
+                assert!(is_quiet(watch).await, "{first:?}, {second:?}");
+                assert_eq!(watch.position(), last.next());
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_waited_out() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watch = client.watch("k").await.unwrap();
+    fake.settle().await;
+    fake.down();
+    assert!(is_quiet(&mut watch).await);
+    let calls = fake.count(Kind::Follow);
+    assert!(calls < 100, "{calls} calls in 90 seconds");
+    let written = fake.put("k", "v");
+    fake.outage(None);
+    assert_eq!(watch.recv().await.unwrap().revision, written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_in_pieces_is_delivered_whole() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.world().fragment = 2;
+    let keys = |count: usize| (0..count).map(|index| Op::put(format!("k{index}"), "v")).collect();
+    let mut all = client.watch(KeyRange::prefix("k")).from(Revision::from(2)).await.unwrap();
+    let mut some = client.watch("k0".."k3").from(Revision::from(2)).await.unwrap();
+    // Of the last, what comes after the first piece does not match `some`.
+    for count in [5, 1, 4, 3, 2, 9] {
+        fake.commit(keys(count));
+    }
+    for count in [5, 1, 4, 3, 2, 9] {
+        assert_eq!(all.recv().await.unwrap().events.len(), count);
+        assert_eq!(some.recv().await.unwrap().events.len(), count.min(3));
+    }
+    assert!(is_quiet(&mut all).await && is_quiet(&mut some).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pieces_are_joined_although_the_stream_breaks_between_them() {
+    for fault in [Fault::LoseAnswer, Fault::Forget, Fault::Refuse(Reason::ConnectionLost)] {
+        let fake = Fake::new();
+        let client = fake.client();
+        let mut watch = client.watch(KeyRange::prefix("k")).await.unwrap();
+        fake.settle().await;
+        fake.world().fragment = 2;
+        for _ in 0..3 {
+            fake.next(Kind::Follow, fault.clone());
+        }
+        let keys = (0..7).map(|index| Op::put(format!("k{index}"), "v"));
+        let revision = fake.commit(keys.collect());
+        let changes = watch.recv().await.unwrap();
+        assert_eq!((changes.revision, changes.events.len()), (revision, 7), "{fault:?}");
+        assert!(is_quiet(&mut watch).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_below_the_history_ends_with_compacted_and_others_go_on() {
+    let fake = Fake::new();
+    let client = fake.client();
+    for value in ["1", "2", "3"] {
+        fake.put("k", value);
+    }
+    let mut other = client.watch("k").await.unwrap();
+    fake.compact(Revision::from(4));
+    let mut watch = client.watch("k").from(Revision::from(3)).await.unwrap();
+    for _ in 0..2 {
+        let error = watch.recv().await.unwrap_err();
+        assert_eq!(error.reason(), &Reason::Compacted { at: Revision::from(4) });
+    }
+    assert!(watch.next().await.is_some_and(|item| item.is_err()));
+    assert!(watch.next().await.is_none(), "the stream ends after the error");
+    let written = fake.put("k", "4");
+    assert_eq!(other.recv().await.unwrap().revision, written);
+    let mut edge = client.watch("k").from(Revision::from(4)).await.unwrap();
+    assert_eq!(edge.recv().await.unwrap().revision.get(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_node_ends_all_watches() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watches = [client.watch("a").await.unwrap(), client.watch("b").await.unwrap()];
+    fake.settle().await;
+    fake.put("a", "last");
+    fake.settle().await;
+    fake.outage(Some(Reason::Closed));
+    watches[0].recv().await.unwrap();
+    for watch in &mut watches {
+        assert_eq!(watch.recv().await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_watch_holds_up_nobody_holds_little_and_loses_nothing() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut slow = client.watch("k").await.unwrap();
+    let mut quick = client.watch("k").await.unwrap();
+    fake.settle().await;
+    let value = "v".repeat(1024);
+    let mut last = Revision::from(1);
+    for _ in 0..2000 {
+        last = fake.put("k", &value);
+        assert_eq!(quick.recv().await.unwrap().revision, last);
+    }
+    let (held, bytes) = slow.held();
+    assert!(held < 100 && bytes < 128 * 1024, "{held} changes, {bytes} bytes");
+    assert_eq!(slow.position().get(), 2, "nothing was taken yet");
+    let expected: Vec<_> = (2..=last.get()).collect();
+    assert_eq!(revisions(&mut slow, last).await, expected);
+    // And it is back on the stream.
+    last = fake.put("k", "v");
+    assert_eq!(slow.recv().await.unwrap().revision, last);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_moves_on_although_nothing_matches_and_resumes() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watch = client.watch("k").await.unwrap();
+    let mut other = client.watch("other").await.unwrap();
+    assert_eq!(watch.position().get(), 2);
+    let last = fake.put("other", "v");
+    other.recv().await.unwrap();
+    fake.settle().await;
+    assert_eq!(watch.position(), last.next());
+    drop(client);
+    let written = fake.put("k", "v");
+    assert_eq!(watch.recv().await.unwrap().revision, written);
+    let position = watch.position();
+    let mut resumed = fake.client().watch("k").from(position).await.unwrap();
+    let next = fake.put("k", "w");
+    assert_eq!(resumed.recv().await.unwrap().revision, next);
+}
+
+/// A member that lags answers with a progress below what was seen already.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_joins_at_a_lagging_member_misses_nothing() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watch = client.watch("k").await.unwrap();
+    for _ in 0..5 {
+        fake.put("x", "v");
+    }
+    let mut other = client.watch("x").from(Revision::from(2)).await.unwrap();
+    other.recv().await.unwrap();
+    fake.settle().await;
+    let before = watch.position();
+    let back = Fake::new();
+    back.put("x", "v");
+    std::mem::swap(&mut *fake.world(), &mut *back.world());
+    fake.next(Kind::Follow, Fault::Forget);
+    let mut late = client.watch("k").from(Revision::from(3)).await.unwrap();
+    fake.settle().await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!((watch.position(), late.position().get()), (before, 3));
+    let third = fake.put("k", "3");
+    assert_eq!(late.recv().await.unwrap().revision, third);
+    while fake.put("x", "v") < before.get().saturating_sub(1).into() {}
+    let next = fake.put("k", "next");
+    assert_eq!(watch.recv().await.unwrap().revision, next);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_watches_are_one_waiting_call() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let open = async |index: usize| {
+        let range = KeyRange::key(format!("k{index}"));
+        client.watch(range).from(Revision::from(2)).await.unwrap()
+    };
+    let mut watches = join_all((0..10_000).map(open)).await;
+    fake.settle().await;
+    let calls = fake.count(Kind::Follow);
+    assert!(calls <= 5, "{calls} calls");
+    let written = fake.put("k9999", "v");
+    assert_eq!(watches[9999].recv().await.unwrap().revision, written);
+    fake.settle().await;
+    assert!(watches.iter().all(|watch| watch.position() == written.next()));
+    assert!(fake.count(Kind::Follow) <= calls + 1);
+    // And they go quietly.
+    drop(watches);
+    let _last = client.watch("k").from(Revision::from(2)).await.unwrap();
+    fake.settle().await;
+    let added: usize =
+        fake.world().calls.iter().filter(|it| it.0 == Kind::Follow).map(|it| it.1).sum();
+    assert!(added <= 10_001);
+}
+
+/// A program that opens watches all the time does not keep the others from their news.
+#[tokio::test(start_paused = true)]
+async fn opening_watches_starves_nobody() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watch = client.watch("k").await.unwrap();
+    let opener = client.clone();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            open.push(opener.watch("other").from(Revision::from(2)).await.unwrap());
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    });
+    for _ in 0..20 {
+        // Each answer takes longer than the next watch.
+        for _ in 0..5 {
+            fake.next(Kind::Follow, Fault::DelayAnswer(Duration::from_millis(10)));
+        }
+        let written = fake.put("k", "v");
+        let seen = tokio::time::timeout(Duration::from_secs(1), watch.recv()).await;
+        assert_eq!(seen.unwrap().unwrap().revision, written);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_wait_loses_nothing() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watch = client.watch("k").await.unwrap();
+    for _ in 0..20 {
+        let wait = tokio::time::timeout(Duration::from_millis(1), watch.recv()).await;
+        assert!(wait.is_err());
+        let written = fake.put("k", "v");
+        assert_eq!(watch.recv().await.unwrap().revision, written);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hub_ends_with_the_last_watch_and_client() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut watch = client.watch("k").await.unwrap();
+    let metrics = tokio::runtime::Handle::current().metrics();
+    drop(client);
+    let written = fake.put("k", "v");
+    assert_eq!(watch.recv().await.unwrap().revision, written);
+    assert_eq!(metrics.num_alive_tasks(), 1);
+    drop(watch);
+    fake.settle().await;
+    assert_eq!(metrics.num_alive_tasks(), 0);
+}
+
+#[test]
+fn a_watch_outlives_its_runtime_with_an_error() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    };
+    let (one, other) = (runtime(), runtime());
+    let (client, mut watch): (Client, Watch) = one.block_on(async {
+        let client = Fake::new().client();
+        let watch = client.watch("k").await.unwrap();
+        (client, watch)
+    });
+    drop(one);
+    let error = other.block_on(watch.recv()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    let open = client.watch("k").from(Revision::from(2));
+    assert_eq!(other.block_on(open.into_future()).unwrap_err().kind(), ErrorKind::Closed);
+}

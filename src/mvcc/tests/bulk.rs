@@ -1,0 +1,240 @@
+//! Much of everything: long histories, large revisions, large values, long ranges.
+
+use super::kit::{Lab, body, cursor, txn};
+use crate::api::{Command, Position};
+use crate::mvcc::View;
+use crate::types::{
+    Changes, Compare, KeyRange, Op, OpKind, OpResult, Page, Revision, SortBy, TxnOp, limits,
+};
+use bytes::Bytes;
+
+const MAP_BYTES: usize = 1 << 30;
+
+/// Follows a cursor to its end; returns all events joined, and how many steps that took.
+fn follow(view: &View, range: impl Into<KeyRange>, bytes_max: usize) -> (Vec<Changes>, usize) {
+    let mut cursor = cursor(range, 0);
+    let (mut all, mut steps) = (Vec::<Changes>::new(), 0);
+    loop {
+        let events = view.events(&cursor, view.revision(), bytes_max).unwrap().unwrap();
+        for changes in events.changes {
+            match all.last_mut() {
+                Some(last) if last.revision == changes.revision => {
+                    last.events.extend(changes.events);
+                }
+                _ => all.push(changes),
+            }
+        }
+        assert!(events.next > cursor.next);
+        cursor.next = events.next;
+        steps += 1;
+        if !events.more {
+            return (all, steps);
+        }
+    }
+}
+
+#[test]
+fn commands_of_one_batch_see_each_other() {
+    let mut lab = Lab::new();
+    let put = |key: &str, if_version: u64| {
+        let when = Compare::version("a").equals(if_version);
+        Command::Txn(txn([when], [Op::put(key, "v").prev()], [Op::get("a")]))
+    };
+    let grant = Command::Grant { id: Some(7.into()), ttl: std::time::Duration::from_secs(9) };
+    let leased = Command::Txn(TxnOp::single(Op::put("l", "1").lease(7.into()).0));
+    let commands = [
+        put("a", 0),
+        put("a", 1),
+        put("b", 1),
+        put("b", 2),
+        grant,
+        leased,
+        Command::Revoke(7.into()),
+        Command::Compact(Revision::from(5)),
+        Command::Txn(txn([], [Op::range("a").at(Revision::from(4))], [])),
+    ];
+    let batch = lab.batch(commands);
+    let shown: Vec<_> = batch.outcomes.iter().map(|outcome| format!("{outcome:?}")).collect();
+    assert!(shown[1].contains("prev: Some("), "{shown:?}");
+    assert!(shown[2].contains("succeeded: false"), "{shown:?}");
+    assert!(shown[3].contains("succeeded: true, revision: Revision(4)"), "{shown:?}");
+    assert!(shown[5].contains("revision: Revision(5)"), "{shown:?}");
+    assert!(shown[6].contains("Revoked { revision: Revision(6) }"), "{shown:?}");
+    assert!(shown[8].contains("Compacted"), "{shown:?}");
+    let touched: Vec<_> = batch.touched.iter().map(|(revision, _)| revision.get()).collect();
+    assert_eq!(touched, [2, 3, 4, 5, 6]);
+    assert_eq!(batch.compacted, Some(Revision::from(5)));
+    lab.view().verify().unwrap();
+}
+
+#[test]
+fn a_hundred_thousand_events_come_in_pages() {
+    const EVENTS: u64 = 100_000;
+    let mut lab = Lab::with_map(MAP_BYTES);
+    let mut number = 0;
+    while number < EVENTS {
+        let puts = (number..number + 5000).map(|number| {
+            let key = if number == 70_000 { "quiet".into() } else { format!("k{}", number % 1000) };
+            Command::Txn(TxnOp::single(Op::put(key, number.to_string()).0))
+        });
+        let commands: Vec<_> = puts.collect();
+        lab.batch(commands);
+        number += 5000;
+    }
+    let view = lab.view();
+    let (all, steps) = follow(&view, .., 256 * 1024);
+    let revisions = all.iter().map(|changes| changes.revision.get());
+    assert!(revisions.eq(2..=EVENTS + 1), "every revision, in order, once");
+    assert!(steps > 25, "{steps}");
+
+    let (all, steps) = follow(&view, KeyRange::prefix("q"), usize::MAX);
+    assert_eq!((all.len(), all[0].revision.get()), (1, 70_002));
+    assert_eq!(steps as u64, EVENTS / 4096 + 1, "a step looks at so many rows at most");
+
+    let (all, steps) = follow(&view, "quiet", usize::MAX);
+    assert_eq!((all.len(), steps), (1, 1), "one key is looked up, not searched for");
+    assert_eq!(lab.page(Op::range(..).count_only()).count, 1001);
+}
+
+#[test]
+fn a_revision_too_large_for_a_step_comes_in_fragments() {
+    const KEYS: u64 = 10_000;
+    let mut lab = Lab::with_map(MAP_BYTES);
+    for first in (0..KEYS).step_by(1000) {
+        let puts = (first..first + 1000)
+            .map(|number| Command::Txn(TxnOp::single(Op::put(format!("k{number:05}"), "v").0)));
+        let commands: Vec<_> = puts.collect();
+        lab.batch(commands);
+    }
+    let (result, revision) = lab.run(Op::delete(KeyRange::prefix("k"))).unwrap();
+    assert!(matches!(result, OpResult::Deleted { count: KEYS, .. }));
+    lab.put("after", "1");
+    let view = lab.view();
+    for (range, found) in [
+        (KeyRange::all(), KEYS as usize),
+        (KeyRange::prefix("k0777"), 10),
+        (KeyRange::key("k09999"), 1),
+        (KeyRange::key("none"), 0),
+    ] {
+        for bytes_max in [1000, 100_000, usize::MAX] {
+            let (all, _) = follow(&view, range.clone(), bytes_max);
+            let of_delete = all.iter().find(|changes| changes.revision.get() == revision);
+            assert_eq!(of_delete.map_or(0, |changes| changes.events.len()), found);
+        }
+    }
+
+    // A fragment that is cut by rows says so, though it may hold nothing; the last one ends it, also without an event.
+    assert_eq!(
+        steps(&view, "k0999", revision),
+        [(4096, true, vec![0]), (8192, true, vec![0]), (0, false, vec![10])]
+    );
+    assert_eq!(
+        steps(&view, "k0000", revision),
+        [(4096, true, vec![10]), (8192, true, vec![0]), (0, false, vec![0])]
+    );
+}
+
+/// The steps of a watch through one revision: where each ends, whether in a fragment, and its numbers of events.
+fn steps(view: &View, prefix: &str, revision: u64) -> Vec<(u32, bool, Vec<usize>)> {
+    let mut cursor = cursor(KeyRange::prefix(prefix), revision);
+    let mut steps = Vec::new();
+    while cursor.next.revision <= Revision::from(revision) {
+        let events = view.events(&cursor, view.revision(), usize::MAX).unwrap().unwrap();
+        let counts: Vec<_> = events.changes.iter().map(|changes| changes.events.len()).collect();
+        steps.push((events.next.sub, events.fragment, counts));
+        cursor.next = events.next;
+    }
+    assert_eq!(cursor.next, Position::start_of(view.revision().next()));
+    steps
+}
+
+fn pages(lab: &Lab, op: impl Fn(Bytes) -> Op) -> Vec<Page> {
+    let mut pages = vec![lab.page(op(Bytes::from_static(b"a")))];
+    while let Some(page) = pages.last().filter(|page| page.more) {
+        let mut next = page.entries.last().unwrap().key.to_vec();
+        next.push(0);
+        pages.push(lab.page(op(next.into())));
+    }
+    pages
+}
+
+#[test]
+fn a_page_keeps_its_budget_of_bytes_and_the_next_one_goes_on() {
+    let mut lab = Lab::with_map(MAP_BYTES);
+    for number in 0..9u8 {
+        lab.run(Op::put([b'k', number], vec![9 - number; limits::VALUE_BYTES_MAX])).unwrap();
+    }
+    let all = pages(&lab, |start| Op::range(KeyRange { start, end: None }));
+    let sizes = all.iter().map(|page| (page.entries.len(), page.more, page.count));
+    assert_eq!(sizes.collect::<Vec<_>>(), [(3, true, 9), (3, true, 6), (3, false, 3)]);
+    let keys_only = lab.page(Op::range(..).keys_only());
+    assert_eq!((keys_only.entries.len(), keys_only.more), (9, false));
+    for descending in [false, true] {
+        let Op(OpKind::Range(mut op)) = Op::range(..) else { panic!("a range") };
+        (op.sort, op.descending) = (SortBy::Value, descending);
+        let page = lab.page(Op(OpKind::Range(op)));
+        let keys: Vec<_> = page.entries.iter().map(|kv| kv.key[1]).collect();
+        assert_eq!(keys, if descending { [0, 1, 2] } else { [8, 7, 6] });
+        assert!(page.more && page.count == 9);
+    }
+}
+
+#[test]
+fn compaction_goes_on_where_it_stopped_and_after_a_restart() {
+    let mut lab = Lab::new();
+    for round in 0..10u8 {
+        lab.run(Op::put("large", vec![round; 1000])).unwrap();
+        lab.txn([], [Op::put("a", "1"), Op::put("b", "1"), Op::delete("c")], []).unwrap();
+    }
+    assert!(lab.store().compact_step(10).unwrap(), "nothing to do");
+    lab.apply(Command::Compact(Revision::from(20))).unwrap();
+    // 27 rows are below revision 20: a large value and two small ones, nine times.
+    for done in [false, false, true] {
+        assert_eq!(lab.store().compact_step(10).unwrap(), done);
+        lab.view().verify().unwrap();
+        lab.reopen();
+    }
+    assert!(lab.store().compact_step(10).unwrap());
+    let txn = lab.store().env.read_txn().unwrap();
+    let count = |table| lab.store().tables.count(&txn, table).unwrap();
+    assert_eq!(count(crate::mvcc::records::Table::Events), 3);
+    assert_eq!(count(crate::mvcc::records::Table::History), 3);
+    assert_eq!(count(crate::mvcc::records::Table::Values), 2, "the last, and what it replaced");
+}
+
+#[test]
+fn a_view_stays_as_it_is_while_others_write() {
+    fn is_send<T: Send>(value: T) -> T {
+        value
+    }
+    fn is_shared<T: Send + Sync + Clone>(_: &T) {}
+    let mut lab = Lab::new();
+    is_shared(lab.store());
+    lab.put("a", "1");
+    let old = is_send(lab.view());
+    lab.put("a", "2");
+    lab.apply(Command::Compact(Revision::from(3))).unwrap();
+    lab.store().compact_step(100).unwrap();
+    let read = std::thread::spawn(move || {
+        let read = old.query(&txn([], [Op::get("a")], [])).unwrap().unwrap();
+        old.verify().unwrap();
+        (format!("{:?}", read.results), old.revision())
+    });
+    let (text, revision) = read.join().unwrap();
+    assert!(text.contains("b\"1\"") && revision == Revision::from(2), "{text}");
+}
+
+#[test]
+fn a_state_that_is_still_looked_at_does_not_close() {
+    let mut lab = Lab::new();
+    lab.put("a", "1");
+    let view = lab.view();
+    let store = lab.store().clone();
+    assert!(!store.close(std::time::Duration::from_millis(1)));
+    drop(view);
+    lab.reopen();
+    assert_eq!(lab.view().revision(), Revision::from(2));
+    let entry = lab.entry(body(Command::Compact(Revision::from(2))));
+    lab.store().apply(&[entry]).unwrap();
+    lab.store().force_sync().unwrap();
+}

@@ -1,0 +1,481 @@
+//! The same rules written once more, as plainly as possible, and a comparison with the real thing after every step.
+//!
+//! The model keeps the whole state of every revision as a map, and every event in a list. A transaction works on a copy
+//! and is thrown away if an operation fails. There are no before-images, no escaping, no plan, no bytes: whatever the
+//! two have in common they have from the rules.
+
+use super::kit::{Lab, TERM, body, txn};
+use super::tape::Tape;
+use crate::api::{Applied, Command, Cursor, Position, check_txn};
+use crate::error::Reason;
+use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
+use crate::mvcc::{Body, LeaseChange, Outcome, View};
+use crate::types::{
+    Changes, Compare, Event, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page,
+    PutOp, RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
+};
+use bytes::Bytes;
+use proptest::prelude::*;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+type Keys = BTreeMap<Bytes, KeyValue>;
+
+#[derive(Clone)]
+struct Model {
+    /// The keys at each revision; the first is of revision 0, when there were none either.
+    states: Vec<Keys>,
+    /// The events of each revision.
+    events: Vec<Vec<Event>>,
+    leases: BTreeMap<LeaseId, Duration>,
+    lease_chosen: u64,
+    compact_revision: u64,
+    lease_changes: Vec<LeaseChange>,
+}
+
+/// A revision in the making.
+struct Draft<'model> {
+    model: &'model Model,
+    keys: Keys,
+    events: Vec<Event>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            states: vec![Keys::new(); 2],
+            events: vec![Vec::new(); 2],
+            leases: BTreeMap::new(),
+            lease_chosen: 0,
+            compact_revision: 0,
+            lease_changes: Vec::new(),
+        }
+    }
+
+    fn revision(&self) -> u64 {
+        self.states.len() as u64 - 1
+    }
+
+    fn now(&self) -> &Keys {
+        self.states.last().unwrap()
+    }
+
+    fn draft(&self) -> Draft<'_> {
+        Draft { model: self, keys: self.now().clone(), events: Vec::new() }
+    }
+
+    /// Makes a revision of what a draft changed, if it changed anything.
+    fn publish(&mut self, keys: Keys, events: Vec<Event>) -> Revision {
+        if !events.is_empty() {
+            self.states.push(keys);
+            self.events.push(events);
+        }
+        Revision::from(self.revision())
+    }
+
+    fn apply(&mut self, command: &Command) -> Outcome {
+        match command {
+            Command::Txn(txn) => {
+                let mut draft = self.draft();
+                let outcome = draft.transaction(txn)?;
+                let Draft { keys, events, .. } = draft;
+                self.publish(keys, events);
+                Ok(Applied::Txn(outcome))
+            }
+            Command::Grant { id, ttl } => self.grant(*id, *ttl),
+            Command::Revoke(lease) if !self.leases.contains_key(lease) => {
+                Err(Reason::LeaseNotFound { lease: *lease })
+            }
+            Command::Revoke(lease) => Ok(Applied::Revoked { revision: self.end(*lease) }),
+            Command::Expire { deciding_term, .. } if *deciding_term != TERM => {
+                Err(Reason::LeaderChanged)
+            }
+            Command::Expire { leases, .. } => {
+                let mut due: Vec<_> =
+                    self.leases.keys().filter(|id| leases.contains(id)).copied().collect();
+                due.sort();
+                due.iter().for_each(|id| {
+                    self.end(*id);
+                });
+                Ok(Applied::Expired { leases: due, revision: Revision::from(self.revision()) })
+            }
+            Command::Compact(at) if at.get() <= self.compact_revision => Err(self.compacted()),
+            Command::Compact(at) if at.get() > self.revision() => Err(self.future()),
+            Command::Compact(at) => {
+                self.compact_revision = at.get();
+                Ok(Applied::Compacted { revision: Revision::from(self.revision()) })
+            }
+        }
+    }
+
+    fn grant(&mut self, id: Option<LeaseId>, ttl: Duration) -> Outcome {
+        let id = match id {
+            Some(id) if id.get() > 0 => id,
+            _ => loop {
+                self.lease_chosen += 1;
+                let id = LeaseId::from(self.lease_chosen);
+                if !self.leases.contains_key(&id) {
+                    break id;
+                }
+            },
+        };
+        if self.leases.contains_key(&id) {
+            return Err(Reason::LeaseExists { lease: id });
+        }
+        self.leases.insert(id, ttl);
+        self.lease_changes.push(LeaseChange::Granted { id, ttl });
+        Ok(Applied::Granted { id, ttl, revision: Revision::from(self.revision()) })
+    }
+
+    fn lease_keys(&self, id: LeaseId) -> Vec<Bytes> {
+        let attached = self.now().values().filter(|kv| kv.lease == Some(id));
+        attached.map(|kv| kv.key.clone()).collect()
+    }
+
+    fn end(&mut self, id: LeaseId) -> Revision {
+        self.leases.remove(&id).unwrap();
+        self.lease_changes.push(LeaseChange::Ended { id });
+        let mut draft = self.draft();
+        self.lease_keys(id).iter().for_each(|key| draft.delete(key));
+        let Draft { keys, events, .. } = draft;
+        self.publish(keys, events)
+    }
+
+    fn compacted(&self) -> Reason {
+        Reason::Compacted { at: Revision::from(self.compact_revision) }
+    }
+
+    fn future(&self) -> Reason {
+        Reason::FutureRevision { current: Revision::from(self.revision()) }
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        let in_range: Vec<_> =
+            self.now().values().filter(|kv| compare.range.contains(&kv.key)).collect();
+        if in_range.is_empty() {
+            return relates(None, compare);
+        }
+        in_range.iter().all(|kv| relates(Some(kv), compare))
+    }
+
+    fn events_from(&self, cursor: &Cursor) -> Result<Vec<Changes>, Reason> {
+        if cursor.next.revision.get() < self.compact_revision {
+            return Err(self.compacted());
+        }
+        let from = cursor.next.revision.get() as usize;
+        let mut all = Vec::new();
+        for (revision, events) in self.events.iter().enumerate().skip(from) {
+            let events = events.iter().filter(|event| {
+                let kind = matches!(event, Event::Put { .. });
+                cursor.range.contains(event.key())
+                    && if kind { cursor.puts } else { cursor.deletes }
+            });
+            let events: Vec<_> =
+                events.map(|event| without_prev(event.clone(), !cursor.prev)).collect();
+            if !events.is_empty() {
+                all.push(Changes { revision: Revision::from(revision as u64), events });
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn without_prev(event: Event, without: bool) -> Event {
+    match event {
+        Event::Put { kv, .. } if without => Event::Put { kv, prev: None },
+        Event::Delete { key, revision, .. } if without => {
+            Event::Delete { key, revision, prev: None }
+        }
+        event => event,
+    }
+}
+
+fn relates(kv: Option<&KeyValue>, compare: &Compare) -> bool {
+    let of = |number: fn(&KeyValue) -> u64| kv.map_or(0, number);
+    let order = match &compare.operand {
+        Operand::Value(wanted) => match kv {
+            Some(kv) => kv.value.cmp(wanted),
+            None => return false,
+        },
+        Operand::CreateRevision(wanted) => of(|kv| kv.create_revision.get()).cmp(wanted),
+        Operand::ModRevision(wanted) => of(|kv| kv.mod_revision.get()).cmp(wanted),
+        Operand::Version(wanted) => of(|kv| kv.version).cmp(wanted),
+        Operand::Lease(wanted) => of(|kv| kv.lease.map_or(0, LeaseId::get)).cmp(wanted),
+    };
+    match compare.relation {
+        Relation::Equal => order == Ordering::Equal,
+        Relation::NotEqual => order != Ordering::Equal,
+        Relation::Less => order == Ordering::Less,
+        Relation::Greater => order == Ordering::Greater,
+    }
+}
+
+impl Draft<'_> {
+    fn revision(&self) -> u64 {
+        self.model.revision() + u64::from(!self.events.is_empty())
+    }
+
+    fn transaction(&mut self, txn: &TxnOp) -> Result<TxnOutcome, Reason> {
+        check_txn(txn)?;
+        self.run(txn)
+    }
+
+    fn run(&mut self, txn: &TxnOp) -> Result<TxnOutcome, Reason> {
+        let succeeded = txn.when.iter().all(|compare| self.model.holds(compare));
+        let branch = if succeeded { &txn.then } else { &txn.otherwise };
+        let results = branch.iter().map(|op| self.op(op)).collect::<Result<_, _>>()?;
+        Ok(TxnOutcome { succeeded, revision: Revision::from(self.revision()), results })
+    }
+
+    fn op(&mut self, op: &Op) -> Result<OpResult, Reason> {
+        Ok(match &op.0 {
+            OpKind::Put(put) => self.put(put)?,
+            OpKind::Get(get) => OpResult::Get(self.at(get.at)?.get(&get.key).cloned()),
+            OpKind::Delete(delete) => {
+                let inside = self.keys.values().filter(|kv| delete.range.contains(&kv.key));
+                let found: Vec<_> = inside.cloned().collect();
+                found.iter().for_each(|kv| self.delete(&kv.key));
+                let count = found.len() as u64;
+                OpResult::Deleted { count, prev: if delete.prev { found } else { Vec::new() } }
+            }
+            OpKind::Range(op) => {
+                let keys = self.at(op.at)?;
+                OpResult::Range(page(keys, op, Revision::from(self.revision())))
+            }
+            OpKind::Txn(nested) => OpResult::Txn(self.run(nested)?),
+        })
+    }
+
+    fn at(&self, at: Option<Revision>) -> Result<&Keys, Reason> {
+        match at.map(Revision::get) {
+            None => Ok(&self.keys),
+            Some(at) if at < self.model.compact_revision => Err(self.model.compacted()),
+            Some(at) if at > self.model.revision() => Err(self.model.future()),
+            Some(at) => Ok(&self.model.states[at as usize]),
+        }
+    }
+
+    fn put(&mut self, put: &PutOp) -> Result<OpResult, Reason> {
+        if let Some(lease) = put.lease
+            && !self.model.leases.contains_key(&lease)
+        {
+            return Err(Reason::LeaseNotFound { lease });
+        }
+        let old = self.keys.get(&put.key).cloned();
+        if (put.ignore_value || put.ignore_lease) && old.is_none() {
+            return Err(Reason::KeyNotFound);
+        }
+        let revision = Revision::from(self.model.revision() + 1);
+        let mut kv = KeyValue {
+            key: put.key.clone(),
+            value: put.value.clone(),
+            create_revision: revision,
+            mod_revision: revision,
+            version: 1,
+            lease: put.lease,
+        };
+        if let Some(old) = &old {
+            kv.create_revision = old.create_revision;
+            kv.version = old.version + 1;
+            if put.ignore_value {
+                kv.value = old.value.clone();
+            }
+            if put.ignore_lease {
+                kv.lease = old.lease;
+            }
+        }
+        self.keys.insert(put.key.clone(), kv.clone());
+        self.event(Event::Put { kv, prev: old.clone() });
+        Ok(OpResult::Put { prev: old.filter(|_| put.prev) })
+    }
+
+    fn delete(&mut self, key: &Bytes) {
+        let prev = self.keys.remove(key);
+        let revision = Revision::from(self.model.revision() + 1);
+        self.event(Event::Delete { key: key.clone(), revision, prev });
+    }
+
+    fn event(&mut self, event: Event) {
+        let twice = self.events.iter().any(|earlier| earlier.key() == event.key());
+        assert!(!twice, "a key changes at most once per revision");
+        self.events.push(event);
+    }
+}
+
+fn page(keys: &Keys, op: &RangeOp, revision: Revision) -> Page {
+    let inside: Vec<_> = keys.values().filter(|kv| op.range.contains(&kv.key)).collect();
+    let count = inside.len() as u64;
+    if op.count_only {
+        return Page { entries: Vec::new(), more: false, count, revision };
+    }
+    let keep = |kv: &&KeyValue| {
+        op.mod_revision_min.is_none_or(|min| kv.mod_revision >= min)
+            && op.mod_revision_max.is_none_or(|max| kv.mod_revision <= max)
+            && op.create_revision_min.is_none_or(|min| kv.create_revision >= min)
+            && op.create_revision_max.is_none_or(|max| kv.create_revision <= max)
+    };
+    let mut entries: Vec<KeyValue> = inside.into_iter().filter(keep).cloned().collect();
+    match op.sort {
+        SortBy::Key => {}
+        SortBy::Value => entries.sort_by(|a, b| a.value.cmp(&b.value)),
+        SortBy::CreateRevision => entries.sort_by_key(|kv| kv.create_revision),
+        SortBy::ModRevision => entries.sort_by_key(|kv| kv.mod_revision),
+        SortBy::Version => entries.sort_by_key(|kv| kv.version),
+    }
+    if op.descending {
+        entries.reverse();
+    }
+    let more = op.limit > 0 && entries.len() > op.limit as usize;
+    if more {
+        entries.truncate(op.limit as usize);
+    }
+    if op.keys_only {
+        entries.iter_mut().for_each(|kv| kv.value = Bytes::new());
+    }
+    Page { entries, more, count, revision }
+}
+
+/// The real thing beside the model.
+struct Pair {
+    lab: Lab,
+    model: Model,
+}
+
+impl Pair {
+    fn step(&mut self, tape: &mut Tape<'_>) {
+        if tape.once_in(12) {
+            self.lab.reopen();
+        }
+        if tape.once_in(3) {
+            self.lab.store().compact_step(1 + tape.below(4)).unwrap();
+        }
+        tape.revisions = (self.model.compact_revision, self.model.revision());
+        tape.leases = self.model.leases.keys().copied().collect();
+        let commands: Vec<_> = (0..tape.below(8)).map(|_| tape.command()).collect();
+        self.batch(&commands);
+        let view = self.lab.view();
+        self.check_state(&view);
+        if tape.once_in(3) {
+            view.verify().unwrap();
+        }
+        self.check_query(&view, tape);
+        self.check_watch(&view, tape);
+        if tape.once_in(16) {
+            self.check_snapshot(view);
+        }
+    }
+
+    fn batch(&mut self, commands: &[Command]) {
+        let (revision, compacted) = (self.model.revision(), self.model.compact_revision);
+        self.model.lease_changes.clear();
+        let blank = self.lab.entry(Body::Blank);
+        let entries = commands.iter().map(|command| self.lab.entry(body(command.clone())));
+        let entries: Vec<_> = std::iter::once(blank).chain(entries).collect();
+        let batch = self.lab.store().apply(&entries).unwrap();
+        assert_eq!(batch.outcomes[0], None);
+        for (command, outcome) in commands.iter().zip(&batch.outcomes[1..]) {
+            let expected = self.model.apply(command);
+            assert_eq!(outcome.as_ref(), Some(&expected), "{command:?}");
+        }
+        assert_eq!(batch.revision.get(), self.model.revision());
+        let new = &self.model.events[revision as usize + 1..];
+        let touched = new.iter().flatten().map(|event| (event.revision(), event.key().clone()));
+        assert_eq!(batch.touched, touched.collect::<Vec<_>>());
+        assert_eq!(batch.leases, self.model.lease_changes);
+        let moved = Some(self.model.compact_revision).filter(|now| *now != compacted);
+        assert_eq!(batch.compacted.map(Revision::get), moved);
+    }
+
+    fn check_state(&self, view: &View) {
+        let model = &self.model;
+        assert_eq!(view.revision().get(), model.revision());
+        assert_eq!(view.compact_revision().get(), model.compact_revision);
+        assert_eq!(view.applied().unwrap().index, self.lab.index);
+        assert_eq!(view.keys(), model.now().len() as u64);
+        let all: Vec<_> = model.leases.iter().map(|(id, ttl)| (*id, *ttl)).collect();
+        assert_eq!(view.leases().unwrap(), all);
+        for id in (0..8).map(LeaseId::from) {
+            let lease = view.lease(id).unwrap();
+            let expected = model.leases.get(&id).map(|ttl| (id, *ttl, model.lease_keys(id)));
+            assert_eq!(lease.map(|lease| (lease.id, lease.ttl, lease.keys)), expected);
+        }
+        assert_eq!(view.recompute_hash().unwrap(), view.hash());
+    }
+
+    fn check_query(&self, view: &View, tape: &mut Tape<'_>) {
+        let OpKind::Txn(query) = tape.query().0 else { panic!("a query is a transaction") };
+        let expected = self.model.draft().transaction(&query);
+        assert_eq!(view.query(&query).unwrap(), expected, "{query:?}");
+        let everything = txn([], [Op::range(..), Op::range(..).at(tape.revision())], []);
+        let expected = self.model.draft().transaction(&everything);
+        assert_eq!(view.query(&everything).unwrap(), expected, "{everything:?}");
+    }
+
+    fn check_watch(&self, view: &View, tape: &mut Tape<'_>) {
+        let cursor = tape.cursor();
+        let bytes_max = [usize::MAX, 0, 200, 600, 2000][tape.below(5)];
+        let seen = watch(view, cursor.clone(), bytes_max);
+        assert_eq!(seen, self.model.events_from(&cursor), "{cursor:?}");
+    }
+
+    fn check_snapshot(&self, view: View) {
+        let (hash, folder) = (view.hash(), tempfile::tempdir().unwrap());
+        let sync = crate::lmdb::Sync::Never;
+        let mut loader =
+            SnapshotLoader::new_with(folder.path(), super::kit::MAP_BYTES, sync).unwrap();
+        let mut reader = SnapshotReader::new(view);
+        while let Some(chunk) = reader.next_chunk(333).unwrap() {
+            loader.push(&chunk).unwrap();
+        }
+        let loaded = loader.finish().unwrap().view().unwrap();
+        assert_eq!(loaded.hash(), hash);
+        self.check_state(&loaded);
+    }
+}
+
+/// Follows a cursor to the newest revision, step by step, and joins the fragments.
+fn watch(view: &View, mut cursor: Cursor, bytes_max: usize) -> Result<Vec<Changes>, Reason> {
+    let mut all: Vec<Changes> = Vec::new();
+    loop {
+        let begin = cursor.next;
+        let events = view.events(&cursor, view.revision(), bytes_max).unwrap()?;
+        for changes in events.changes {
+            match all.last_mut() {
+                Some(last) if last.revision == changes.revision => {
+                    assert!(begin.sub > 0, "a revision comes in pieces only if it was cut");
+                    last.events.extend(changes.events);
+                }
+                _ => all.push(changes),
+            }
+        }
+        assert_eq!(events.fragment, events.next.sub > 0);
+        if events.fragment {
+            assert_eq!(all.last().unwrap().revision, events.next.revision);
+        }
+        cursor.next = events.next;
+        if !events.more {
+            let end = Position::start_of(view.revision().next());
+            assert_eq!(events.next, end.max(begin));
+            return Ok(all);
+        }
+        assert!(events.next > begin, "each step moves on");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2000, failure_persistence: None, max_shrink_iters: 20_000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_store_does_what_the_rules_say(bytes in proptest::collection::vec(any::<u8>(), 0..900)) {
+        let mut tape = Tape::new(&bytes);
+        let mut pair = Pair { lab: Lab::new(), model: Model::new() };
+        while !tape.is_empty() {
+            pair.step(&mut tape);
+        }
+        pair.lab.view().verify().unwrap();
+    }
+}

@@ -1,0 +1,138 @@
+//! A state at one moment, and every question that can be asked of it.
+//!
+//! A [`View`] owns a read transaction of LMDB, so it sees one state, whole, whatever is applied meanwhile, and can be
+//! handed to another thread. It is the only way to read: also a snapshot, and the log position that belongs to it, come
+//! from one view.
+//!
+//! ```text
+//! apply ──▶ 41 ──▶ 42 ──▶ 43 ──▶ …
+//!                  ▲
+//!                  View: revision 42, its data, its log position, its membership
+//! ```
+//!
+//! While it lives, LMDB keeps the pages of that moment, and the file grows: ask, then drop it. There may be
+//! [`VIEWS_MAX`](super::VIEWS_MAX) at once; who hands them out to the world must hand out fewer.
+
+use super::events::Events;
+use super::lease::Lease;
+use super::plan::Plan;
+use super::read::Reader;
+use super::records::{Head, Membership};
+use super::tables::Tables;
+use super::{LogPosition, Stop, hash, split, verify};
+use crate::api::{Cursor, check_txn};
+use crate::error::{Fault, Reason};
+use crate::lmdb::OwnedReadTxn;
+use crate::types::{LeaseId, Revision, TxnOp, TxnOutcome};
+use bytes::Bytes;
+use std::time::Duration;
+
+/// The whole state at one moment.
+pub(crate) struct View {
+    txn: OwnedReadTxn,
+    tables: Tables,
+    head: Head,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("head", &self.head).finish_non_exhaustive()
+    }
+}
+
+impl View {
+    pub(super) fn new(txn: OwnedReadTxn, tables: Tables) -> Result<Self, Fault> {
+        let head = tables.meta(&txn)?;
+        Ok(Self { txn, tables, head })
+    }
+
+    /// The newest revision.
+    pub(crate) fn revision(&self) -> Revision {
+        self.head.revision
+    }
+
+    /// The oldest revision that can be read and watched from; 0 before the first compaction.
+    pub(crate) fn compact_revision(&self) -> Revision {
+        self.head.compact_revision
+    }
+
+    /// The last log entry that is in the state.
+    pub(crate) fn applied(&self) -> Option<LogPosition> {
+        self.head.applied
+    }
+
+    /// The last membership that was applied, and the log entry that carried it.
+    pub(crate) fn membership(&self) -> Result<Option<(LogPosition, Bytes)>, Fault> {
+        let row: Option<Membership> = self.tables.find_meta(&self.txn)?;
+        Ok(row.map(|row| (row.position, row.members)))
+    }
+
+    /// How many keys there are.
+    pub(crate) fn keys(&self) -> u64 {
+        self.head.keys
+    }
+
+    /// Carries out a transaction that only reads.
+    pub(crate) fn query(&self, txn: &TxnOp) -> Result<Result<TxnOutcome, Reason>, Fault> {
+        split(self.try_query(txn))
+    }
+
+    fn try_query(&self, txn: &TxnOp) -> Result<TxnOutcome, Stop> {
+        if !txn.is_read_only() {
+            return Err(Reason::BadOption { detail: "a query cannot write".into() }.into());
+        }
+        check_txn(txn)?;
+        let state = self.reader();
+        let plan = Plan::resolve(txn, &state)?;
+        plan.check(&state)?;
+        Ok(state.run(&plan)?)
+    }
+
+    /// What a watch has to be told: the events from its cursor on, up to and including `upto`. See [`Events`].
+    pub(crate) fn events(
+        &self,
+        cursor: &Cursor,
+        upto: Revision,
+        bytes_max: usize,
+    ) -> Result<Result<Events, Reason>, Fault> {
+        split(self.reader().events(cursor, upto, bytes_max))
+    }
+
+    /// A lease with its keys.
+    pub(crate) fn lease(&self, id: LeaseId) -> Result<Option<Lease>, Fault> {
+        self.reader().lease_with_keys(id)
+    }
+
+    /// Every lease with its time to live, in the order of their ids.
+    pub(crate) fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, Fault> {
+        self.reader().leases()
+    }
+
+    /// The hash of the state, as kept up to date by each change.
+    pub(crate) fn hash(&self) -> u128 {
+        hash::of_state(&self.head)
+    }
+
+    /// The same hash from every row anew. Reads everything that is not history.
+    pub(crate) fn recompute_hash(&self) -> Result<u128, Fault> {
+        verify::recompute_hash(self)
+    }
+
+    /// Checks every row, alone and against the others. Reads everything, and much of it several times.
+    pub(crate) fn verify(&self) -> Result<(), Fault> {
+        verify::verify(self)
+    }
+
+    pub(super) fn reader(&self) -> Reader<'_> {
+        Reader {
+            txn: &self.txn,
+            tables: self.tables,
+            revision: self.head.revision,
+            compact_revision: self.head.compact_revision,
+        }
+    }
+
+    pub(super) fn head(&self) -> &Head {
+        &self.head
+    }
+}

@@ -1,0 +1,135 @@
+//! Starting and stopping: nothing is left behind, and what was dropped can be started again.
+
+use crate::kit::{HEARTBEAT, until};
+use quorate::{Client, KeyRange, Node};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+const ROUNDS: usize = 200;
+
+/// Each round starts a solo node, uses everything that has tasks, and shuts it down: afterwards there are no more
+/// threads, files and ports than before.
+///
+/// It runs in a process of its own, for other tests have threads and files too.
+#[test]
+fn two_hundred_starts_and_stops_leave_nothing_behind() {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "lifecycle::starts_and_stops", "--nocapture", "--quiet"])
+        .env("QUORATE_TEST_LIFECYCLE", "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// Not a test: what that process runs.
+#[test]
+fn starts_and_stops() {
+    if std::env::var("QUORATE_TEST_LIFECYCLE").is_err() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        // The first rounds make what stays for good: the test's own runtime, LMDB's table of environments.
+        for _ in 0..3 {
+            round(folder.path()).await;
+        }
+        let before = (threads(), files());
+        for _ in 0..ROUNDS {
+            round(folder.path()).await;
+        }
+        // A thread that has done its last work takes a moment to be gone.
+        until("threads and files are as before", || {
+            let after = (threads(), files());
+            (before == after).then_some(())
+        });
+    });
+}
+
+async fn round(folder: &Path) {
+    let node =
+        Node::builder(folder).listen("127.0.0.1:0").heartbeat(HEARTBEAT).solo().await.unwrap();
+    let address = node.local_address().unwrap();
+    let client = node.client();
+    let mut watch = client.watch(KeyRange::prefix("k")).await.unwrap();
+    let session = client.session(Duration::from_secs(2)).await.unwrap();
+    let lock = session.lock("round").await.unwrap();
+    let remote = Client::connect([address.to_string()]).await.unwrap();
+    remote.put("k", "v").await.unwrap();
+    watch.recv().await.unwrap();
+    lock.release().await.unwrap();
+    // Some clients go before the node, and one outlives it.
+    drop((watch, session, remote));
+    node.shutdown().await.unwrap();
+    assert_eq!(client.get("k").await.unwrap_err().kind(), quorate::ErrorKind::Closed);
+    // The port is free again.
+    std::net::TcpListener::bind(address).unwrap();
+}
+
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+fn files() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Dropping a node is a crash that its process survives: nothing acknowledged is lost, and the folder can be opened again
+/// as soon as its threads have noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_node_can_be_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let start = || Node::builder(folder.path()).heartbeat(HEARTBEAT).solo();
+        let node = until("the folder is free", || {
+            let started =
+                tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(start()));
+            match started {
+                Ok(node) => Some(node),
+                Err(error) => {
+                    let reason = error.reason();
+                    assert!(matches!(reason, quorate::Reason::AlreadyOpen { .. }), "{error}");
+                    None
+                }
+            }
+        });
+        let client = node.client();
+        let count = client.range("k".."l").await.unwrap().count;
+        assert_eq!(count, round, "what was acknowledged is there");
+        client.put(format!("k{round}"), "v").await.unwrap();
+        // With a write, a watch and a session under way.
+        let _write = client.put("other", "v");
+        let _watch = client.watch("other").await.unwrap();
+        let _session = client.session(Duration::from_secs(2)).await.unwrap();
+        drop(node);
+        // The client outlives it, and says so.
+        assert!(client.get("k0").await.is_err());
+    }
+}
+
+/// A node may be dropped anywhere: outside of any runtime, and inside one that must not block.
+#[test]
+fn a_node_may_be_dropped_anywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let path = folder.path().join("outside");
+    let node = runtime.block_on(Node::builder(&path).heartbeat(HEARTBEAT).solo()).unwrap();
+    drop(runtime);
+    drop(node);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let node = Node::builder(folder.path().join("inside")).heartbeat(HEARTBEAT).solo();
+        drop(node.await.unwrap());
+        // A start that is given up leaves the folder usable, too.
+        let path = folder.path().join("given-up");
+        let start = Node::builder(&path).heartbeat(HEARTBEAT).solo();
+        let _ = tokio::time::timeout(Duration::from_millis(1), start).await;
+    });
+    let path = folder.path().join("given-up");
+    let node = until("the folder is free", || {
+        runtime.block_on(Node::builder(&path).heartbeat(HEARTBEAT).solo()).ok()
+    });
+    runtime.block_on(node.shutdown()).unwrap();
+}

@@ -21,10 +21,11 @@
 //!
 //! Invariants
 //! - a watch gets each revision once, whole, in order, and none is left out: the hub drops what is below its position,
-//!   joins fragments, and after any doubt begins a new stream with every cursor at its position;
+//!   joins fragments, and after any doubt begins the stream anew with every cursor at its position;
 //! - a slow watch costs a full slot and nothing else: its cursor leaves the stream until the slot is empty;
 //! - positions move on with the stream although nothing matched, in one place for all watches;
-//! - from one watch at most three words are on their way: that bounds the channel, which a `Drop` can write to;
+//! - watches are counted, and from each at most three words are on their way: that bounds the channel, which a `Drop`
+//!   can write to;
 //! - when the hub ends, for whatever reason, every watch ends with [`Reason::Closed`].
 //!
 //! It does not decide where a watch begins, and it does not read old state anew after a compaction.
@@ -35,9 +36,9 @@ use crate::api::{Cursor, CursorId, Follow, Followed, News, Position, Request, Re
 use crate::error::{Error, Reason, Result};
 use crate::types::{Changes, Event, KeyRange, KeyValue, Revision, limits};
 use futures::future::{Either, select};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -46,6 +47,8 @@ use tokio::task::JoinSet;
 
 /// How long a patient call waits for news.
 const WAIT: Duration = Duration::from_secs(20);
+/// The most watches of a client. A node holds as many for one caller.
+const WATCHES_MAX: usize = 1 << 20;
 /// The most bytes of events in one answer.
 const ANSWER_BYTES_MAX: u32 = 1024 * 1024;
 /// A slot that holds so much takes no more until it is empty. One answer may go beyond.
@@ -73,9 +76,11 @@ pub(super) struct Plan {
 /// The way to the hub.
 #[derive(Debug)]
 pub(super) struct Hub {
-    // Not bounded by a number: a watch opens, resumes and closes once each before the hub hears it, so there are never
-    // more than three words for each watch. `Drop` has to be able to send without waiting.
+    // Not bounded by a number of its own: a watch opens, resumes and closes once each before the hub hears it, so there
+    // are never more than three words for each, and watches are counted. `Drop` has to be able to send without waiting.
     words: mpsc::UnboundedSender<Word>,
+    /// How many watches were opened, and not yet closed as far as the task knows.
+    open: Arc<AtomicUsize>,
     ids: AtomicU64,
     progress: Arc<Mutex<Progress>>,
     /// Owns the task: dropping the hub ends it.
@@ -102,14 +107,20 @@ impl Hub {
     pub(super) fn start(link: Link) -> Self {
         let (words, heard) = mpsc::unbounded_channel();
         let progress = Arc::new(Mutex::new(Progress { step: 0, revision: Revision::from(0) }));
+        let open = Arc::<AtomicUsize>::default();
         let mut task = JoinSet::new();
         let runtime = link.runtime().clone();
-        task.spawn_on(Follower::new(link, heard, progress.clone()).run(), &runtime);
-        Self { words, ids: AtomicU64::new(0), progress, _task: task }
+        let follower = Follower::new(link, heard, open.clone(), progress.clone());
+        task.spawn_on(follower.run(), &runtime);
+        Self { words, open, ids: AtomicU64::new(0), progress, _task: task }
     }
 
     /// Begins to fill `slot`, from its position on.
     pub(super) fn open(&self, slot: Arc<Slot>, plan: Plan) -> Result<WatchId> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= WATCHES_MAX {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::new(Reason::TooManyRequests));
+        }
         let id = WatchId(self.ids.fetch_add(1, Ordering::Relaxed));
         let word = Word::Open(id, slot, plan);
         self.words.send(word).map_err(|_| Error::new(Reason::Closed))?;
@@ -128,7 +139,9 @@ impl Hub {
             return match &state.end {
                 Some(error) => Poll::Ready(Err(error.clone())),
                 None => {
-                    state.waker = Some(context.waker().clone());
+                    let old = state.waker.replace(context.waker().clone());
+                    drop(state);
+                    drop(old);
                     Poll::Pending
                 }
             };
@@ -206,7 +219,9 @@ impl Slot {
     }
 
     /// Adds what is new; `next` is where the cursor then stands. Whether there is room for more.
-    fn fill(&self, whole: Vec<Changes>, next: Position, as_of: u64) -> bool {
+    pub(super) fn fill(&self, mut whole: Vec<Changes>, next: Position, as_of: u64) -> bool {
+        // A piece may be empty, and so may all of them.
+        whole.retain(|changes| !changes.events.is_empty());
         let mut state = self.lock();
         let news = !whole.is_empty();
         state.bytes += whole.iter().map(weight).sum::<usize>();
@@ -256,14 +271,13 @@ impl SlotState {
 struct Follower {
     link: Link,
     words: mpsc::UnboundedReceiver<Word>,
+    open: Arc<AtomicUsize>,
     watches: BTreeMap<WatchId, Entry>,
     /// The cursors that are on the stream.
     cursors: HashMap<CursorId, WatchId>,
     /// Watches whose cursor is to be added, some of them closed meanwhile.
     joining: VecDeque<WatchId>,
     removed: VecDeque<CursorId>,
-    /// Watches with half a revision.
-    partial: BTreeSet<WatchId>,
     stream: u64,
     /// The number of the last answer; 0 begins the stream.
     after: u64,
@@ -286,29 +300,25 @@ struct Entry {
 struct Ask {
     follow: Follow,
     joining: Vec<WatchId>,
-}
-
-impl Ask {
-    /// Whether it says nothing, and so can wait for news and be interrupted.
-    fn is_patient(&self) -> bool {
-        self.follow.added.is_empty() && self.follow.removed.is_empty() && self.follow.after > 0
-    }
+    /// It says nothing, and so can wait for news and be interrupted.
+    patient: bool,
 }
 
 impl Follower {
     fn new(
         link: Link,
         words: mpsc::UnboundedReceiver<Word>,
+        open: Arc<AtomicUsize>,
         progress: Arc<Mutex<Progress>>,
     ) -> Self {
         Self {
             link,
             words,
+            open,
             watches: BTreeMap::new(),
             cursors: HashMap::new(),
             joining: VecDeque::new(),
             removed: VecDeque::new(),
-            partial: BTreeSet::new(),
             stream: random(),
             after: 0,
             cursor_ids: 0,
@@ -318,7 +328,7 @@ impl Follower {
     }
 
     async fn run(mut self) {
-        loop {
+        while !self.words.is_closed() {
             while let Ok(word) = self.words.try_recv() {
                 self.hear(word);
             }
@@ -358,7 +368,7 @@ impl Follower {
                 off
             }
             Word::Close(id) => {
-                self.partial.remove(&id);
+                self.open.fetch_sub(1, Ordering::Relaxed);
                 if let Some(cursor) = self.watches.remove(&id).and_then(|entry| entry.cursor) {
                     self.cursors.remove(&cursor);
                     self.removed.push_back(cursor);
@@ -390,15 +400,12 @@ impl Follower {
         let removed: Vec<_> =
             self.removed.drain(..self.removed.len().min(limits::BATCH_MAX)).collect();
         let Self { stream, after, .. } = *self;
-        let wait = Duration::ZERO;
+        let patient = after > 0 && added.is_empty() && removed.is_empty();
+        // Not exactly the same for all clients, so that they do not all come back together.
+        let wait = if patient { jitter(WAIT) } else { Duration::ZERO };
         let bytes_max = ANSWER_BYTES_MAX;
-        let mut ask =
-            Ask { follow: Follow { stream, after, added, removed, wait, bytes_max }, joining };
-        if ask.is_patient() {
-            // Not exactly the same for all clients, so that they do not all come back together.
-            ask.follow.wait = jitter(WAIT);
-        }
-        ask
+        let follow = Follow { stream, after, added, removed, wait, bytes_max };
+        Ask { follow, joining, patient }
     }
 
     /// Sends a call. `None` if it was interrupted by a word, which only a patient one is.
@@ -406,7 +413,7 @@ impl Follower {
         let timeout = ask.follow.wait + self.link.timeout();
         let (link, request) = (self.link.clone(), Request::Follow(ask.follow.clone()));
         let mut call = pin!(async move { link.call(request, Some(timeout)).await });
-        if !ask.is_patient() {
+        if !ask.patient {
             return Some(call.await);
         }
         loop {
@@ -434,16 +441,18 @@ impl Follower {
                     self.begin_anew();
                     return Err(self.backoff.next());
                 }
-                self.backoff.reset();
+                // The first answer of a stream proves nothing: the node may forget it again at once.
+                if number > 1 {
+                    self.backoff.reset();
+                }
                 let nothing = news.is_empty();
                 self.step(ask, number, progress, news);
                 // A node that has nothing to say should have waited. Do not go round and round with it.
-                if nothing && ask.is_patient() { Err(jitter(BREATH)) } else { Ok(()) }
+                if nothing && ask.patient { Err(jitter(BREATH)) } else { Ok(()) }
             }
             Ok(Response::Follow(Followed::Unknown)) => {
                 self.begin_anew();
-                // To forget what was said is a node's right once. If it forgets what was just begun, do not press it.
-                if after == 0 { Err(self.backoff.next()) } else { Ok(()) }
+                Err(self.backoff.next())
             }
             Ok(other) => {
                 self.end_all(&unexpected(&other));
@@ -462,7 +471,7 @@ impl Follower {
 
     /// The call may have been carried out or not. If it said nothing then the next one can simply ask again.
     fn in_doubt(&mut self, ask: &Ask) -> Result<(), Duration> {
-        if !ask.is_patient() {
+        if !ask.patient {
             self.begin_anew();
         }
         Err(self.backoff.next())
@@ -484,10 +493,8 @@ impl Follower {
             // On the stream since before this step, which therefore counts for it.
             entry.slot.lock().as_of = Some(before.step);
         }
-        let mut heard = BTreeSet::new();
         for (cursor, news) in news {
             let Some(id) = self.cursors.get(&cursor).copied() else { continue };
-            heard.insert(id);
             match news {
                 News::Changes { changes, next, fragment } => {
                     self.deliver(id, changes, next, fragment, before, step);
@@ -495,7 +502,6 @@ impl Follower {
                 News::Ended(reason) => self.end(id, reason.into()),
             }
         }
-        self.complete(&heard, progress, step);
         self.link.saw(progress);
         *lock(&self.progress) = Progress { step, revision: progress };
     }
@@ -521,31 +527,11 @@ impl Follower {
                 partial => whole.extend(partial.replace(changes)),
             }
         }
-        if fragment {
-            self.partial.insert(id);
-        } else {
+        if !fragment {
             whole.extend(entry.partial.take());
-            self.partial.remove(&id);
         }
         if !entry.slot.fill(whole, next.max(stands), step) {
             self.pause(id);
-        }
-    }
-
-    /// Half a revision whose rest did not match is whole once the stream has passed it.
-    fn complete(&mut self, heard: &BTreeSet<WatchId>, progress: Revision, step: u64) {
-        let silent: Vec<_> = self.partial.difference(heard).copied().collect();
-        for id in silent {
-            let Some(entry) = self.watches.get_mut(&id) else { continue };
-            let passed = entry.partial.as_ref().is_some_and(|half| half.revision <= progress);
-            if !passed || entry.cursor.is_none() {
-                continue;
-            }
-            self.partial.remove(&id);
-            let whole = entry.partial.take().into_iter().collect();
-            if !entry.slot.fill(whole, Position::start_of(progress.next()), step) {
-                self.pause(id);
-            }
         }
     }
 
@@ -559,7 +545,6 @@ impl Follower {
 
     /// Ends one watch. The node has forgotten its cursor.
     fn end(&mut self, id: WatchId, error: Error) {
-        self.partial.remove(&id);
         if let Some(entry) = self.watches.remove(&id) {
             if let Some(cursor) = entry.cursor {
                 self.cursors.remove(&cursor);
@@ -569,17 +554,16 @@ impl Follower {
     }
 
     fn end_all(&mut self, error: &Error) {
-        self.partial.clear();
         for (_, entry) in std::mem::take(&mut self.watches) {
             entry.slot.end(error.clone());
         }
         self.begin_anew();
     }
 
-    /// A new stream, with every cursor where it stands. Nothing that was said on the old one counts any more.
+    /// Begins the stream anew, with every cursor where it stands. Nothing that was said on it before counts any more.
+    /// Its number stays, so that the node forgets the old one, and no cursor's number is ever used again.
     fn begin_anew(&mut self) {
         let progress = *lock(&self.progress);
-        self.stream = random();
         self.after = 0;
         self.cursors.clear();
         self.removed.clear();

@@ -23,6 +23,7 @@
 //! The clock is tokio's, which on most platforms stands still while the machine is suspended. After a suspend a session
 //! may believe in itself until its first renewal fails. That is what fencing tokens are for.
 
+use super::alarm::Rang;
 use super::backoff::Backoff;
 use super::link::Link;
 use crate::api::{Applied, Command, Proposal, Request, Response};
@@ -31,7 +32,7 @@ use crate::types::{Compare, KeyRange, LeaseId, Op, OpResult, Revision, TxnOp, Tx
 use bytes::Bytes;
 use futures::future::{BoxFuture, Either, poll_fn, select};
 use futures::stream::{FuturesUnordered, StreamExt};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -56,6 +57,8 @@ const SLACK_MAX: Duration = Duration::from_secs(1);
 const CHORES_MAX: usize = 65_536;
 /// The most chores in one call.
 const CHORES_PER_CALL: usize = 256;
+/// Chores may be done twice, so a call that carries them is given up early, and repeated.
+const CHORES_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a key is looked for, if the call that would write it was not answered.
 const SEEK: Duration = Duration::from_secs(30);
 
@@ -112,7 +115,12 @@ impl Life {
         loop {
             changes.mark_unchanged();
             let Some(until) = self.until() else { return };
-            let _ = select(pin!(changes.changed()), pin!(link.sleep_until(until))).await;
+            let (change, deadline) = (pin!(changes.changed()), pin!(link.sleep_until(until)));
+            match select(change, deadline).await {
+                // The keeper is gone as well: nobody renews the lease any more.
+                Either::Right((Rang::Gone, _)) => self.lose(),
+                Either::Right((Rang::Due, _)) | Either::Left(_) => {}
+            }
         }
     }
 
@@ -153,6 +161,8 @@ struct Chore {
     until: Instant,
     /// To be done again although nothing was found, up to then.
     seek: Option<Instant>,
+    /// How long to wait before it is done again.
+    backoff: Backoff,
     _counted: Counted,
 }
 
@@ -226,8 +236,7 @@ impl Keeper {
         // When it has not been renewed for so long, the group ends it by itself.
         let until = Instant::now() + life.ttl.min(limits::TTL_MAX);
         life.lose();
-        let chore = Chore { what: What::Revoke, life, until, seek: None, _counted: counted };
-        let _ = self.words.send(Word::Do(chore));
+        self.say(Chore::new(What::Revoke, life, until, None, counted));
     }
 
     /// Deletes a key of a session, some time soon. Without `created`, the key may be about to be written, and is
@@ -243,7 +252,11 @@ impl Keeper {
         let seek = created.is_none().then(|| now + SEEK);
         let until = now + life.ttl.min(limits::TTL_MAX);
         let what = What::Delete { key, created };
-        let chore = Chore { what, life: life.clone(), until, seek, _counted: counted };
+        self.say(Chore::new(what, life.clone(), until, seek, counted));
+    }
+
+    fn say(&self, chore: Chore) {
+        // If the task is gone then so is the runtime, and nothing can be done any more.
         let _ = self.words.send(Word::Do(chore));
     }
 }
@@ -265,11 +278,10 @@ struct Task {
     kept: BTreeMap<LeaseId, Kept>,
     /// When to renew which lease. Those that are being renewed are not in it.
     due: BTreeSet<(Instant, LeaseId)>,
-    chores: VecDeque<Chore>,
-    /// When to begin with the chores.
-    chores_at: Instant,
+    /// What is to be done, by when, oldest first.
+    chores: BTreeMap<(Instant, u64), Chore>,
+    chore_ids: u64,
     chores_under_way: bool,
-    chores_backoff: Backoff,
     calls: FuturesUnordered<BoxFuture<'static, Answer>>,
 }
 
@@ -300,10 +312,9 @@ impl Task {
             alone: false,
             kept: BTreeMap::new(),
             due: BTreeSet::new(),
-            chores: VecDeque::new(),
-            chores_at: Instant::now(),
+            chores: BTreeMap::new(),
+            chore_ids: 0,
             chores_under_way: false,
-            chores_backoff: Backoff::outage(),
             calls: FuturesUnordered::new(),
         }
     }
@@ -332,9 +343,10 @@ impl Task {
     /// Waits for a word, an answer, or the time for something.
     async fn happening(&mut self) -> Happened {
         let renewal = self.due.first().map(|(at, _)| *at);
-        let chore = self.chores.front().filter(|_| !self.chores_under_way).map(|_| self.chores_at);
+        let chore = self.chores.first_key_value().map(|((at, _), _)| *at);
+        let chore = chore.filter(|_| !self.chores_under_way);
         let at = renewal.into_iter().chain(chore).min();
-        let mut alarm = pin!(at.map(|at| self.link.sleep_until(at)));
+        let mut alarm = pin!(at.map(tokio::time::sleep_until));
         poll_fn(|context| {
             if !self.alone
                 && let Poll::Ready(word) = self.words.poll_recv(context)
@@ -366,7 +378,7 @@ impl Task {
                 if matches!(chore.what, What::Revoke) {
                     self.forget(chore.life.lease);
                 }
-                self.chores.push_back(chore);
+                self.later(Instant::now(), chore);
             }
         }
     }
@@ -467,19 +479,30 @@ impl Task {
         }
     }
 
-    /// Sends the chores that wait, many in one call, one call at a time.
+    fn later(&mut self, at: Instant, chore: Chore) {
+        self.chore_ids += 1;
+        self.chores.insert((at, self.chore_ids), chore);
+    }
+
+    /// Sends the chores that are due, many in one call, one call at a time.
     fn do_chores(&mut self, now: Instant) {
-        self.chores.retain(|chore| chore.is_needed(now));
-        if self.chores_under_way || self.chores.is_empty() || now < self.chores_at {
+        if self.chores_under_way {
             return;
         }
-        let count = self.chores.len().min(CHORES_PER_CALL);
-        let chores: Vec<_> = self.chores.drain(..count).collect();
+        let mut chores = Vec::new();
+        while chores.len() < CHORES_PER_CALL
+            && let Some(first) = self.chores.first_entry().filter(|first| first.key().0 <= now)
+        {
+            chores.extend(Some(first.remove()).filter(|chore| chore.is_needed(now)));
+        }
+        if chores.is_empty() {
+            return;
+        }
         let proposals = chores.iter().map(Chore::proposal).collect();
         let link = self.link.clone();
         self.chores_under_way = true;
         self.calls.push(Box::pin(async move {
-            let answer = link.propose_all(proposals, None).await;
+            let answer = link.propose_all(proposals, Some(CHORES_TIMEOUT)).await;
             Answer::Chores { chores, answer }
         }));
     }
@@ -492,18 +515,25 @@ impl Task {
             Err(error) if error.kind() == ErrorKind::Closed => return self.chores.clear(),
             Err(error) => chores.iter().map(|_| Err(error.clone())).collect(),
         };
-        let again = chores.into_iter().zip(&outcomes);
-        let again: Vec<_> = again.filter(|(chore, outcome)| !chore.is_done(outcome, now)).collect();
-        if again.is_empty() {
-            self.chores_backoff.reset();
-        } else {
-            self.chores_at = now + self.chores_backoff.next();
+        for (mut chore, outcome) in chores.into_iter().zip(&outcomes) {
+            if !chore.is_done(outcome, now) {
+                self.later(now + chore.backoff.next(), chore);
+            }
         }
-        self.chores.extend(again.into_iter().map(|(chore, _)| chore));
     }
 }
 
 impl Chore {
+    fn new(
+        what: What,
+        life: Arc<Life>,
+        until: Instant,
+        seek: Option<Instant>,
+        counted: Counted,
+    ) -> Self {
+        Self { what, life, until, seek, backoff: Backoff::outage(), _counted: counted }
+    }
+
     fn is_needed(&self, now: Instant) -> bool {
         let deletes = matches!(self.what, What::Delete { .. });
         // The keys of a lost lease go with it.
@@ -544,5 +574,28 @@ pub(super) async fn unless_lost<F: Future>(life: &Life, link: &Link, work: F) ->
     match select(pin!(life.lost(link)), pin!(work)).await {
         Either::Left(_) => Err(Error::new(Reason::SessionLost)),
         Either::Right((output, _)) => Ok(output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody looked between the deadline and an answer that would prolong it: it is lost all the same.
+    #[tokio::test(start_paused = true)]
+    async fn a_late_answer_brings_nothing_back() {
+        let ttl = Duration::from_secs(10);
+        let sent = Instant::now();
+        let life = Life::new(LeaseId::from(1), ttl, sent);
+        tokio::time::advance(Duration::from_millis(8_999)).await;
+        assert!(life.renew(sent, ttl), "the margin is a tenth");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!life.renew(Instant::now(), ttl));
+        assert!(!life.is_alive());
+        let short = Life::new(LeaseId::from(2), Duration::from_millis(500), Instant::now());
+        tokio::time::advance(Duration::from_millis(399)).await;
+        assert!(short.is_alive());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!short.is_alive(), "the margin is 100 ms at least");
     }
 }

@@ -31,6 +31,7 @@
 //!
 //! It does not retry, and it does not change over to another endpoint once connected.
 
+mod alarm;
 pub(crate) mod backoff;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -10,8 +10,8 @@
 //! Invariants
 //! - *ordered* by revision; *unique*; *reliable*: nothing that matches is left out; *atomic*: a revision comes whole;
 //! - *resumable*: a watch from `position()` goes on where this one stopped, on any member;
-//! - it ends for two reasons only: history was compacted past it, or the client or its node was shut down. An outage
-//!   is waited out.
+//! - it ends only if history was compacted past it, or the client or its node was shut down or refuses for good. An
+//!   outage is waited out.
 //!
 //! It is not a queue of its own: one task follows all watches of a client (`follow.rs`), and a slow watch holds up
 //! neither it nor other watches.

@@ -402,3 +402,33 @@ impl Drop for PrivateRuntime {
 fn log_folder(data: &Path) -> PathBuf {
     data.join("raft")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::raft::log::tests::seam;
+
+    /// A disk that fails ends the node, with its own words as the cause, and never the process.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_failed_disk_ends_the_node_with_its_cause() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = Node::builder(folder.path()).solo().await.unwrap();
+        let client = node.client();
+        client.put("k", "kept").await.unwrap();
+        seam::of(&log_folder(folder.path())).set(seam::Disk::Fails);
+        let error = client.put("k", "lost?").await.unwrap_err();
+        assert!(error.may_have_applied(), "nobody knows what is on the disk: {error}");
+        let cause = node.failed().await;
+        assert_eq!(cause.kind(), ErrorKind::Storage);
+        assert!(cause.to_string().contains("the disk fails"), "{cause}");
+        assert!(client.put("k", "later").await.is_err());
+        node.shutdown().await.unwrap();
+
+        seam::of(&log_folder(folder.path())).set(seam::Disk::Works);
+        let node = Node::builder(folder.path()).solo().await.unwrap();
+        let read = node.client().get("k").await.unwrap().unwrap();
+        assert_eq!(read.value, "kept");
+        node.shutdown().await.unwrap();
+    }
+}

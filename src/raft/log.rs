@@ -36,7 +36,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use tokio::sync::{oneshot, watch};
 
 /// Durable entries that stay in memory for replication and apply, in bytes.
@@ -59,6 +59,8 @@ struct Inner {
     shared: Arc<Mutex<Shared>>,
     writer: Worker<Job>,
     flushed: watch::Receiver<Flushed>,
+    /// Why the writer has given up.
+    failure: Arc<OnceLock<Fault>>,
 }
 
 /// How far the writer has come: the number of the last job that is on the disk, or that it has failed for good.
@@ -98,9 +100,24 @@ impl LogStore {
         let shared = disk.load(&env)?;
         let shared = Arc::new(Mutex::new(shared));
         let (sender, flushed) = watch::channel(Flushed::default());
-        let handle = disk::writer(env.clone(), disk.clone(), Arc::clone(&shared), sender);
-        let writer = Worker::spawn("quorate-log", handle)?;
-        Ok(Self { inner: Arc::new(Inner { env, disk, shared, writer, flushed }) })
+        let failure = Arc::new(OnceLock::new());
+        let told = disk::Told {
+            shared: Arc::clone(&shared),
+            flushed: sender,
+            failure: Arc::clone(&failure),
+        };
+        let writer = Worker::spawn("quorate-log", disk::writer(env.clone(), disk.clone(), told))?;
+        Ok(Self { inner: Arc::new(Inner { env, disk, shared, writer, flushed, failure }) })
+    }
+
+    /// Where it stands why nothing is written any more, once that is so.
+    pub(crate) fn failure(&self) -> Arc<OnceLock<Fault>> {
+        Arc::clone(&self.inner.failure)
+    }
+
+    /// Why the writer does not answer.
+    fn cause(&self) -> Fault {
+        self.inner.failure.get().cloned().unwrap_or_else(|| self.inner.writer.cause())
     }
 
     /// The environment, to wait for its closing when all clones of the log are gone.
@@ -124,14 +141,14 @@ impl LogStore {
     pub(crate) async fn write_meta(&self, name: Meta, value: bytes::Bytes) -> Result<(), Fault> {
         let (done, written) = oneshot::channel();
         self.submit(&mut self.shared(), |_| Job::Meta { name, value, done })?;
-        written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()))
+        written.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
     /// Waits until everything that was handed in before, truncations included, is on the disk.
     pub(crate) async fn flush(&self) -> Result<(), Fault> {
         let (done, written) = oneshot::channel();
         self.submit(&mut self.shared(), |_| Job::Barrier { done })?;
-        written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()))
+        written.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
     /// Waits until the entry that is now at `index`, and everything before it, is on the disk. Entries that are not in
@@ -157,13 +174,13 @@ impl LogStore {
         loop {
             let now = *flushed.borrow_and_update();
             if now.failed {
-                return Err(self.inner.writer.cause());
+                return Err(self.cause());
             }
             if far(now, &self.shared()) {
                 return Ok(());
             }
             if flushed.changed().await.is_err() {
-                return Err(self.inner.writer.cause());
+                return Err(self.cause());
             }
         }
     }
@@ -353,7 +370,7 @@ impl RaftLogStorage<Types> for LogStore {
         let (done, written) = oneshot::channel();
         let vote = *vote;
         self.submit(&mut self.shared(), |_| Job::Vote { vote, done }).map_err(io_error)?;
-        let written = written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()));
+        let written = written.await.unwrap_or_else(|_| Err(self.cause()));
         written.map_err(io_error)?;
         self.shared().vote = Some(vote);
         Ok(())

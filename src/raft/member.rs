@@ -28,7 +28,7 @@ use openraft::errors::{InitializeError, RaftError};
 use openraft::{Instant as _, ServerState};
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) reads: Reads,
     pub(crate) desk: Desk,
     pub(crate) admission: Semaphore,
+    /// Not the log itself: clients hold this, and would keep its folder open.
+    log_failure: Arc<OnceLock<Fault>>,
     leadership: watch::Sender<Leadership>,
     clients: Mutex<HashMap<String, RpcClient>>,
     plaintext: bool,
@@ -98,8 +100,14 @@ impl Shared {
 
     /// Why openraft does not answer any more.
     pub(crate) fn stopped(&self) -> Error {
+        self.failure().unwrap_or_else(|| Reason::Closed.into())
+    }
+
+    /// The first cause that ended this member, if one did.
+    fn failure(&self) -> Option<Error> {
         let fault = self.state.fault().borrow().clone();
-        fault.or_else(|| fatal(&self.raft)).unwrap_or_else(|| Reason::Closed.into())
+        let fault = fault.or_else(|| self.log_failure.get().cloned().map(Error::from));
+        fault.or_else(|| fatal(&self.raft))
     }
 
     /// Waits until the entry at `index` is applied here.
@@ -110,7 +118,7 @@ impl Shared {
     }
 }
 
-/// The cause of openraft's end, if it ended by a fault.
+/// The cause of openraft's end, if it is none of our own.
 fn fatal(raft: &Raft) -> Option<Error> {
     let state = raft.metrics().borrow_watched().running_state.clone();
     match state {
@@ -166,6 +174,7 @@ impl Member {
             reads,
             desk,
             admission: Semaphore::new(ADMISSION_UNITS as usize),
+            log_failure: log.failure(),
             leadership: watch::Sender::new(Leadership::default()),
             clients: Mutex::default(),
             plaintext,
@@ -355,8 +364,8 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
     let mut faults = shared.state.fault();
     let mut ended = false;
     loop {
-        let fault = faults.borrow_and_update().clone();
-        if let Some(error) = fault.or_else(|| fatal(&shared.raft)) {
+        faults.borrow_and_update();
+        if let Some(error) = shared.failure() {
             tracing::error!(node = shared.identity.node, %error, "the node has failed");
             failed.send_replace(Some(error));
             // A member that is at odds with its own disk must not go on leading or voting.

@@ -140,11 +140,11 @@ impl<T> Config<T> {
     ///
     /// Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Result<Arc<T>> {
-        self.state.changed().await.map_err(|_| Error::new(Reason::Closed))?;
+        let changed = self.state.changed().await;
         let state = self.state.borrow();
         match &state.end {
             Some(error) => Err(error.clone()),
-            None => Ok(state.value.clone()),
+            None => changed.map(|()| state.value.clone()).map_err(|_| Error::new(Reason::Closed)),
         }
     }
 }

@@ -92,7 +92,8 @@ impl Election {
     /// the lead is lost, and only then is there another campaign: under a new session, of the same time to live, if
     /// this one is lost.
     ///
-    /// Ends when `work` does, whether well or with an error, after resigning; and when the session is closed.
+    /// Ends when `work` does, whether well or with an error, after resigning; and, before the next campaign, when the
+    /// session of this election was closed. To end it at once, drop the future.
     ///
     /// # Errors
     ///
@@ -125,6 +126,8 @@ impl Election {
         loop {
             let leadership = match election.campaign(&*name).await {
                 Ok(leadership) => Arc::new(leadership),
+                // Closed, and not lost: that was meant to end this.
+                Err(error) if self.session.is_closed() => return Err(error),
                 Err(error) if matches!(error.reason(), Reason::SessionLost) => {
                     self.session.client().link().sleep(backoff.next()).await;
                     election = election.revived().await?;
@@ -192,9 +195,6 @@ impl Election {
         }
         let mut backoff = Backoff::outage();
         loop {
-            if self.session.is_closed() {
-                return Err(Reason::SessionLost.into());
-            }
             match self.session.client().session(self.session.ttl()).await {
                 Ok(session) => return Ok(session.election(&self.name)),
                 Err(error) if error.is_retryable() => {

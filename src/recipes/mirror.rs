@@ -200,10 +200,10 @@ impl<T> Mirror<T> {
     ///
     /// Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Result<()> {
-        self.state.changed().await.map_err(|_| Error::new(Reason::Closed))?;
+        let changed = self.state.changed().await;
         match &self.state.borrow().end {
             Some(error) => Err(error.clone()),
-            None => Ok(()),
+            None => changed.map_err(|_| Error::new(Reason::Closed)),
         }
     }
 }

@@ -286,8 +286,9 @@ fn documents_name_files_that_exist() {
                     faults.add(document, line, format!("there is no {word}"));
                 }
             }
-            for link in text.split("](").skip(1) {
-                let target = link.split(')').next().unwrap_or("");
+            let defined = text.strip_prefix('[').and_then(|text| text.split_once("]: "));
+            let inline = text.split("](").skip(1).filter_map(|link| link.split(')').next());
+            for target in inline.chain(defined.map(|(_, target)| target)) {
                 let is_file = !target.starts_with("http") && !target.starts_with('#');
                 if is_file && !root().join(target.split('#').next().unwrap_or("")).exists() {
                     faults.add(document, line, format!("there is no {target}"));

@@ -32,20 +32,23 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Nothing happens before [`solo`](Self::solo) or [`form`](Self::form).
 ///
 /// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let folder = tempfile::tempdir()?;
 /// use quorate::Node;
 /// use std::time::Duration;
 ///
 /// let node = Node::builder(folder.path())
 ///     .listen("127.0.0.1:0")
+///     .group_name("jobs")
 ///     .heartbeat(Duration::from_millis(100))
+///     .map_size(1 << 30)
+///     .snapshot_every(50_000)
 ///     .solo()
 ///     .await?;
 /// assert!(node.local_address().is_some());
 /// # node.shutdown().await?;
-/// # Ok(()) }) }
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing before `solo` or `form`"]
@@ -83,6 +86,15 @@ impl NodeBuilder {
     }
 
     /// The address under which the others reach this node, if it is another than the one it listens on.
+    ///
+    /// ```
+    /// // Behind a mapped port: it listens on one address, and the others are told of another.
+    /// let builder = quorate::Node::builder("data")
+    ///     .listen("0.0.0.0:7401")
+    ///     .advertise("10.0.0.1:7401")
+    ///     .plaintext();
+    /// # let _ = builder;
+    /// ```
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
@@ -146,13 +158,13 @@ impl NodeBuilder {
     /// Dropping the future ends what was started. The folder stays usable.
     ///
     /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let folder = tempfile::tempdir()?;
     /// let node = quorate::Node::builder(folder.path()).solo().await?;
     /// assert_eq!(node.status().leader, Some(node.id()));
     /// # node.shutdown().await?;
-    /// # Ok(()) }) }
+    /// # Ok(()) }
     /// ```
     pub async fn solo(self) -> Result<Node> {
         self.start(None).await
@@ -177,13 +189,25 @@ impl NodeBuilder {
     ///
     /// Dropping the future ends what was started. The folder stays usable.
     ///
-    /// ```no_run
-    /// # async fn f() -> quorate::Result<()> {
-    /// let node = quorate::Node::builder("data/1")
-    ///     .listen("127.0.0.1:7401")
-    ///     .form(["127.0.0.1:7401", "127.0.0.1:7402", "127.0.0.1:7403"])
-    ///     .await?;
-    /// node.ready().await?;
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// use quorate::Node;
+    /// # let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+    /// # let addresses = [free()?, free()?, free()?].map(|address| address.to_string());
+    ///
+    /// // Three members in one process; elsewhere each has a process of its own.
+    /// let member = |n: usize| {
+    ///     let address = addresses[n].clone();
+    ///     Node::builder(folder.path().join(n.to_string())).listen(address).form(addresses.clone())
+    /// };
+    /// let (first, second, third) = futures::future::try_join3(member(0), member(1), member(2)).await?;
+    ///
+    /// first.client().put("greeting", "hello").await?;
+    /// let read = third.client().get("greeting").await?;
+    /// assert_eq!(read.expect("it was written").value, "hello");
+    /// # drop(second);
     /// # Ok(()) }
     /// ```
     pub async fn form<A: Into<String>>(self, members: impl IntoIterator<Item = A>) -> Result<Node> {

@@ -90,9 +90,16 @@ impl Node {
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     ///
     /// ```
-    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// use quorate::ErrorKind;
+    ///
     /// let client = node.client();
     /// client.put("greeting", "hello").await?;
+    /// node.shutdown().await?;
+    /// assert_eq!(client.get("greeting").await.unwrap_err().kind(), ErrorKind::Closed);
     /// # Ok(()) }
     /// ```
     #[must_use]
@@ -105,9 +112,12 @@ impl Node {
     /// This member's id.
     ///
     /// ```
-    /// # fn f(node: quorate::Node) {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// println!("I am member {}", node.id());
-    /// # }
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn id(&self) -> NodeId {
@@ -117,11 +127,13 @@ impl Node {
     /// Where it listens, if it does; the port that the system chose, if it was asked to.
     ///
     /// ```
-    /// # fn f(node: quorate::Node) {
-    /// if let Some(address) = node.local_address() {
-    ///     println!("listening on {address}");
-    /// }
-    /// # }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// let node = quorate::Node::builder(folder.path()).listen("127.0.0.1:0").solo().await?;
+    /// let address = node.local_address().expect("it was told to listen");
+    /// assert_ne!(address.port(), 0);
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn local_address(&self) -> Option<SocketAddr> {
@@ -131,9 +143,12 @@ impl Node {
     /// What the node knows about itself and its group. Never waits.
     ///
     /// ```
-    /// # fn f(node: quorate::Node) {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// assert_eq!(node.status().id, node.id());
-    /// # }
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn status(&self) -> Status {
@@ -152,7 +167,10 @@ impl Node {
     /// May be dropped and called again.
     ///
     /// ```
-    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// node.ready().await?;
     /// assert!(node.status().leader.is_some());
     /// # Ok(()) }
@@ -218,7 +236,10 @@ impl Node {
     /// Dropping the future is the same as dropping the node.
     ///
     /// ```
-    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// node.shutdown().await?;
     /// # Ok(()) }
     /// ```

@@ -10,8 +10,8 @@
 //!             └── read ──▶ reads (ReadIndex, one round for all that wait) ──▶ mvcc::View
 //! ```
 //!
-//! openraft stays behind this module: its types are converted to our own versioned ones ([`format`]) before they reach
-//! a disk or a socket, and never appear in the public API, so that another version of it is not a breaking change.
+//! openraft stays behind this module: its types are converted to our own versioned ones ([`mod@format`]) before they
+//! reach a disk or a socket, and never appear in the public API, so that another version of it is not a breaking change.
 //!
 //! Invariants
 //! - a leader that restarts never resumes its term ([`config`]): entries of it that had not reached the disk would be

@@ -1,7 +1,7 @@
 //! How a node comes to be: alone, or with the other founders of its group.
 
 use super::door::{Door, Doorkeeper};
-use super::{Node, PrivateRuntime, Running, log_folder};
+use super::{Node, PrivateRuntime, Running, log_folder, unless_failed};
 use crate::error::{Error, Reason, Result};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
@@ -270,7 +270,11 @@ impl NodeBuilder {
         if solo {
             // Nobody else has to be waited for.
             let mut leadership = member.shared.leadership_changes();
-            let _ = leadership.wait_for(|leadership| leadership.is_me).await;
+            let leads = async {
+                let leads = leadership.wait_for(|leadership| leadership.is_me).await;
+                leads.map(drop).map_err(|_| Error::from(Reason::Closed))
+            };
+            unless_failed(member.failed(), leads).await?;
         }
         Ok(Running { member, server, door, lock })
     }

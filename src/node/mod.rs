@@ -27,12 +27,15 @@ use crate::raft::member::{Member, Shared};
 use crate::types::{NodeId, Status};
 use crate::wire::Server;
 use door::Door;
+use futures::future::{Either, select};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tower::util::BoxCloneSyncService;
 
 /// How long a call of this node's own clients waits, unless they say otherwise.
@@ -177,27 +180,22 @@ impl Node {
     /// ```
     pub async fn ready(&self) -> Result<()> {
         let shared = Arc::clone(self.shared());
-        let mut failed = self.running().member.failed();
-        self.runtime
-            .run(async move {
-                loop {
-                    if let Some(error) = failed.borrow_and_update().clone() {
-                        return Err(error);
+        let failed = self.running().member.failed();
+        let ready = async move {
+            loop {
+                let caught_up = async {
+                    let position = shared.reads.round().await?;
+                    shared.applied(position.index).await
+                };
+                match caught_up.await {
+                    Err(error) if error.is_retryable() => {
+                        tokio::time::sleep(shared.timing.heartbeat / 4).await;
                     }
-                    let caught_up = async {
-                        let position = shared.reads.round().await?;
-                        shared.applied(position.index).await
-                    };
-                    match caught_up.await {
-                        Ok(()) => return Ok(()),
-                        Err(error) if error.is_retryable() => {
-                            tokio::time::sleep(shared.timing.heartbeat / 4).await;
-                        }
-                        Err(error) => return Err(error),
-                    }
+                    done => return done,
                 }
-            })
-            .await
+            }
+        };
+        self.runtime.run(unless_failed(failed, ready)).await
     }
 
     /// Completes when the node has failed, with the cause: a failed disk, or bytes on it that have changed.
@@ -216,11 +214,7 @@ impl Node {
     /// # }
     /// ```
     pub async fn failed(&self) -> Error {
-        let mut failed = self.running().member.failed();
-        match failed.wait_for(Option::is_some).await {
-            Ok(cause) => cause.clone().unwrap_or_else(|| Reason::Closed.into()),
-            Err(_) => Reason::Closed.into(),
-        }
+        cause(self.running().member.failed()).await
     }
 
     /// Ends the node in good order: finishes the writes under way, hands the leadership over if it has it, closes its
@@ -365,37 +359,27 @@ impl Drop for PrivateRuntime {
     }
 }
 
+/// The cause of the end of a member, when it has come.
+async fn cause(mut failed: watch::Receiver<Option<Error>>) -> Error {
+    let failed = failed.wait_for(Option::is_some).await;
+    failed.ok().and_then(|cause| cause.clone()).unwrap_or_else(|| Reason::Closed.into())
+}
+
+/// What `future` gives, unless the member ends before: it would then wait for what never comes.
+async fn unless_failed<T>(
+    failed: watch::Receiver<Option<Error>>,
+    future: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match select(pin!(future), pin!(cause(failed))).await {
+        Either::Left((done, _)) => done,
+        Either::Right((cause, _)) => Err(cause),
+    }
+}
+
 /// The folder of the log's environment.
 fn log_folder(data: &Path) -> PathBuf {
     data.join("raft")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::ErrorKind;
-    use crate::raft::log::tests::seam;
-
-    /// A disk that fails ends the node, with its own words as the cause, and never the process.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_failed_disk_ends_the_node_with_its_cause() {
-        let folder = tempfile::tempdir().unwrap();
-        let node = Node::builder(folder.path()).solo().await.unwrap();
-        let client = node.client();
-        client.put("k", "kept").await.unwrap();
-        seam::of(&log_folder(folder.path())).set(seam::Disk::Fails);
-        let error = client.put("k", "lost?").await.unwrap_err();
-        assert!(error.may_have_applied(), "nobody knows what is on the disk: {error}");
-        let cause = node.failed().await;
-        assert_eq!(cause.kind(), ErrorKind::Storage);
-        assert!(cause.to_string().contains("the disk fails"), "{cause}");
-        assert!(client.put("k", "later").await.is_err());
-        node.shutdown().await.unwrap();
-
-        seam::of(&log_folder(folder.path())).set(seam::Disk::Works);
-        let node = Node::builder(folder.path()).solo().await.unwrap();
-        let read = node.client().get("k").await.unwrap().unwrap();
-        assert_eq!(read.value, "kept");
-        node.shutdown().await.unwrap();
-    }
-}
+mod tests;

@@ -176,7 +176,7 @@ impl Gateway {
             batch.iter().map(|_| Tried::NotAppended(error.clone())).collect()
         };
         if leadership.is_me {
-            return self.append(batch, deadline).await;
+            return self.append(batch, forwarded, deadline).await;
         }
         let leader = leadership.leader.map(NodeId::from);
         match self.shared.leader_client(leadership) {
@@ -187,7 +187,7 @@ impl Gateway {
     }
 
     /// Appends proposals to this leader's log and waits until they are applied.
-    async fn append(&self, batch: &[&Payload], deadline: Instant) -> Vec<Tried> {
+    async fn append(&self, batch: &[&Payload], forwarded: bool, deadline: Instant) -> Vec<Tried> {
         let started = Instant::now();
         for payload in batch {
             self.let_leases_end(&payload.proposal, deadline).await;
@@ -201,7 +201,15 @@ impl Gateway {
         let sent = timeout_at(deadline, self.shared.raft.client_write_many(payloads)).await;
         let mut answers = match sent {
             Ok(Ok(answers)) => answers,
-            Ok(Err(_fatal)) => return batch.iter().map(|_| stopped()).collect(),
+            // Nobody took it. The member that passed it on looks for another leader; a client of this one hears why.
+            Ok(Err(_fatal)) if forwarded => {
+                let closed = || Tried::NotAppended(Reason::Closed.into());
+                return batch.iter().map(|_| closed()).collect();
+            }
+            Ok(Err(_fatal)) => {
+                let stopped = || Tried::Answered(Err(self.shared.stopped()));
+                return batch.iter().map(|_| stopped()).collect();
+            }
             Err(_) => return batch.iter().map(|_| late()).collect(),
         };
         let mut tried = Vec::with_capacity(batch.len());

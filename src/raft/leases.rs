@@ -167,8 +167,10 @@ impl Lessor {
         let Some(reign) = reign.as_mut().filter(|reign| reign.term == term) else { return };
         for id in ids {
             if let Some(lease) = reign.leases.get_mut(id).filter(|lease| lease.expiring) {
-                // It stays marked, so that it is not renewed; only the proposal is repeated.
-                reign.due.insert((at.max(lease.due), *id));
+                // It stays marked, so that it is not renewed; only the proposal is repeated. It is due when the list says
+                // so: whoever takes the lease away finds it there.
+                lease.due = lease.due.max(at);
+                reign.due.insert((lease.due, *id));
             }
         }
         self.changed.notify_one();
@@ -269,6 +271,20 @@ mod tests {
         assert_eq!(lessor.due().await, (7, vec![id(1)]));
         lessor.note(&[LeaseChange::Ended { id: id(1) }]);
         assert!(!lessor.any_due(&[id(1)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_whose_expiry_was_repeated_leaves_nothing_to_the_next_of_its_id() {
+        let lessor = Lessor::default();
+        lessor.begin(7, vec![(id(1), TTL)], Duration::ZERO);
+        let (term, due) = lessor.due().await;
+        lessor.retry(term, &due, Instant::now() + Duration::from_millis(200));
+        // It ends all the same, and somebody takes its id for a lease of their own.
+        lessor.note(&[LeaseChange::Ended { id: id(1) }]);
+        lessor.note(&[LeaseChange::Granted { id: id(1), ttl: TTL }]);
+        let granted = Instant::now();
+        assert_eq!(lessor.due().await, (7, vec![id(1)]));
+        assert_eq!(granted.elapsed().as_secs(), 5);
     }
 
     #[tokio::test(start_paused = true)]

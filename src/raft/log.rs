@@ -36,7 +36,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
 /// Durable entries that stay in memory for replication and apply, in bytes.
@@ -59,15 +59,24 @@ struct Inner {
     shared: Arc<Mutex<Shared>>,
     writer: Worker<Job>,
     flushed: watch::Receiver<Flushed>,
-    /// Why the writer has given up.
-    failure: Arc<OnceLock<Fault>>,
 }
 
 /// How far the writer has come: the number of the last job that is on the disk, or that it has failed for good.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Flushed {
     job: u64,
-    failed: bool,
+    failed: Option<Fault>,
+}
+
+/// Tells when the log has failed. Does not keep it open.
+#[derive(Clone, Debug)]
+pub(crate) struct Health(watch::Receiver<Flushed>);
+
+impl Health {
+    /// Why the log has failed, if it has.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.0.borrow().failed.clone()
+    }
 }
 
 /// The log as it was handed in, ahead of the disk.
@@ -100,29 +109,24 @@ impl LogStore {
         let shared = disk.load(&env)?;
         let shared = Arc::new(Mutex::new(shared));
         let (sender, flushed) = watch::channel(Flushed::default());
-        let failure = Arc::new(OnceLock::new());
-        let told = disk::Told {
-            shared: Arc::clone(&shared),
-            flushed: sender,
-            failure: Arc::clone(&failure),
-        };
-        let writer = Worker::spawn("quorate-log", disk::writer(env.clone(), disk.clone(), told))?;
-        Ok(Self { inner: Arc::new(Inner { env, disk, shared, writer, flushed, failure }) })
-    }
-
-    /// Where it stands why nothing is written any more, once that is so.
-    pub(crate) fn failure(&self) -> Arc<OnceLock<Fault>> {
-        Arc::clone(&self.inner.failure)
+        let handle = disk::writer(env.clone(), disk.clone(), Arc::clone(&shared), sender);
+        let writer = Worker::spawn("quorate-log", handle)?;
+        Ok(Self { inner: Arc::new(Inner { env, disk, shared, writer, flushed }) })
     }
 
     /// Why the writer does not answer.
     fn cause(&self) -> Fault {
-        self.inner.failure.get().cloned().unwrap_or_else(|| self.inner.writer.cause())
+        let failed = self.inner.flushed.borrow().failed.clone();
+        failed.unwrap_or_else(|| self.inner.writer.cause())
     }
 
     /// The environment, to wait for its closing when all clones of the log are gone.
     pub(crate) fn env(&self) -> Env {
         self.inner.env.clone()
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        Health(self.inner.flushed.clone())
     }
 
     /// Whether it has never held an entry or a vote.
@@ -164,19 +168,19 @@ impl LogStore {
         };
         match job {
             None => Ok(()),
-            Some(job) => self.reach(|flushed, _| flushed.job >= job).await,
+            Some(job) => self.reach(|flushed, _| flushed >= job).await,
         }
     }
 
     /// Waits until the writer has come so far, or has failed.
-    async fn reach(&self, far: impl Fn(Flushed, &Shared) -> bool) -> Result<(), Fault> {
+    async fn reach(&self, far: impl Fn(u64, &Shared) -> bool) -> Result<(), Fault> {
         let mut flushed = self.inner.flushed.clone();
         loop {
-            let now = *flushed.borrow_and_update();
-            if now.failed {
-                return Err(self.cause());
+            let now = flushed.borrow_and_update().clone();
+            if let Some(fault) = now.failed {
+                return Err(fault);
             }
-            if far(now, &self.shared()) {
+            if far(now.job, &self.shared()) {
                 return Ok(());
             }
             if flushed.changed().await.is_err() {
@@ -208,12 +212,16 @@ impl LogStore {
             let skipped = usize::try_from(memory - shared.tail_start().min(memory));
             let in_memory = shared.tail.iter().skip(skipped.unwrap_or(usize::MAX));
             let in_memory = in_memory.take_while(|entry| entry.log_id.index < end).cloned();
-            (start..memory, in_memory.collect::<Vec<_>>())
+            // What is not in memory is on the disk. The disk's view is of the same moment as memory's, so that nothing
+            // that is cut or replaced meanwhile can come between the two.
+            let on_disk = start..memory;
+            let txn = (!on_disk.is_empty()).then(|| self.inner.env.read_txn()).transpose()?;
+            (txn.map(|txn| (txn, on_disk)), in_memory.collect::<Vec<_>>())
         };
-        if !on_disk.is_empty() {
-            // What is not in memory is on the disk, and stays as it is while it is in the log.
-            let txn = self.inner.env.read_txn()?;
-            self.inner.disk.read_entries(&txn, on_disk, |entry| batch.take(entry))?;
+        #[cfg(test)]
+        tests::seam::before_read(&self.inner.env);
+        if let Some((txn, range)) = on_disk {
+            self.inner.disk.read_entries(&txn, range, |entry| batch.take(entry))?;
         }
         let _ = in_memory.into_iter().all(|entry| batch.take(entry));
         Ok(batch.entries)

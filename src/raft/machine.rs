@@ -150,11 +150,10 @@ impl State {
         error
     }
 
-    /// The same, as openraft takes it.
+    /// The same, before openraft puts it into words of its own.
     fn stop(&self, fault: Fault) -> io::Error {
-        let error = io_error(fault.clone());
-        drop(self.fail(fault));
-        error
+        self.fail(fault.clone());
+        io_error(fault)
     }
 
     /// Runs `work` on the state's thread, after everything that was sent there before.

@@ -13,7 +13,7 @@ use super::config::{Retention, Timing, config};
 use super::founding::Desk;
 use super::identity::Identity;
 use super::leases::Lessor;
-use super::log::LogStore;
+use super::log::{Health, LogStore};
 use super::machine::{Gate, Head, Machine, State};
 use super::network::Network;
 use super::reads::{Reads, rounds};
@@ -28,7 +28,7 @@ use openraft::errors::{InitializeError, RaftError};
 use openraft::{Instant as _, ServerState};
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -59,8 +59,7 @@ pub(crate) struct Shared {
     pub(crate) reads: Reads,
     pub(crate) desk: Desk,
     pub(crate) admission: Semaphore,
-    /// Not the log itself: clients hold this, and would keep its folder open.
-    log_failure: Arc<OnceLock<Fault>>,
+    disk: Health,
     leadership: watch::Sender<Leadership>,
     clients: Mutex<HashMap<String, RpcClient>>,
     plaintext: bool,
@@ -127,14 +126,13 @@ impl Shared {
 
     /// Why openraft does not answer any more.
     pub(crate) fn stopped(&self) -> Error {
-        self.failure().unwrap_or_else(|| Reason::Closed.into())
+        self.fault().unwrap_or_else(|| Reason::Closed.into())
     }
 
-    /// The first cause that ended this member, if one did.
-    fn failure(&self) -> Option<Error> {
+    /// The fault of this member, if it has one: as whoever met it reported it, and else in openraft's words.
+    fn fault(&self) -> Option<Error> {
         let fault = self.state.fault().borrow().clone();
-        let fault = fault.or_else(|| self.log_failure.get().cloned().map(Error::from));
-        fault.or_else(|| fatal(&self.raft))
+        fault.or_else(|| self.disk.fault().map(Error::from)).or_else(|| fatal(&self.raft))
     }
 
     /// Waits until the entry at `index` is applied here.
@@ -201,7 +199,7 @@ impl Member {
             reads,
             desk,
             admission: Semaphore::new(ADMISSION_UNITS as usize),
-            log_failure: log.failure(),
+            disk: log.health(),
             leadership: watch::Sender::new(Leadership::default()),
             clients: Mutex::default(),
             plaintext,
@@ -391,8 +389,8 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
     let mut faults = shared.state.fault();
     let mut ended = false;
     loop {
-        faults.borrow_and_update();
-        if let Some(error) = shared.failure() {
+        faults.mark_unchanged();
+        if let Some(error) = shared.fault() {
             tracing::error!(node = shared.identity.node, %error, "the node has failed");
             failed.send_replace(Some(error));
             // A member that is at odds with its own disk must not go on leading or voting.

@@ -16,7 +16,7 @@ use openraft::storage::IOFlushed;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{oneshot, watch};
 
 /// The format of both tables. A newer one is refused, an older one would be converted here.
@@ -224,24 +224,22 @@ impl Disk {
     }
 }
 
-/// Who is told how far the writer has come, or why it has given up.
-pub(super) struct Told {
-    pub(super) shared: Arc<Mutex<Shared>>,
-    pub(super) flushed: watch::Sender<Flushed>,
-    pub(super) failure: Arc<OnceLock<Fault>>,
-}
-
 /// The handler of the writer thread.
-pub(super) fn writer(env: Env, disk: Disk, told: Told) -> impl FnMut(Vec<Job>) + Send {
+pub(super) fn writer(
+    env: Env,
+    disk: Disk,
+    shared: Arc<Mutex<Shared>>,
+    flushed: watch::Sender<Flushed>,
+) -> impl FnMut(Vec<Job>) + Send {
     let mut riding: Vec<Job> = Vec::new();
-    let Told { shared, flushed, failure } = told;
+    let mut failed: Option<Fault> = None;
     move |batch| {
         riding.extend(batch);
         if riding.len() < RIDING_MAX && riding.iter().all(Job::rides) {
             return;
         }
         let jobs = std::mem::take(&mut riding);
-        let written = match failure.get() {
+        let written = match &failed {
             Some(fault) => Err(fault.clone()),
             None => write(&env, &disk, &jobs),
         };
@@ -258,8 +256,8 @@ pub(super) fn writer(env: Env, disk: Disk, told: Told) -> impl FnMut(Vec<Job>) +
             }
             Err(fault) => {
                 // A sync that failed may have lost what was written before it, so nothing that follows is believed.
-                failure.get_or_init(|| fault.clone());
-                flushed.send_modify(|flushed| flushed.failed = true);
+                failed = Some(fault.clone());
+                flushed.send_modify(|flushed| flushed.failed = Some(fault.clone()));
             }
         }
         answer(jobs, &written);

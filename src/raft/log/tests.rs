@@ -28,10 +28,11 @@ pub(crate) mod seam {
         Crashed,
     }
 
-    #[derive(Debug, Default)]
+    #[derive(Default)]
     pub(crate) struct Seam {
         disk: Mutex<Disk>,
         changed: Condvar,
+        interruption: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     }
 
     static SEAMS: LazyLock<Mutex<BTreeMap<PathBuf, Arc<Seam>>>> = LazyLock::new(Mutex::default);
@@ -46,6 +47,20 @@ pub(crate) mod seam {
         pub(crate) fn set(&self, disk: Disk) {
             *self.disk.lock().unwrap() = disk;
             self.changed.notify_all();
+        }
+
+        /// Runs in the middle of the next read from the disk.
+        pub(crate) fn interrupt_read(&self, with: impl FnOnce() + Send + 'static) {
+            *self.interruption.lock().unwrap() = Some(Box::new(with));
+        }
+    }
+
+    /// Called by a reader that knows what it will read from the disk, and has not read it yet.
+    pub(in super::super) fn before_read(env: &Env) {
+        let Some(seam) = SEAMS.lock().unwrap().get(env.path()).cloned() else { return };
+        let interruption = seam.interruption.lock().unwrap().take();
+        if let Some(interruption) = interruption {
+            interruption();
         }
     }
 
@@ -228,7 +243,8 @@ async fn a_failed_write_fails_everything_after_it() {
     assert!(error.to_string().contains("the disk fails"), "{error}");
     seam::of(folder.path()).set(seam::Disk::Works);
     assert!(log.save_vote(&vote(1)).await.is_err());
-    assert!(log.flushed(0).await.is_err());
+    let error = log.flushed(0).await.unwrap_err();
+    assert!(error.to_string().contains("the disk fails"), "{error}");
 }
 
 #[tokio::test]
@@ -318,4 +334,36 @@ async fn a_disk_that_stalls_does_not_fill_the_memory() {
     seam::of(folder.path()).set(seam::Disk::Works);
     log.flush().await.unwrap();
     assert!(log.shared().tail_bytes <= TAIL_BYTES_KEPT + (2 << 20), "and is given back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_sees_the_log_of_one_moment_however_it_is_cut_meanwhile() {
+    let old: Vec<_> = (0..8).map(|index| (1, index)).collect();
+    for cut in ["replaced", "truncated", "purged"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = LogStore::open(folder.path(), MAP).unwrap();
+        append(&mut log, blanks(1, 0..6)).await.await.unwrap().unwrap();
+        // Opened anew there is nothing in memory, and then the end only.
+        let mut log = reopen(log, &folder);
+        append(&mut log, blanks(1, 6..8)).await.await.unwrap().unwrap();
+        let (mut other, runtime) = (log.clone(), tokio::runtime::Handle::current());
+        let interrupt = async move {
+            match cut {
+                "purged" => other.purge(at(1, 3)).await.unwrap(),
+                _ => other.truncate_after(Some(at(1, 3))).await.unwrap(),
+            }
+            if cut == "replaced" {
+                append(&mut other, blanks(2, 4..6)).await.await.unwrap().unwrap();
+            }
+            other.flush().await.unwrap();
+        };
+        seam::of(folder.path()).interrupt_read(move || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| runtime.block_on(interrupt)).join().unwrap();
+            });
+        });
+        let reader = log.clone();
+        let read = tokio::task::spawn_blocking(move || reader.read(0, 8, usize::MAX)).await;
+        assert_eq!(ids(&read.unwrap().unwrap()), old, "while the log was {cut}");
+    }
 }

@@ -1,0 +1,82 @@
+//! A disk that fails under a running node.
+
+use super::*;
+use crate::raft::log::tests::seam::{self, Disk};
+use tokio::time::timeout;
+
+const HEARTBEAT: Duration = Duration::from_millis(50);
+const LONG: Duration = Duration::from_secs(20);
+
+async fn solo(folder: &Path) -> Result<Node> {
+    timeout(LONG, Node::builder(folder).heartbeat(HEARTBEAT).solo()).await.expect("it hangs")
+}
+
+fn disk(folder: &Path) -> std::sync::Arc<seam::Seam> {
+    seam::of(&log_folder(folder))
+}
+
+fn is_the_disk(error: &Error) -> bool {
+    matches!(error.reason(), Reason::DiskFailed { .. })
+}
+
+#[tokio::test]
+async fn a_start_on_a_failed_disk_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    solo(folder.path()).await.unwrap().shutdown().await.unwrap();
+    disk(folder.path()).set(Disk::Fails);
+    let error = solo(folder.path()).await.unwrap_err();
+    assert!(is_the_disk(&error), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_node_says_that_its_disk_failed_and_which_write_may_have_happened() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    disk(folder.path()).set(Disk::Fails);
+    let client = node.client();
+    let error = client.put("k", "perhaps").await.unwrap_err();
+    assert!(error.may_have_applied(), "it was in the log: {error:?}");
+    let cause = timeout(LONG, node.failed()).await.expect("it hangs");
+    assert!(is_the_disk(&cause), "{cause:?}");
+    // As soon as nobody takes entries any more, that is known.
+    let refused = async {
+        loop {
+            let error = client.put("k", "surely not").timeout(LONG / 2).await.unwrap_err();
+            assert!(is_the_disk(&error), "{error:?}");
+            if !error.may_have_applied() {
+                return;
+            }
+        }
+    };
+    timeout(LONG, refused).await.expect("it never says so");
+    assert!(is_the_disk(&node.ready().await.unwrap_err()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_is_not_waited_for_when_the_disk_has_failed() {
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let addresses: Vec<String> = (0..3)
+        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect::<Vec<_>>()
+        .iter()
+        .map(|port| port.local_addr().unwrap().to_string())
+        .collect();
+    let starts = folders.iter().zip(&addresses).map(|(folder, address)| {
+        let builder = Node::builder(folder.path()).listen(address.clone()).heartbeat(HEARTBEAT * 2);
+        builder.form(addresses.clone())
+    });
+    let nodes: Vec<Node> = futures::future::try_join_all(starts).await.unwrap();
+    for node in &nodes {
+        timeout(LONG, node.ready()).await.unwrap().unwrap();
+    }
+    // A follower whose disk stalls cannot catch up; then it fails.
+    let slow = nodes.iter().position(|node| node.status().leader != Some(node.id())).unwrap();
+    disk(folders[slow].path()).set(Disk::Holds);
+    nodes[(slow + 1) % 3].client().put("k", "v").await.unwrap();
+    let ready = nodes[slow].ready();
+    let mut ready = pin!(ready);
+    assert!(timeout(HEARTBEAT * 10, ready.as_mut()).await.is_err(), "it lacks the write");
+    disk(folders[slow].path()).set(Disk::Fails);
+    let error = timeout(LONG, ready).await.expect("it hangs").unwrap_err();
+    assert!(is_the_disk(&error), "{error:?}");
+}

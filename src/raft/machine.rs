@@ -171,7 +171,9 @@ impl State {
         entries: &[mvcc::Entry],
         responders: Vec<Option<ApplyResponder<Types>>>,
     ) -> Result<(), Fault> {
-        let batch = self.store()?.apply(entries)?;
+        let batch = self.store()?.apply(entries);
+        // Before those who wait for answers can see that there will be none, so that they are told why.
+        let batch = batch.inspect_err(|fault| drop(self.fail(fault.clone())))?;
         let applied = entries.last().map(|entry| entry.position.index);
         self.lessor.note(&batch.leases);
         self.publish(Head { revision: batch.revision, applied });

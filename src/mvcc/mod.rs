@@ -168,6 +168,11 @@ impl Store {
         Ok(self.env.force_sync()?)
     }
 
+    /// The size of its file.
+    pub(crate) fn bytes(&self) -> Result<u64, Fault> {
+        Ok(self.env.real_disk_size()?)
+    }
+
     /// The state of now, which stays as it is while others are applied.
     pub(crate) fn view(&self) -> Result<View, Fault> {
         View::new(self.env.clone().static_read_txn()?, self.tables)

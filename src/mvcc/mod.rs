@@ -170,6 +170,11 @@ impl Store {
         Ok(self.env.force_sync()?)
     }
 
+    /// The size of its file.
+    pub(crate) fn bytes(&self) -> Result<u64, Fault> {
+        Ok(self.env.real_disk_size()?)
+    }
+
     /// The state of now, which stays as it is while others are applied. Too many views at once are no damage: the fault
     /// then has [`Reason::TooManyRequests`].
     pub(crate) fn view(&self) -> Result<View, Fault> {

@@ -22,6 +22,8 @@ const LOG_MAP_BYTES: usize = 32 << 30;
 const STATE_MAP_BYTES: u64 = 128 << 30;
 /// The smallest state that makes sense.
 const STATE_MAP_BYTES_MIN: u64 = 16 << 20;
+/// More than any process has room for. What it has not is found out by asking for less.
+const STATE_MAP_BYTES_MAX: u64 = 64 << 40;
 /// The granularity of all maps: a multiple of every page size in use.
 const MAP_STEP: u64 = 1 << 20;
 /// How long a founder waits for the others.
@@ -243,7 +245,7 @@ impl NodeBuilder {
         let lock = FolderLock::take(&self.folder)?;
         let listener = self.bind().await?;
         let log = LogStore::open(&log_folder(&self.folder), LOG_MAP_BYTES)?;
-        let map_bytes = self.map_bytes.next_multiple_of(MAP_STEP);
+        let map_bytes = self.map_bytes.min(STATE_MAP_BYTES_MAX).next_multiple_of(MAP_STEP);
         let map_bytes = usize::try_from(map_bytes).unwrap_or(usize::MAX);
         let state = State::open(&self.folder, map_bytes)?;
         let records = Records::open(&log).await?;

@@ -89,7 +89,7 @@ pub(crate) fn config(timing: Timing, retention: Retention) -> Config {
         snapshot_policy: SnapshotPolicy::LogsSinceLast(retention.snapshot_every),
         max_in_snapshot_log_to_keep: retention.kept,
         purge_batch_size: 1024.min(retention.kept.max(1)),
-        replication_lag_threshold: retention.snapshot_every + retention.kept,
+        replication_lag_threshold: retention.snapshot_every.saturating_add(retention.kept),
         install_snapshot_timeout: 30_000,
         api_channel_size: Some(8192),
         backoff: "50ms 100ms 200ms 500ms 1s ...2s".to_owned(),

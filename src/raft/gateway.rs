@@ -259,9 +259,8 @@ impl Gateway {
             self.applied(position.index, deadline).await?;
         }
         if let Some(revision) = query.revision_min {
-            let mut head = self.shared.state.head();
-            let reached = timeout_at(deadline, head.wait_for(|head| head.revision >= revision));
-            reached.await.map_err(|_| late(started))?.map_err(|_| Error::from(Reason::Closed))?;
+            let reached = self.shared.reached(|head| head.revision >= revision);
+            timeout_at(deadline, reached).await.map_err(|_| late(started))??;
         }
         let fail = |fault| self.shared.state.fail(fault);
         let view = self.shared.state.view().map_err(fail)?;

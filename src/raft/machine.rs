@@ -42,6 +42,10 @@ use tokio::sync::{oneshot, watch};
 /// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
 const COMPACT_ROWS: usize = 1000;
 
+/// States up to this size are checked as a whole when they are opened. A checksum tells a row that has changed; a row
+/// that is not found any more, because its key or the way to it has changed, is only told by all others.
+const VERIFIED_BYTES: u64 = 32 << 20;
+
 type Work = Box<dyn FnOnce() + Send>;
 type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
 type SnapshotMetaOf = openraft::alias::SnapshotMetaOf<Types>;
@@ -86,6 +90,9 @@ impl State {
         // it from now on.
         store.force_sync()?;
         let view = store.view()?;
+        if store.bytes()? <= VERIFIED_BYTES {
+            view.verify()?;
+        }
         let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
         drop(view);
         let worker = Worker::spawn("quorate-state", |work: Vec<Work>| {
@@ -194,7 +201,9 @@ impl State {
         entries: &[mvcc::Entry],
         responders: Vec<Option<ApplyResponder<Types>>>,
     ) -> Result<(), Fault> {
-        let batch = self.store()?.apply(entries)?;
+        let batch = self.store()?.apply(entries);
+        // Before those who wait for answers can see that there will be none, so that they are told why.
+        let batch = batch.inspect_err(|fault| drop(self.fail(fault.clone())))?;
         let applied = entries.last().map(|entry| entry.position.index);
         self.lessor.note(&batch.leases);
         self.publish(Head { revision: batch.revision, applied });

@@ -11,6 +11,9 @@ verify:
 	$(TIMED) cargo clippy --locked --all-targets -- -D warnings
 	$(TIMED) cargo clippy --locked --lib --no-default-features -- -D warnings
 	$(TIMED) cargo test --locked
+	for example in quickstart leader_election distributed_lock config_reload; do \
+		cargo run --locked --quiet --example $$example > target/$$example.log || exit 1; \
+	done
 	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 

@@ -17,8 +17,8 @@ mod layout;
 
 use crate::error::{Error, Reason};
 use crate::types::{
-    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, NodeId, Op, OpKind, PutOp, RangeOp,
-    Revision, Status, TxnOp, TxnOutcome, limits,
+    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, Op, OpKind, PutOp, RangeOp, Revision,
+    Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 use std::collections::BTreeSet;

@@ -324,6 +324,7 @@ impl KeyRange {
     }
 
     /// Whether some key can lie in both.
+    #[cfg(test)]
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.end.as_ref().is_none_or(|end| other.start < end)
             && other.end.as_ref().is_none_or(|end| self.start < end)

@@ -52,7 +52,6 @@ mod view;
 
 pub(crate) use events::Events;
 pub(crate) use generation::Generations;
-pub(crate) use lease::Lease;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::View;
 

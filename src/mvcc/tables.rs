@@ -18,7 +18,7 @@
 //! - `format` is written first and read before any other row is touched.
 
 use super::keys;
-use super::records::{self, Change, Format, Head, Image, LargeValue, MetaRow, Record, Table};
+use super::records::{Change, Format, Head, Image, LargeValue, MetaRow, Record, Table};
 use crate::api::Position;
 use crate::error::Fault;
 use crate::lmdb;

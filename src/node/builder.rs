@@ -6,7 +6,7 @@ use crate::error::{Error, Reason, Result};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
-use crate::raft::identity::{Founder, Founding, Identity, Records};
+use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
 use crate::raft::machine::State;
 use crate::raft::member::{Member, Parts};

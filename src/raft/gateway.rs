@@ -18,10 +18,10 @@
 //! - a forwarded request is never forwarded again;
 //! - no request is held longer than its caller waits, and no more bytes than [`ADMISSION_UNITS`] are under way.
 
+use super::Payload;
 use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
 use super::watch::Watchers;
-use super::{Answer, Payload};
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
 use crate::types::{Consistency, LeaseId, LeaseStatus, NodeId, OpKind, TxnOp, TxnOutcome, limits};
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::SemaphorePermit;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// How long to wait before asking again who leads, if nobody says that it changed.
 const ASK_AGAIN: Duration = Duration::from_millis(25);

@@ -9,16 +9,15 @@
 //! All tasks live in the node's private runtime and are owned by the [`Member`]: an application that blocks its own
 //! executor must not cost the group its leader.
 
+use super::Types;
 use super::config::{Retention, Timing, config};
 use super::founding::Desk;
 use super::identity::Identity;
-use super::leases::Lessor;
 use super::log::{Health, LogStore};
 use super::machine::{Gate, Head, Machine, State};
 use super::network::Network;
 use super::reads::{Reads, rounds};
-use super::{Types, format};
-use crate::api::{Applied, Command, Proposal};
+use crate::api::{Command, Proposal};
 use crate::error::{Error, Fault, Reason};
 use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};

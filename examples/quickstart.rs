@@ -21,7 +21,7 @@ mod stage;
 
 use quorate::recipes::{Config, Election, Leadership};
 use quorate::{Client, Compare, Consistency, KeyRange, Node, NodeId, Op, Reason, Revision};
-use stage::{Group, Leader, Result, chapter, name, narrate, orders, say, tell};
+use stage::{Group, Leader, Result, chapter, name, narrate, orders, say, since, tell};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ fn main() -> Result {
     let written = a_thousand_writes_are_made(&mut group, &old)?;
     the_dead_one_returns(&mut group, &old, written)?;
     group.disband()?;
-    println!("\nThe end, after {:.1?}. No process and no file is left.", began.elapsed());
+    println!("\nThe end, after {}. No process and no file is left.", since(began));
     Ok(())
 }
 
@@ -61,7 +61,7 @@ fn three_processes_form_a_group() -> Result<Group> {
     chapter("Three processes form a group");
     let began = Instant::now();
     let group = Group::form()?;
-    narrate(format!("No server, no set-up: the group stands after {:.0?}.", began.elapsed()));
+    narrate(format!("No server, no set-up: the group stands after {}.", since(began)));
     Ok(group)
 }
 
@@ -69,11 +69,11 @@ fn a_value_is_written_and_read(group: &mut Group) -> Result {
     chapter("A value is written, and read on every member");
     let began = Instant::now();
     group.ask(0, "put greeting hello")?;
-    let took = began.elapsed();
+    let took = since(began);
     for who in 0..3 {
         assert_eq!(group.ask(who, "get greeting")?, "hello");
     }
-    narrate(format!("Acknowledged after {took:.0?}: by then it was on the disks of a majority."));
+    narrate(format!("Acknowledged after {took}: by then it was on the disks of a majority."));
     Ok(())
 }
 
@@ -112,9 +112,9 @@ fn the_leader_is_killed(group: &mut Group, old: &Leader) -> Result<Leader> {
     let led = if led_raft { "the election, and Raft as well" } else { "the election" };
     narrate(format!("SIGKILL, without a warning. {} led {led}.", name(old.who)));
     let new = group.leader_after(old.token)?;
-    let took = began.elapsed();
+    let took = since(began);
     assert!(new.who != old.who && new.token > old.token);
-    narrate(format!("It took {took:.1?}: the lease of the dead had to run out first."));
+    narrate(format!("It took {took}: the lease of the dead had to run out first."));
     Ok(new)
 }
 
@@ -135,7 +135,7 @@ fn a_thousand_writes_are_made(group: &mut Group, old: &Leader) -> Result<u64> {
     group.tell(other, "fill 500 1000")?;
     let last: u64 = group.hear(Some(one), "fill")?.1.parse()?;
     let last = last.max(group.hear(Some(other), "fill")?.1.parse()?);
-    narrate(format!("Each of them acknowledged, after {:.0?} in all.", began.elapsed()));
+    narrate(format!("Each of them acknowledged, after {} in all.", since(began)));
     Ok(last)
 }
 
@@ -144,7 +144,7 @@ fn the_dead_one_returns(group: &mut Group, old: &Leader, written: u64) -> Result
     let began = Instant::now();
     group.start_again(old.who)?;
     assert_eq!(group.ask(old.who, &format!("count {written}"))?, "1000");
-    narrate(format!("Back, and caught up, after {:.1?}: not one is missing.", began.elapsed()));
+    narrate(format!("Back, and caught up, after {}: not one is missing.", since(began)));
     assert_eq!(group.ask(old.who, &old.write("later"))?, "refused");
     narrate(format!("And all three are alike to the last bit, by hash {}.", group.common_hash()?));
     Ok(())

@@ -245,6 +245,15 @@ pub(crate) fn narrate(text: impl Display) {
     println!("   {text}");
 }
 
+/// How long it took.
+pub(crate) fn since(began: Instant) -> String {
+    let took = began.elapsed();
+    match took.as_millis() {
+        ms @ 0..1000 => format!("{ms} ms"),
+        _ => format!("{:.1} s", took.as_secs_f64()),
+    }
+}
+
 pub(crate) fn name(who: usize) -> String {
     format!("node-{}", who + 1)
 }

@@ -97,6 +97,13 @@ pub(crate) async fn bind(address: &str) -> Result<Listener, Error> {
     Ok(Listener { port, local_address })
 }
 
+#[cfg(test)]
+impl Listener {
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        self.local_address
+    }
+}
+
 /// Answers callers, in tasks on the current runtime, until it is shut down or dropped.
 pub(crate) fn serve(listener: Listener, handler: Arc<dyn Handler>) -> Server {
     serve_within(listener, handler, Bounds::default())

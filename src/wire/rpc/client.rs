@@ -46,6 +46,12 @@ impl RpcClient {
         Self(Arc::new(Inner { peer, runtime, calls, follows }))
     }
 
+    /// The group at the other end, 0 as long as it was not told. Once it is known, another one is refused.
+    #[cfg(test)]
+    pub(crate) fn group(&self) -> u128 {
+        self.0.peer.group.get().copied().unwrap_or(self.0.peer.who.group)
+    }
+
     /// Sends a request and waits for its answer, at most for the call's timeout.
     ///
     /// What was not sent fails with [`Reason::Unreachable`], or with what the handshake said; a write that was sent and

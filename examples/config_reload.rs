@@ -1,22 +1,18 @@
-//! A server whose limits an operator changes while it runs.
+//! A service whose limits an operator changes while it runs.
 //!
-//! ```text
-//! cargo run --example config_reload             goes on until it is stopped
-//! cargo run --example config_reload -- --once   three changes
-//! ```
+//! `cargo run --example config_reload` starts a group of one in a temporary folder, with a service in the same process
+//! and an operator who reaches it over TCP, as from another one. It ends after three changes and as many mistakes.
 //!
-//! The claim: every change reaches the server without a restart, reading a setting costs no wait, and what an operator
+//! The claim: every change reaches the service without a restart, reading a setting costs no wait, and what an operator
 //! mistypes changes nothing.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout)] // an example shows what it does
 
 use quorate::recipes::Config;
 use quorate::{Client, Node, Result};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio::time::sleep;
 
+/// Kept as JSON, which an operator can read and write.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Limits {
     requests_per_second: u32,
@@ -25,52 +21,48 @@ struct Limits {
     burst: u32,
 }
 
+const KEY: &str = "api/limits";
+/// What counts as long as the group has nothing better.
+const FALLBACK: Limits = Limits { requests_per_second: 100, burst: 20 };
+
 #[tokio::main]
 async fn main() -> Result<()> {
-    let once = std::env::args().any(|argument| argument == "--once");
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let node = Node::builder(folder.path()).listen("127.0.0.1:0").solo().await?;
+    let mut limits = node.client().config(KEY, FALLBACK).await?;
+    assert_eq!(*limits.get(), FALLBACK);
+    println!("the service begins with {:?}", limits.get());
 
-    let fallback = Limits { requests_per_second: 100, burst: 20 };
-    let mut limits = node.client().config("api/limits", fallback).await?;
-    assert_eq!(limits.get().requests_per_second, 100);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(serve(limits.clone()));
-
-    // The operator is somewhere else, and knows nothing but the key.
     let address = node.local_address().expect("it listens").to_string();
     let operator = Client::connect([address]).await?;
-    let mut change = 0;
-    while !once || change < 3 {
-        change += 1;
-        let wanted = 100 + change;
-        let written = operator.put("api/limits", json(wanted)).await?;
-        let now = limits.changed().await?;
-        assert_eq!((now.requests_per_second, limits.revision()), (wanted, written));
-        println!("limits are now {now:?}");
+    for wanted in [200, 300, 400] {
+        assert!(!is_served(&limits, wanted));
+        let good = format!(r#"{{"requests_per_second":{wanted}}}"#);
+        let written = operator.put(KEY, good).await?;
+        let changed = limits.changed().await?;
+        assert_eq!((changed.requests_per_second, limits.revision()), (wanted, written));
+        assert!(is_served(&limits, wanted));
+        println!("a change reaches it:    {changed:?}");
 
-        operator.put("api/limits", r#"{"requests_per_second":"many"}"#).await?;
-        while limits.last_error().is_none() {
-            sleep(Duration::from_millis(1)).await;
-        }
-        assert_eq!(limits.get(), now, "a mistake changes nothing");
-        println!("refused: {}", limits.last_error().expect("it was reported"));
-        if !once {
-            sleep(Duration::from_secs(1)).await;
-        }
+        operator.put(KEY, r#"{"requests_per_second":"many"}"#).await?;
+        // Who begins now has the fallback, and can say why. Who had a good value keeps it.
+        let newcomer = node.client().config(KEY, FALLBACK).await?;
+        assert_eq!(*newcomer.get(), FALLBACK);
+        let mistake = newcomer.last_error().expect("it cannot be decoded");
+        assert_eq!(limits.get(), changed);
+        println!("a mistake does not:     {mistake}");
     }
-    drop(tasks);
+
+    // A program writes it as what it is. `set_if` would, only if nobody else had been faster.
+    let desk = operator.config(KEY, FALLBACK).await?;
+    desk.set(&FALLBACK).await?;
+    assert_eq!(*limits.changed().await?, FALLBACK);
+    assert!(limits.last_error().is_none());
+    println!("the service ends with   {:?}", limits.get());
     node.shutdown().await
 }
 
-fn json(requests_per_second: u32) -> String {
-    format!(r#"{{"requests_per_second":{requests_per_second}}}"#)
-}
-
-/// Handles requests. Each looks at the limits of its moment: an `Arc`, no wait, no lock held.
-async fn serve(limits: Config<Limits>) {
-    loop {
-        let pause = Duration::from_secs(1) / limits.get().requests_per_second;
-        sleep(pause).await;
-    }
+/// What a request handler does: it looks, and neither waits nor locks.
+fn is_served(limits: &Config<Limits>, requests: u32) -> bool {
+    requests <= limits.get().requests_per_second
 }

@@ -1,14 +1,12 @@
 //! Workers that share something which only one may touch at a time.
 //!
-//! ```text
-//! cargo run --example distributed_lock             goes on until it is stopped
-//! cargo run --example distributed_lock -- --once   three rounds
-//! ```
+//! `cargo run --example distributed_lock` starts a group of one in a temporary folder, and five workers that reach it
+//! over TCP, as processes of their own would. It ends after three rounds.
 //!
 //! The claim: no addition to the balance is lost, though every worker reads it, thinks, and writes it back; and a
 //! worker that has lost the lock without knowing it cannot write.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout)] // an example shows what it does
 
 use quorate::{Client, Node, Op, Result, Session};
 use std::time::Duration;
@@ -16,24 +14,21 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 const WORKERS: u64 = 5;
+const ROUNDS: u64 = 3;
 const TTL: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let once = std::env::args().any(|argument| argument == "--once");
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let builder = Node::builder(folder.path()).listen("127.0.0.1:0");
     let node = builder.heartbeat(Duration::from_millis(50)).solo().await?;
     let address = node.local_address().expect("it listens").to_string();
 
-    let mut round = 0;
-    while !once || round < 3 {
-        round += 1;
+    for round in 1..=ROUNDS {
         let mut workers = JoinSet::new();
         for worker in 1..=WORKERS {
             let address = address.clone();
             workers.spawn(async move {
-                // Each is a program of its own, as far as the group can tell.
                 let client = Client::connect([address]).await?;
                 add_one(&client.session(TTL).await?, worker).await
             });
@@ -41,7 +36,7 @@ async fn main() -> Result<()> {
         while let Some(done) = workers.join_next().await {
             done.expect("no worker panics")?;
         }
-        let balance = client_balance(&node.client()).await?;
+        let balance = read_balance(&node.client()).await?;
         assert_eq!(balance, round * WORKERS, "no addition is lost");
         println!("round {round}: the balance is {balance}");
     }
@@ -52,7 +47,7 @@ async fn main() -> Result<()> {
 /// Reads the balance, thinks, and writes one more.
 async fn add_one(session: &Session, worker: u64) -> Result<()> {
     let lock = session.lock("billing/balance").await?; // first come, first served
-    let balance = client_balance(session.client()).await?;
+    let balance = read_balance(session.client()).await?;
     sleep(Duration::from_millis(10)).await;
     let write = Op::put("balance", (balance + 1).to_string());
     // Not only under the lock: on condition that it is still held. That is what makes it safe.
@@ -62,7 +57,7 @@ async fn add_one(session: &Session, worker: u64) -> Result<()> {
     lock.release().await // or drop it: it is then released in the background
 }
 
-async fn client_balance(client: &Client) -> Result<u64> {
+async fn read_balance(client: &Client) -> Result<u64> {
     let stored = client.get("balance").await?;
     Ok(stored.map_or(0, |kv| {
         let text = std::str::from_utf8(&kv.value).expect("workers write digits");

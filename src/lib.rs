@@ -41,10 +41,10 @@ mod wire;
 pub use client::{Client, ClientBuilder, Map, Session, Watch};
 pub use error::{Error, ErrorKind, Reason, Result};
 #[cfg(feature = "node")]
-pub use node::{Node, NodeBuilder, Status};
+pub use node::{Node, NodeBuilder};
 pub use types::{
     Changes, Comparand, Compare, Consistency, Event, FencingToken, KeyRange, KeyValue, LeaseId,
-    LeaseStatus, NodeId, Op, OpResult, Page, Revision, SortBy, TxnOutcome, limits,
+    LeaseStatus, NodeId, Op, OpResult, Page, Revision, SortBy, Status, TxnOutcome, limits,
 };
 
 /// The documents of the repository, for reading beside the code.

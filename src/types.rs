@@ -834,3 +834,33 @@ pub struct LeaseStatus {
     /// The keys that are attached to it, in order.
     pub keys: Vec<Bytes>,
 }
+
+/// What a node knows about itself and its group.
+///
+/// ```
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// let status = client.status().await?;
+/// println!("node {} at revision {}, leader {:?}", status.id, status.revision, status.leader);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// Its id in the group.
+    pub id: NodeId,
+    /// The group's id, the same on every member.
+    pub group: u128,
+    /// The leader of the group's Raft, as far as this node knows. Nothing to act on: an application's leader is made by
+    /// an election, and has a token.
+    pub leader: Option<NodeId>,
+    /// The term of the group's Raft.
+    pub term: u64,
+    /// The revision that this node has applied.
+    pub revision: Revision,
+    /// The log index that it has applied.
+    pub applied_index: Option<u64>,
+    /// A hash of the whole state at that index. Equal on all members that have applied the same index.
+    pub state_hash: u128,
+    /// The members of the group, with their addresses.
+    pub members: Vec<(NodeId, String)>,
+}

@@ -6,13 +6,13 @@
 use super::Client;
 use super::link::Service;
 use crate::api::{
-    Applied, Call, Command, Cursor, CursorId, Follow, Followed, News, NodeStatus, Position,
-    Proposal, Query, Request, Response,
+    Applied, Call, Command, Cursor, CursorId, Follow, Followed, News, Position, Proposal, Query,
+    Request, Response,
 };
 use crate::error::{Error, Reason, Result};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, LeaseStatus, NodeId, Op, OpKind, OpResult, Operand,
-    Page, PutOp, RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
+    Page, PutOp, RangeOp, Relation, Revision, SortBy, Status, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
 use std::cmp::Ordering;
@@ -295,13 +295,16 @@ impl Fake {
                 let ids: Vec<_> = only.unwrap_or_else(all);
                 Response::Leases(ids.into_iter().map(|id| world.lease_status(id)).collect())
             }
-            Request::Status => Response::Status(NodeStatus {
-                node: NodeId::from(1),
+            Request::Status => Response::Status(Box::new(Status {
+                id: NodeId::from(1),
                 group: 1,
                 leader: Some(NodeId::from(1)),
                 term: 1,
                 revision: Revision::from(self.world().revision),
-            }),
+                applied_index: None,
+                state_hash: 0,
+                members: Vec::new(),
+            })),
             Request::ReadIndex | Request::Founding(_) => {
                 return Err(Error::new(Reason::Closed));
             }

@@ -32,15 +32,16 @@
 
 use super::backoff::{Backoff, jitter, random};
 use super::link::{Link, unexpected};
+use super::slot::{Progress, Slot, lock};
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position, Request, Response};
 use crate::error::{Error, Reason, Result};
-use crate::types::{Changes, Event, KeyRange, KeyValue, Revision, limits};
+use crate::types::{Changes, KeyRange, Revision, limits};
 use futures::future::{Either, select};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -51,14 +52,10 @@ const WAIT: Duration = Duration::from_secs(20);
 const WATCHES_MAX: usize = 1 << 20;
 /// The most bytes of events in one answer.
 const ANSWER_BYTES_MAX: u32 = 1024 * 1024;
-/// A slot that holds so much takes no more until it is empty. One answer may go beyond.
-const SLOT_BYTES_MAX: usize = 64 * 1024;
 /// The most bytes of ranges that one call adds.
 const ADDED_BYTES_MAX: usize = 256 * 1024;
 /// The pause after an answer without news.
 const BREATH: Duration = Duration::from_millis(20);
-/// What an event costs beside its bytes.
-const EVENT_BYTES: usize = 128;
 
 /// Names a watch within its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,13 +93,6 @@ enum Word {
     Close(WatchId),
 }
 
-/// How far the stream has come. Every cursor on it that had no news in the latest step has seen all of `revision`.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
-    step: u64,
-    revision: Revision,
-}
-
 impl Hub {
     pub(super) fn start(link: Link) -> Self {
         let (words, heard) = mpsc::unbounded_channel();
@@ -134,22 +124,8 @@ impl Hub {
         slot: &Slot,
         context: &Context<'_>,
     ) -> Poll<Result<Changes>> {
-        let mut state = slot.lock();
-        let Some(changes) = state.queue.pop_front() else {
-            return match &state.end {
-                Some(error) => Poll::Ready(Err(error.clone())),
-                None => {
-                    let old = state.waker.replace(context.waker().clone());
-                    drop(state);
-                    drop(old);
-                    Poll::Pending
-                }
-            };
-        };
-        state.bytes -= weight(&changes);
-        let resume = state.paused && state.queue.is_empty();
-        state.paused &= !resume;
-        drop(state);
+        let Poll::Ready(taken) = slot.poll_take(context) else { return Poll::Pending };
+        let (changes, resume) = taken?;
         if resume {
             // If the hub is gone then so is the watch; its end is in the slot.
             let _ = self.words.send(Word::Resume(id));
@@ -159,111 +135,11 @@ impl Hub {
 
     /// The first revision that the consumer has not been given yet.
     pub(super) fn position(&self, slot: &Slot) -> Revision {
-        let progress = *lock(&self.progress);
-        let state = slot.lock();
-        match state.queue.front() {
-            Some(changes) => changes.revision,
-            None => state.stands(progress).revision,
-        }
+        slot.position(*lock(&self.progress))
     }
 
     pub(super) fn close(&self, id: WatchId) {
         let _ = self.words.send(Word::Close(id));
-    }
-}
-
-/// Where a watch takes from what the hub puts in.
-#[derive(Debug)]
-pub(super) struct Slot {
-    state: Mutex<SlotState>,
-}
-
-#[derive(Debug)]
-struct SlotState {
-    queue: VecDeque<Changes>,
-    bytes: usize,
-    /// Everything below is in the queue, or was taken.
-    next: Position,
-    /// The step that `next` is of, while the cursor is on the stream: any later step without news moves it on.
-    as_of: Option<u64>,
-    /// The cursor is off the stream until the queue is empty.
-    paused: bool,
-    end: Option<Error>,
-    waker: Option<Waker>,
-}
-
-impl Slot {
-    /// A slot that holds `existing` to begin with, and goes on from `next`.
-    pub(super) fn new(existing: VecDeque<Changes>, next: Revision) -> Self {
-        let bytes = existing.iter().map(weight).sum();
-        let state = SlotState {
-            paused: bytes >= SLOT_BYTES_MAX,
-            queue: existing,
-            bytes,
-            next: Position::start_of(next),
-            as_of: None,
-            end: None,
-            waker: None,
-        };
-        Self { state: Mutex::new(state) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, SlotState> {
-        lock(&self.state)
-    }
-
-    #[cfg(test)]
-    pub(super) fn held(&self) -> (usize, usize) {
-        let state = self.lock();
-        (state.queue.len(), state.bytes)
-    }
-
-    /// Adds what is new; `next` is where the cursor then stands. Whether there is room for more.
-    pub(super) fn fill(&self, mut whole: Vec<Changes>, next: Position, as_of: u64) -> bool {
-        // A piece may be empty, and so may all of them.
-        whole.retain(|changes| !changes.events.is_empty());
-        let mut state = self.lock();
-        let news = !whole.is_empty();
-        state.bytes += whole.iter().map(weight).sum::<usize>();
-        state.queue.extend(whole);
-        state.next = state.next.max(next);
-        state.paused = state.bytes >= SLOT_BYTES_MAX;
-        state.as_of = (!state.paused).then_some(as_of);
-        let room = !state.paused;
-        let waker = if news { state.waker.take() } else { None };
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
-        room
-    }
-
-    /// Fixes the position, because the cursor leaves the stream.
-    fn leave(&self, progress: Progress) -> Position {
-        let mut state = self.lock();
-        state.next = state.stands(progress);
-        state.as_of = None;
-        state.next
-    }
-
-    /// The watch is over. What is in the queue can still be taken.
-    fn end(&self, error: Error) {
-        let mut state = self.lock();
-        state.as_of = None;
-        state.end.get_or_insert(error);
-        let waker = state.waker.take();
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
-    }
-}
-
-impl SlotState {
-    /// Where the cursor stands, now that the stream has come so far.
-    fn stands(&self, progress: Progress) -> Position {
-        match self.as_of {
-            Some(step) if step < progress.step => {
-                self.next.max(Position::start_of(progress.revision.next()))
-            }
-            _ => self.next,
-        }
     }
 }
 
@@ -353,7 +229,7 @@ impl Follower {
     fn hear(&mut self, word: Word) -> bool {
         match word {
             Word::Open(id, slot, plan) => {
-                let room = !slot.lock().paused;
+                let room = !slot.is_paused();
                 self.watches.insert(id, Entry { slot, plan, cursor: None, partial: None });
                 if room {
                     self.joining.push_back(id);
@@ -380,6 +256,7 @@ impl Follower {
 
     /// The next call: with all the word there is, as far as one call carries it.
     fn compose(&mut self) -> Ask {
+        let progress = *lock(&self.progress);
         let (mut added, mut joining, mut bytes) = (Vec::new(), Vec::new(), 0);
         while added.len() < limits::BATCH_MAX && bytes < ADDED_BYTES_MAX {
             let Some(id) = self.joining.pop_front() else { break };
@@ -393,7 +270,7 @@ impl Follower {
             self.cursors.insert(cursor, id);
             let Plan { range, puts, deletes, prev } = entry.plan.clone();
             bytes += range.start.len() + range.end.as_ref().map_or(0, bytes::Bytes::len);
-            let next = entry.slot.lock().next;
+            let next = entry.slot.stands(progress);
             added.push((cursor, Cursor { range, next, puts, deletes, prev }));
             joining.push(id);
         }
@@ -486,12 +363,12 @@ impl Follower {
             // Positions never go back, though another member may be asked now, and may be behind.
             for entry in self.watches.values().filter(|entry| entry.cursor.is_some()) {
                 entry.slot.leave(before);
-                entry.slot.lock().as_of = Some(before.step);
+                entry.slot.join(before.step);
             }
         }
         for entry in ask.joining.iter().filter_map(|id| self.watches.get(id)) {
             // On the stream since before this step, which therefore counts for it.
-            entry.slot.lock().as_of = Some(before.step);
+            entry.slot.join(before.step);
         }
         for (cursor, news) in news {
             let Some(id) = self.cursors.get(&cursor).copied() else { continue };
@@ -517,7 +394,7 @@ impl Follower {
         step: u64,
     ) {
         let Some(entry) = self.watches.get_mut(&id) else { return };
-        let stands = entry.slot.lock().stands(before);
+        let stands = entry.slot.stands(before);
         let mut whole = Vec::new();
         for changes in changes.into_iter().filter(|changes| changes.revision >= stands.revision) {
             match &mut entry.partial {
@@ -571,7 +448,7 @@ impl Follower {
         for (id, entry) in &mut self.watches {
             entry.slot.leave(progress);
             entry.cursor = None;
-            if !entry.slot.lock().paused {
+            if !entry.slot.is_paused() {
                 self.joining.push_back(*id);
             }
         }
@@ -589,19 +466,4 @@ impl Drop for Follower {
             entry.slot.end(closed.clone());
         }
     }
-}
-
-/// What changes take in memory, about.
-fn weight(changes: &Changes) -> usize {
-    let of = |kv: &KeyValue| kv.key.len() + kv.value.len();
-    let of_event = |event: &Event| match event {
-        Event::Put { kv, prev } => of(kv) + prev.as_ref().map_or(0, of),
-        Event::Delete { key, prev, .. } => key.len() + prev.as_ref().map_or(0, of),
-    };
-    changes.events.iter().map(|event| EVENT_BYTES + of_event(event)).sum()
-}
-
-/// Nothing that runs under these locks can panic halfway through a change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -38,12 +38,14 @@ pub(crate) mod fake;
 mod follow;
 mod keeper;
 mod lease;
+mod life;
 pub(crate) mod link;
 mod map;
 mod ops;
 mod pages;
 mod remote;
 mod session;
+mod slot;
 mod watch;
 
 pub use lease::{
@@ -52,8 +54,7 @@ pub use lease::{
 pub use map::Map;
 pub(crate) use map::{decode, encode};
 pub use ops::{
-    Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, Status, StatusRead,
-    Txn,
+    Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, StatusRead, Txn,
 };
 pub use remote::ClientBuilder;
 pub use session::Session;

@@ -14,16 +14,14 @@
 use super::Client;
 use super::link::{Freshness, malformed, unexpected};
 use super::pages::Pages;
-use crate::api::{Applied, Command, NodeStatus, Request, Response};
+use crate::api::{Applied, Command, Request, Response};
 use crate::error::{Error, Result};
 use crate::types::{
-    Compare, Consistency, DeleteOp, GetOp, KeyRange, KeyValue, LeaseId, NodeId, Op, OpKind,
-    OpResult, Page, PutOp, RangeOp, Revision, SortBy, TxnOp, TxnOutcome,
+    Compare, Consistency, DeleteOp, GetOp, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Page,
+    PutOp, RangeOp, Revision, SortBy, Status, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use std::future::IntoFuture;
 use std::time::Duration;
 
 /// What every request can do: wait for a limited time, and be awaited.
@@ -822,41 +820,9 @@ request!(StatusRead -> Status);
 impl StatusRead<'_> {
     async fn send(self) -> Result<Status> {
         match self.client.link().call(Request::Status, self.timeout).await? {
-            Response::Status(status) => Ok(status.into()),
+            Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
-    }
-}
-
-/// What a node knows about itself and its group.
-///
-/// ```
-/// # #[tokio::main]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let node = quorate::Node::builder(folder.path()).solo().await?;
-/// # let client = node.client();
-/// let status = client.status().await?;
-/// println!("member {} follows {:?}, at revision {}", status.id, status.leader, status.revision);
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// Which member it is.
-    pub id: NodeId,
-    /// Who leads, as far as it knows. This is Raft's leader, not that of an election of yours.
-    pub leader: Option<NodeId>,
-    /// The number of the reign.
-    pub term: u64,
-    /// The revision that it has applied.
-    pub revision: Revision,
-}
-
-impl From<NodeStatus> for Status {
-    fn from(status: NodeStatus) -> Self {
-        let NodeStatus { node, leader, term, revision, .. } = status;
-        Self { id: node, leader, term, revision }
     }
 }
 

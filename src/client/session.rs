@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Invariants
-//! - `lost()` fires before the group can let the lease expire (`keeper.rs` says how), so a holder that is cut off
+//! - `lost()` fires before the group can let the lease expire (`life.rs` says how), so a holder that is cut off
 //!   stops before another can begin;
 //! - a lost session never comes back. Open a new one;
 //! - dropping the last clone asks the keeper to revoke the lease. It does not wait, spawn or panic.
@@ -19,7 +19,7 @@
 //! it notices. So without a token check at the resource mutual exclusion does not hold.
 
 use super::Client;
-use super::keeper::{Life, unless_lost};
+use super::life::{Life, unless_lost};
 use crate::error::{Error, Reason, Result};
 use crate::types::{LeaseId, Revision};
 use bytes::Bytes;

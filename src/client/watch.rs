@@ -17,7 +17,8 @@
 //! neither it nor other watches.
 
 use super::Client;
-use super::follow::{Plan, Slot, WatchId};
+use super::follow::{Plan, WatchId};
+use super::slot::Slot;
 use crate::api;
 use crate::error::{Error, Result};
 use crate::types::{Changes, Event, KeyRange, KeyValue, Revision};

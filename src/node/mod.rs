@@ -24,7 +24,7 @@ use crate::error::{Error, Fault, Reason, Result};
 use crate::lmdb::{self, FolderLock};
 use crate::raft::gateway::Gateway;
 use crate::raft::member::{Member, Shared};
-use crate::types::{NodeId, Revision};
+use crate::types::{NodeId, Status};
 use crate::wire::Server;
 use door::Door;
 use std::fmt;
@@ -69,39 +69,6 @@ struct Running {
     server: Option<Server>,
     door: Arc<Door>,
     lock: FolderLock,
-}
-
-/// What a node says about itself, without waiting.
-///
-/// ```
-/// # #[tokio::main]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let node = quorate::Node::builder(folder.path()).solo().await?;
-/// let status = node.status();
-/// assert_eq!(status.members.len(), 1);
-/// println!("node {} at revision {}, leader {:?}", status.id, status.revision, status.leader);
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// Its id in the group.
-    pub id: NodeId,
-    /// The group's id, the same on every member.
-    pub group: u128,
-    /// The leader of the group, as far as this node knows. Nothing that an application may act on: use an election.
-    pub leader: Option<NodeId>,
-    /// The term of the group's Raft.
-    pub term: u64,
-    /// The revision that this node has applied.
-    pub revision: Revision,
-    /// The log index that it has applied.
-    pub applied_index: Option<u64>,
-    /// The members of the group, with their addresses.
-    pub members: Vec<(NodeId, String)>,
-    /// A hash of the whole state. Equal on all members that have applied the same index.
-    pub state_hash: u128,
 }
 
 impl Node {
@@ -185,32 +152,7 @@ impl Node {
     /// ```
     #[must_use]
     pub fn status(&self) -> Status {
-        let shared = self.shared();
-        let leadership = shared.leadership();
-        let members = shared.membership();
-        let mut status = Status {
-            id: self.id(),
-            group: shared.identity.group,
-            leader: leadership.leader.map(NodeId::from),
-            term: leadership.term,
-            revision: Revision::FIRST,
-            applied_index: None,
-            members: members
-                .nodes()
-                .map(|(id, peer)| ((*id).into(), peer.address.clone()))
-                .collect(),
-            state_hash: 0,
-        };
-        // Position and hash are of one view, so that they belong together.
-        match shared.state.view() {
-            Ok(view) => {
-                status.revision = view.revision();
-                status.applied_index = view.applied().map(|at| at.index);
-                status.state_hash = view.hash();
-            }
-            Err(fault) => drop(shared.state.fail(fault)),
-        }
-        status
+        self.shared().status()
     }
 
     /// Waits until this node knows a leader and has caught up with it.

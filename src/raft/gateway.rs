@@ -18,10 +18,11 @@
 //! - a forwarded request is never forwarded again;
 //! - no request is held longer than its caller waits, and no more bytes than [`ADMISSION_UNITS`] are under way.
 
+use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
 use super::watch::Watchers;
 use super::{Answer, Payload};
-use crate::api::{self, Applied, Call, Command, NodeStatus, Proposal, Query, Request, Response};
+use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
 use crate::types::{Consistency, LeaseId, LeaseStatus, NodeId, OpKind, TxnOp, TxnOutcome, limits};
 use futures::future::BoxFuture;
@@ -93,7 +94,7 @@ impl Gateway {
                 self.on_leader(own, again, forwarded, deadline).await
             }
             Request::ReadIndex => self.read_index(deadline).await,
-            Request::Status => Ok(Response::Status(self.status())),
+            Request::Status => Ok(Response::Status(Box::new(self.shared.status()))),
             Request::Founding(question) => {
                 self.shared.desk.answer(&question).map(Response::Founding)
             }
@@ -348,26 +349,15 @@ impl Gateway {
         let mut leases = Vec::with_capacity(remaining.len());
         for (id, remaining) in remaining {
             let lease = view.lease(id).map_err(fail)?;
-            let status = lease.zip(remaining).map(|(lease, (ttl, remaining))| LeaseStatus {
+            let status = lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
                 id,
                 ttl,
-                remaining,
+                remaining: left,
                 keys: lease.keys,
             });
             leases.push(status);
         }
         Ok(Response::Leases(leases))
-    }
-
-    fn status(&self) -> NodeStatus {
-        let leadership = self.shared.leadership();
-        NodeStatus {
-            node: NodeId::from(self.shared.identity.node),
-            group: self.shared.identity.group,
-            leader: leadership.leader.map(NodeId::from),
-            term: leadership.term,
-            revision: self.shared.head().revision,
-        }
     }
 }
 

@@ -20,7 +20,7 @@ use super::reads::{Reads, rounds};
 use super::{Types, format};
 use crate::api::{Applied, Command, Proposal};
 use crate::error::{Error, Fault, Reason};
-use crate::types::NodeId;
+use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
@@ -96,6 +96,33 @@ impl Shared {
         let client = RpcClient::new(address.clone(), who, self.plaintext, self.runtime.clone());
         clients.insert(address.clone(), client.clone());
         Some(client)
+    }
+
+    /// What this member knows about itself and its group.
+    pub(crate) fn status(&self) -> Status {
+        let leadership = self.leadership();
+        let members = self.membership();
+        let members = members.nodes().map(|(id, peer)| ((*id).into(), peer.address.clone()));
+        let mut status = Status {
+            id: NodeId::from(self.identity.node),
+            group: self.identity.group,
+            leader: leadership.leader.map(NodeId::from),
+            term: leadership.term,
+            revision: self.head().revision,
+            applied_index: None,
+            state_hash: 0,
+            members: members.collect(),
+        };
+        // Position and hash are of one view, so that they belong together.
+        match self.state.view() {
+            Ok(view) => {
+                status.revision = view.revision();
+                status.applied_index = view.applied().map(|at| at.index);
+                status.state_hash = view.hash();
+            }
+            Err(fault) => drop(self.state.fail(fault)),
+        }
+        status
     }
 
     /// Why openraft does not answer any more.

@@ -2,7 +2,7 @@
 
 use crate::api::Position;
 use crate::client::fake::{Fake, Fault, Kind};
-use crate::client::follow::Slot;
+use crate::client::slot::Slot;
 use crate::client::{Client, Watch};
 use crate::error::{ErrorKind, Reason};
 use crate::types::{Changes, Event, KeyRange, Op, Revision};

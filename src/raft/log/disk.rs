@@ -178,13 +178,11 @@ impl Disk {
         range: Range<u64>,
         mut take: impl FnMut(Entry) -> bool,
     ) -> Result<(), Fault> {
-        let mut next = range.start;
-        for row in self.log.range(txn, &range)? {
+        for (next, row) in (range.start..).zip(self.log.range(txn, &range)?) {
             let (index, record) = row?;
             if index != next {
                 return Err(Fault::corrupt(format!("the log lacks entry {next}")));
             }
-            next += 1;
             if !take(check_entry(index, record)?) {
                 break;
             }

@@ -334,8 +334,9 @@ fn the_readme_has_the_numbers_of_the_code() {
 struct Faults(Vec<String>);
 
 impl Faults {
-    fn add(&mut self, path: &str, line: usize, what: String) {
-        self.0.push(format!("{path}:{line}: {what}"));
+    fn add(&mut self, path: &str, line: usize, mut what: String) {
+        what.insert_str(0, &format!("{path}:{line}: "));
+        self.0.push(what);
     }
 
     fn check(self) {
@@ -363,7 +364,7 @@ impl Source {
     /// The same, without what is compiled for tests only.
     fn product(&self) -> Vec<(usize, &str)> {
         let mut lines = Vec::new();
-        let mut code = self.code().peekable();
+        let mut code = self.code();
         while let Some((number, line)) = code.next() {
             if self.is_test {
                 continue;
@@ -375,7 +376,7 @@ impl Source {
             // The item ends where it began, with a brace or at once.
             let indent = line.len() - line.trim_start().len();
             let end = format!("{}}}", " ".repeat(indent));
-            while let Some((_, line)) = code.next() {
+            for (_, line) in code.by_ref() {
                 let is_attribute = line.trim_start().starts_with("#[");
                 let is_short = line.ends_with([';', ',']) && !line.starts_with(&end);
                 let of_item = line.len() - line.trim_start().len() == indent;

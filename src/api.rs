@@ -17,8 +17,8 @@ mod layout;
 
 use crate::error::{Error, Reason};
 use crate::types::{
-    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, NodeId, Op, OpKind, PutOp, RangeOp,
-    Revision, TxnOp, TxnOutcome, limits,
+    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, Op, OpKind, PutOp, RangeOp, Revision,
+    Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -65,7 +65,7 @@ pub(crate) enum Response {
     /// One for each asked lease, in order; `None` is unknown or expired.
     Leases(Vec<Option<LeaseStatus>>),
     ReadIndex(u64),
-    Status(NodeStatus),
+    Status(Box<Status>),
     Founding(Bytes),
 }
 
@@ -186,16 +186,6 @@ pub(crate) enum News {
     Changes { changes: Vec<Changes>, next: Position, fragment: bool },
     /// The cursor is at its end: compacted. It is forgotten.
     Ended(Reason),
-}
-
-/// Who a node is, and whom it follows.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct NodeStatus {
-    pub(crate) node: NodeId,
-    pub(crate) group: u128,
-    pub(crate) leader: Option<NodeId>,
-    pub(crate) term: u64,
-    pub(crate) revision: Revision,
 }
 
 impl Position {
@@ -465,7 +455,7 @@ mod tests {
 
     #[test]
     fn a_key_changes_at_most_once_in_a_transaction() {
-        let put = |key: &str| Op::put(key.to_owned(), "v");
+        let put = |key: &str| Op::put(key, "v");
         let twice = Err(Reason::DuplicateKey);
         assert_eq!(check_ops([put("k"), put("k")]), twice);
         assert_eq!(check_ops([put("k"), Op::delete(KeyRange::prefix("k"))]), twice);
@@ -486,7 +476,7 @@ mod tests {
             Err(Reason::TooManyOperations { actual: 129, limit: 128 })
         ));
         let value = vec![0; limits::VALUE_BYTES_MAX];
-        let large = |key: &str| Op::put(key.to_owned(), value.clone());
+        let large = |key: &str| Op::put(key, value.clone());
         assert_eq!(check_ops([large("a")]), Ok(()));
         assert!(matches!(check_ops([large("a"), large("b")]), Err(Reason::RequestTooLarge { .. })));
         let mut deep = put(0);

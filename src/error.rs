@@ -14,6 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A result with the crate's own [`Error`].
+///
+/// ```
+/// fn port(text: &str) -> quorate::Result<u16, std::num::ParseIntError> {
+///     text.parse()
+/// }
+/// assert_eq!(port("7401"), Ok(7401));
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed, and what to do about it. Cheap to clone.
@@ -44,10 +51,16 @@ struct Inner {
 /// What class of failure it is, by who has to act.
 ///
 /// ```
-/// # use quorate::ErrorKind;
-/// # fn check(error: quorate::Error) {
-/// assert_ne!(error.kind(), ErrorKind::Storage, "this member's disk failed");
-/// # }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::ErrorKind;
+///
+/// let unknown = client.lease_revoke(7.into()).await.unwrap_err();
+/// assert_eq!(unknown.kind(), ErrorKind::NotFound);
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -81,12 +94,18 @@ pub enum ErrorKind {
 /// The typed reason of an [`Error`].
 ///
 /// ```
-/// # use quorate::Reason;
-/// # fn resume(error: quorate::Error) {
-/// if let Reason::Compacted { at } = error.reason() {
-///     println!("history begins at {at}");
-/// }
-/// # }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::Reason;
+///
+/// let error = client.put("", "a value without a key").await.unwrap_err();
+/// assert_eq!(*error.reason(), Reason::EmptyKey);
+/// assert!(!error.is_retryable() && !error.may_have_applied());
+/// assert_eq!(error.to_string(), "a key has at least one byte");
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,6 +1,27 @@
-#![doc = "wip"]
+//! [ARCHITECTURE.md]: crate::_docs::architecture
+//! [DESIGN.md]: crate::_docs::design
+//!
+#![doc = include_str!("../README.md")]
+//!
+//! # Where things are
+//!
+#![cfg_attr(
+    feature = "node",
+    doc = "- [`Node`] is a member inside this process; [`NodeBuilder`] makes one."
+)]
+//! - [`Client`] is a handle to a group, local or remote; [`client`] has the requests that its methods return.
+//! - [`Session`] is a lease that is kept alive; locks and elections hang on one.
+//! - [`Watch`] yields changes; [`Map`] is a prefix with values of one type.
+//! - [`recipes`] has locks, leader election, mirrors and configuration.
+//! - [`Error`] says what to do next, [`Reason`] what happened.
+//! - [`limits`] has the bounds of keys, values and requests.
+//!
+//! The other types at the root are plain values: revisions and ids, ranges, comparisons, operations and outcomes.
+//!
+//! Longer documents: [ARCHITECTURE.md], [DESIGN.md], and the [changelog](crate::_docs::changelog).
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
-#![allow(dead_code, unused_imports)] // while the modules are being built
+// Client and node share one vocabulary and one wire, of which a client alone uses half.
+#![cfg_attr(not(feature = "node"), allow(dead_code, unused_imports))]
 
 mod api;
 pub mod client;
@@ -21,8 +42,21 @@ mod wire;
 pub use client::{Client, ClientBuilder, Map, Session, Watch};
 pub use error::{Error, ErrorKind, Reason, Result};
 #[cfg(feature = "node")]
-pub use node::{Node, NodeBuilder, Status};
+pub use node::{Node, NodeBuilder};
 pub use types::{
     Changes, Comparand, Compare, Consistency, Event, FencingToken, KeyRange, KeyValue, LeaseId,
-    LeaseStatus, NodeId, Op, OpResult, Page, Revision, SortBy, TxnOutcome, limits,
+    LeaseStatus, NodeId, Op, OpResult, Page, Revision, SortBy, Status, TxnOutcome, limits,
 };
+
+/// The documents of the repository, for reading beside the code.
+#[cfg(doc)]
+pub mod _docs {
+    #[doc = "[DESIGN.md]: design\n\n"]
+    #[doc = include_str!("../ARCHITECTURE.md")]
+    pub mod architecture {}
+    #[doc = "[ARCHITECTURE.md]: architecture\n\n"]
+    #[doc = include_str!("../DESIGN.md")]
+    pub mod design {}
+    #[doc = include_str!("../CHANGELOG.md")]
+    pub mod changelog {}
+}

@@ -33,6 +33,10 @@ pub(crate) type ReadTxn<'env> = heed::RoTxn<'env, WithoutTls>;
 /// A read transaction that keeps its environment open.
 pub(crate) type OwnedReadTxn = heed::RoTxn<'static, WithoutTls>;
 
+/// How long an opening waits for threads of a node that has ended: they finish what they were given.
+const CLOSING: Duration =
+    if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(5) };
+
 /// The version of the bundled LMDB.
 const LMDB_VERSION: (i32, i32, i32) = (0, 9, 70);
 
@@ -92,6 +96,8 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
             {
                 map_bytes /= 2;
             }
+            // Whoever opens has locked the data folder, so this is the end of a node that was there before.
+            Err(heed::Error::EnvAlreadyOpened) if has_closed(folder) => {}
             Err(heed::Error::EnvAlreadyOpened) => return Err(Fault::already_open(folder)),
             Err(error) => return Err(fault(format!("cannot open {}", folder.display()), error)),
             Ok(env) => break env,
@@ -103,6 +109,17 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
         sync_folder(folder)?;
     }
     Ok(env)
+}
+
+/// Waits until an environment that is open in this process is closed; returns whether it is.
+fn has_closed(folder: &Path) -> bool {
+    heed::env_closing_event(folder).is_none_or(|closing| closing.wait_timeout(CLOSING))
+}
+
+/// Whether somebody has made tables here. They are made all at once, so one that is then missing was damaged, and must
+/// not be made anew.
+pub(crate) fn has_tables(env: &Env) -> bool {
+    env.unnamed_database_stat().entries > 0
 }
 
 #[expect(unsafe_code, reason = "the promises that LMDB asks for, kept as the module says")]

@@ -128,11 +128,17 @@ impl Revision {
 /// A key with its value and the metadata that the group keeps about it.
 ///
 /// ```
-/// # fn show(kv: quorate::KeyValue) {
-/// if kv.create_revision == kv.mod_revision {
-///     println!("{:?} is new", kv.key);
-/// }
-/// # }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// client.put("greeting", "hello").await?;
+/// client.put("greeting", "goodbye").await?;
+/// let kv = client.get("greeting").await?.expect("it is there");
+/// assert_eq!((kv.version, kv.lease), (2, None));
+/// assert!(kv.create_revision < kv.mod_revision);
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -208,11 +214,19 @@ impl Event {
 /// All events of one revision: a transaction is never seen half.
 ///
 /// ```
-/// # fn seen(changes: quorate::Changes) {
-/// for event in &changes.events {
-///     assert_eq!(event.revision(), changes.revision);
-/// }
-/// # }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::{KeyRange, Op};
+///
+/// let mut watch = client.watch(KeyRange::all()).await?;
+/// client.txn().then(Op::put("a", "1")).then(Op::put("b", "2")).await?;
+/// let changes = watch.recv().await?;
+/// assert_eq!(changes.events.len(), 2);
+/// assert!(changes.events.iter().all(|event| event.revision() == changes.revision));
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -310,6 +324,7 @@ impl KeyRange {
     }
 
     /// Whether some key can lie in both.
+    #[cfg(test)]
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.end.as_ref().is_none_or(|end| other.start < end)
             && other.end.as_ref().is_none_or(|end| self.start < end)
@@ -355,9 +370,17 @@ impl From<RangeFull> for KeyRange {
 /// What the entries of a range read are sorted by. All but the key need the whole range to be read first.
 ///
 /// ```
-/// # use quorate::SortBy;
-/// # async fn newest(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::SortBy;
+///
+/// client.put("jobs/a", "old").await?;
+/// client.put("jobs/b", "new").await?;
 /// let newest = client.range("jobs/".."jobs0").sort(SortBy::ModRevision).descending().limit(1).await?;
+/// assert_eq!(newest.entries[0].value, "new");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -379,10 +402,15 @@ pub enum SortBy {
 /// What a range read found.
 ///
 /// ```
-/// # async fn first_ten(client: quorate::Client) -> quorate::Result<()> {
-/// let page = client.range("jobs/".."jobs0").limit(10).await?;
-/// assert!(page.entries.len() <= 10);
-/// println!("{} of {} jobs at revision {}", page.entries.len(), page.count, page.revision);
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// client.put("jobs/1", "").await?;
+/// client.put("jobs/2", "").await?;
+/// let page = client.range("jobs/".."jobs0").limit(1).await?;
+/// assert_eq!((page.entries.len(), page.more, page.count), (1, true, 2));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -720,12 +748,18 @@ impl Op {
 /// What one operation of a transaction did.
 ///
 /// ```
-/// # use quorate::OpResult;
-/// # fn read(result: OpResult) {
-/// if let OpResult::Get(Some(kv)) = result {
-///     println!("{:?}", kv.value);
-/// }
-/// # }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::{Op, OpResult};
+///
+/// client.put("greeting", "hello").await?;
+/// let outcome = client.txn().then(Op::get("greeting")).then(Op::delete("greeting")).await?;
+/// assert!(matches!(&outcome.results[0], OpResult::Get(Some(kv)) if kv.value == "hello"));
+/// assert!(matches!(outcome.results[1], OpResult::Deleted { count: 1, .. }));
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -753,10 +787,16 @@ pub enum OpResult {
 /// What a transaction did.
 ///
 /// ```
-/// # use quorate::{Compare, Op};
-/// # async fn once(client: quorate::Client) -> quorate::Result<()> {
-/// let outcome = client.txn().when(Compare::absent("owner")).then(Op::put("owner", "me")).await?;
-/// println!("{}", if outcome.succeeded { "it is mine" } else { "somebody was faster" });
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::{Compare, Op};
+///
+/// let claim = || client.txn().when(Compare::absent("owner")).then(Op::put("owner", "me"));
+/// assert!(claim().await?.succeeded);
+/// assert!(!claim().await?.succeeded, "it exists by now");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -773,11 +813,14 @@ pub struct TxnOutcome {
 /// What the group knows about a lease.
 ///
 /// ```
-/// # async fn look(client: quorate::Client, id: quorate::LeaseId) -> quorate::Result<()> {
-/// match client.lease_time_to_live(id).await? {
-///     Some(lease) => println!("{:?} of {:?} left, {} keys", lease.remaining, lease.ttl, lease.keys.len()),
-///     None => println!("unknown or expired"),
-/// }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// let id = client.lease_grant(std::time::Duration::from_secs(30)).await?.id;
+/// let status = client.lease_time_to_live(id).await?.expect("it exists");
+/// assert!(status.remaining <= status.ttl && status.keys.is_empty());
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -791,4 +834,34 @@ pub struct LeaseStatus {
     pub remaining: Duration,
     /// The keys that are attached to it, in order.
     pub keys: Vec<Bytes>,
+}
+
+/// What a node knows about itself and its group.
+///
+/// ```
+/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// let status = client.status().await?;
+/// println!("node {} at revision {}, leader {:?}", status.id, status.revision, status.leader);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// Its id in the group.
+    pub id: NodeId,
+    /// The group's id, the same on every member.
+    pub group: u128,
+    /// The leader of the group's Raft, as far as this node knows. Nothing to act on: an application's leader is made by
+    /// an election, and has a token.
+    pub leader: Option<NodeId>,
+    /// The term of the group's Raft.
+    pub term: u64,
+    /// The revision that this node has applied.
+    pub revision: Revision,
+    /// The log index that it has applied.
+    pub applied_index: Option<u64>,
+    /// A hash of the whole state at that index. Equal on all members that have applied the same index.
+    pub state_hash: u128,
+    /// The members of the group, with their addresses.
+    pub members: Vec<(NodeId, String)>,
 }

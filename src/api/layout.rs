@@ -4,15 +4,15 @@
 //! the node: skipping it would let this member disagree with the others.
 
 use super::{
-    Applied, Command, Cursor, CursorId, Follow, Followed, News, NodeStatus, Origin, Position,
-    Proposal, Query, Request, Response,
+    Applied, Command, Cursor, CursorId, Follow, Followed, News, Origin, Position, Proposal, Query,
+    Request, Response,
 };
 use crate::codec::layout::{Input, Layout, Malformed, layout, read_list};
 use crate::error::{Error, Reason};
 use crate::types::{
     Changes, Compare, Consistency, DeleteOp, Event, GetOp, KeyRange, KeyValue, LeaseId,
     LeaseStatus, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation, Revision,
-    SortBy, TxnOp, TxnOutcome, limits,
+    SortBy, Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 
@@ -117,7 +117,7 @@ impl Layout for Follow {
 
 layout!(enum Followed { 1 => Step { number, progress, news }, 2 => Unknown });
 layout!(enum News { 1 => Changes { changes, next, fragment }, 2 => Ended(reason) });
-layout!(struct NodeStatus { node, group, leader, term, revision });
+layout!(struct Status { id, group, leader, term, revision, applied_index, state_hash, members });
 
 /// The version of the layout of [`Proposal`]. A new field goes to the end of a new version.
 const PROPOSAL_VERSION: u8 = 1;

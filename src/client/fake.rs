@@ -6,13 +6,13 @@
 use super::Client;
 use super::link::Service;
 use crate::api::{
-    Applied, Call, Command, Cursor, CursorId, Follow, Followed, News, NodeStatus, Position,
-    Proposal, Query, Request, Response,
+    Applied, Call, Command, Cursor, CursorId, Follow, Followed, News, Position, Proposal, Query,
+    Request, Response,
 };
 use crate::error::{Error, Reason, Result};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, LeaseStatus, NodeId, Op, OpKind, OpResult, Operand,
-    Page, PutOp, RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
+    Page, PutOp, RangeOp, Relation, Revision, SortBy, Status, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
 use std::cmp::Ordering;
@@ -51,6 +51,8 @@ pub(crate) enum Fault {
     Forget,
     /// Of a follow: the answer before this one comes again.
     Repeat,
+    /// Of a follow: an answer is lost, but counts as received.
+    Skip,
 }
 
 #[derive(Clone)]
@@ -73,12 +75,16 @@ pub(crate) struct World {
     outage: Option<Reason>,
     /// The most events of one cursor in one answer.
     pub(crate) fragment: usize,
+    /// So many revisions before a cursor's position are sent once more.
+    pub(crate) stale: u64,
     /// The most entries of one page.
     pub(crate) page: usize,
     /// Every call, with how much it carried.
     pub(crate) calls: Vec<(Kind, usize)>,
     last_step: Option<Followed>,
     cut_off: Option<LeaseId>,
+    /// Every stream is forgotten after its first answer.
+    pub(crate) forgetful: bool,
     /// What the last read asked for.
     pub(crate) revision_min: Option<Revision>,
 }
@@ -105,10 +111,12 @@ impl Fake {
             faults: VecDeque::new(),
             outage: None,
             fragment: 1000,
+            stale: 0,
             page: 1000,
             calls: Vec::new(),
             last_step: None,
             cut_off: None,
+            forgetful: false,
             revision_min: None,
         };
         Self { world: Arc::new(Mutex::new(world)), committed: Arc::new(Notify::new()) }
@@ -239,6 +247,15 @@ impl Fake {
                     _ => self.answer(call.request).await,
                 }
             }
+            Some(Fault::Skip) => match (call.request.clone(), self.answer(call.request).await?) {
+                (Request::Follow(follow), Response::Follow(Followed::Step { number, .. })) => {
+                    let (added, removed) = (Vec::new(), Vec::new());
+                    let wait = Duration::ZERO;
+                    let next = Follow { after: number, added, removed, wait, ..follow };
+                    self.answer(Request::Follow(next)).await
+                }
+                (_, answer) => Ok(answer),
+            },
             None => self.answer(call.request).await,
         }
     }
@@ -278,13 +295,16 @@ impl Fake {
                 let ids: Vec<_> = only.unwrap_or_else(all);
                 Response::Leases(ids.into_iter().map(|id| world.lease_status(id)).collect())
             }
-            Request::Status => Response::Status(NodeStatus {
-                node: NodeId::from(1),
+            Request::Status => Response::Status(Box::new(Status {
+                id: NodeId::from(1),
                 group: 1,
                 leader: Some(NodeId::from(1)),
                 term: 1,
                 revision: Revision::from(self.world().revision),
-            }),
+                applied_index: None,
+                state_hash: 0,
+                members: Vec::new(),
+            })),
             Request::ReadIndex | Request::Founding(_) => {
                 return Err(Error::new(Reason::Closed));
             }
@@ -519,6 +539,9 @@ impl World {
 
     /// One step of a stream, if there is news or no more time.
     fn step(&mut self, follow: &Follow, last: bool) -> Option<Followed> {
+        if self.forgetful && follow.after > 0 {
+            return Some(Followed::Unknown);
+        }
         if follow.after == 0 {
             self.streams.insert(follow.stream, Stream::default());
         }
@@ -533,8 +556,11 @@ impl World {
         follow.removed.iter().for_each(|id| drop(cursors.remove(id)));
         cursors.extend(follow.added.iter().cloned());
         let mut news = Vec::new();
+        let mut progress = self.revision;
         cursors.retain(|id, cursor| {
             let item = self.read(cursor);
+            let more = cursor.next.revision.get() <= self.revision && item.is_some();
+            progress = if more { progress.min(cursor.next.revision.get() - 1) } else { progress };
             let goes_on = !matches!(item, Some(News::Ended(_)));
             news.extend(item.map(|item| (*id, item)));
             goes_on
@@ -548,7 +574,7 @@ impl World {
             assert!(stream.used.insert(*id), "{id:?} was used twice on one stream");
         }
         (stream.number, stream.before, stream.after) = (number, before, cursors);
-        Some(Followed::Step { number, progress: Revision::from(self.revision), news })
+        Some(Followed::Step { number, progress: Revision::from(progress), news })
     }
 
     /// What a cursor has not seen yet. Moves it on.
@@ -558,8 +584,15 @@ impl World {
         }
         let mut changes = Vec::<Changes>::new();
         let (mut taken, mut fragment) = (0, false);
-        let from = cursor.next;
+        let mut from = cursor.next;
+        if from.revision.get() <= self.revision && from.sub == 0 {
+            from.revision = Revision::from(from.revision.get().saturating_sub(self.stale).max(2));
+        }
         let start = self.history.partition_point(|it| it.revision < from.revision);
+        if from.sub > 0 {
+            // What begins inside of a revision says so, though nothing of the rest may match.
+            changes.push(Changes { revision: from.revision, events: Vec::new() });
+        }
         'all: for all in &self.history[start..] {
             for (index, event) in all.events.iter().enumerate() {
                 let sub = index as u32;
@@ -585,7 +618,7 @@ impl World {
         }
         let fragment =
             fragment && changes.last().is_some_and(|c| c.revision == cursor.next.revision);
-        (taken > 0).then_some(News::Changes { changes, next: cursor.next, fragment })
+        (!changes.is_empty()).then_some(News::Changes { changes, next: cursor.next, fragment })
     }
 }
 

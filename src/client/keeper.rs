@@ -1,54 +1,46 @@
 //! The keeper: one task that keeps the leases of all sessions of a client alive, and clears up after them.
 //!
-//! A session is a lease that must be renewed, again and again, before the group lets it expire. The client's view of
-//! its life is the [`Life`]: alive until a deadline, or lost, and lost for good.
+//! A session is a lease that must be renewed, again and again, before the group lets it expire. What the client knows of
+//! it is its [`Life`]; this is what prolongs it.
 //!
 //! ```text
-//! sent                       renew at ttl/3           deadline        the group may expire it
-//!  ├──────────────────────────┼────────────────────────┼───────────────┼──────────▶ time
-//!  └ taken before sending: the group counts from later, so it always ends later than we do
-//!                                                      └── margin ─────┘
+//! Session ×1,000 ── keep ──────▶ due: by time ──▶ KeepAlive of all that are due about now ─┐
+//!    guard, dropped ── delete ─▶ chores: by time ▶ Propose of up to 256, one call at a time ─┴▶ answers: prolong, repeat,
+//!    last clone ────── revoke ─┘                                                              or lose
 //! ```
 //!
 //! Invariants
-//! - the deadline is the time of *sending* + ttl − margin, where the margin is a tenth of the ttl, and 100 ms at least.
-//!   So a session ends for its holder before it can end for the group, whatever the network does to the answer;
-//! - the deadline is looked at by whoever asks, not only by this task: a starved task prolongs nothing;
-//! - what was lost stays lost, though an answer says otherwise later;
 //! - each lease is renewed about every third of its ttl, together with all that are due about then;
 //! - a failed renewal is repeated quickly, and holds up no other;
 //! - chores (revocations and deletions asked for by a `Drop`) are repeated until they are done or have become needless,
 //!   because the lease is gone and its keys with it. Their number is bounded.
-//!
-//! The clock is tokio's, which on most platforms stands still while the machine is suspended. After a suspend a session
-//! may believe in itself until its first renewal fails. That is what fencing tokens are for.
 
 use super::backoff::Backoff;
+use super::life::Life;
 use super::link::Link;
 use crate::api::{Applied, Command, Proposal, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Compare, KeyRange, LeaseId, Op, OpResult, Revision, TxnOp, TxnOutcome, limits};
 use bytes::Bytes;
-use futures::future::{BoxFuture, Either, poll_fn, select};
+use futures::future::{BoxFuture, poll_fn};
 use futures::stream::{FuturesUnordered, StreamExt};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// The margin is this part of the ttl, and [`MARGIN_MIN`] at least.
-const MARGIN_PART: u32 = 10;
-const MARGIN_MIN: Duration = Duration::from_millis(100);
 /// A lease is renewed when this part of its ttl has passed.
 const RENEW_PART: u32 = 3;
 /// A renewal is given up, and repeated, after this part of the ttl.
 const ATTEMPT_PART: u32 = 5;
+/// Not shorter than this, however short the ttl.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// A lease that is due within this part of its ttl goes along with those that are due now.
 const SLACK_PART: u32 = 12;
 const SLACK_MAX: Duration = Duration::from_secs(1);
@@ -56,93 +48,10 @@ const SLACK_MAX: Duration = Duration::from_secs(1);
 const CHORES_MAX: usize = 65_536;
 /// The most chores in one call.
 const CHORES_PER_CALL: usize = 256;
+/// Chores may be done twice, so a call that carries them is given up early, and repeated.
+const CHORES_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a key is looked for, if the call that would write it was not answered.
 const SEEK: Duration = Duration::from_secs(30);
-
-/// Whether a session lives, as far as its client can know.
-#[derive(Debug)]
-pub(crate) struct Life {
-    lease: LeaseId,
-    ttl: Duration,
-    state: watch::Sender<State>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    Alive { until: Instant },
-    Lost,
-}
-
-impl Life {
-    /// A lease of `ttl` that was asked for at `sent`.
-    pub(super) fn new(lease: LeaseId, ttl: Duration, sent: Instant) -> Self {
-        let state = State::Alive { until: deadline(sent, ttl) };
-        Self { lease, ttl, state: watch::Sender::new(state) }
-    }
-
-    pub(super) fn lease(&self) -> LeaseId {
-        self.lease
-    }
-
-    pub(super) fn ttl(&self) -> Duration {
-        self.ttl
-    }
-
-    pub(super) fn is_alive(&self) -> bool {
-        self.until().is_some()
-    }
-
-    /// The deadline; `None` if it has passed, or the lease was lost before.
-    fn until(&self) -> Option<Instant> {
-        let state = *self.state.borrow();
-        match state {
-            State::Alive { until } if Instant::now() < until => Some(until),
-            State::Alive { .. } => {
-                // For good: nobody may see it alive again, whatever the group says.
-                self.lose();
-                None
-            }
-            State::Lost => None,
-        }
-    }
-
-    /// Completes when the session is lost.
-    pub(super) async fn lost(&self, link: &Link) {
-        let mut changes = self.state.subscribe();
-        loop {
-            changes.mark_unchanged();
-            let Some(until) = self.until() else { return };
-            let _ = select(pin!(changes.changed()), pin!(link.sleep_until(until))).await;
-        }
-    }
-
-    pub(super) fn lose(&self) {
-        self.state.send_if_modified(|state| std::mem::replace(state, State::Lost) != State::Lost);
-    }
-
-    /// The group renewed the lease, asked at `sent`. Whether it still counts.
-    fn renew(&self, sent: Instant, ttl: Duration) -> bool {
-        let now = Instant::now();
-        self.state.send_if_modified(|state| match *state {
-            State::Alive { until } if now < until => {
-                *state = State::Alive { until: until.max(deadline(sent, ttl)) };
-                true
-            }
-            State::Alive { .. } => {
-                *state = State::Lost;
-                true
-            }
-            State::Lost => false,
-        });
-        self.is_alive()
-    }
-}
-
-/// When a session gives itself up that was last known to live at `sent`.
-fn deadline(sent: Instant, ttl: Duration) -> Instant {
-    let margin = (ttl / MARGIN_PART).max(MARGIN_MIN);
-    sent + ttl.min(limits::TTL_MAX).saturating_sub(margin)
-}
 
 /// Something to be done after its asker has gone.
 #[derive(Debug)]
@@ -153,6 +62,8 @@ struct Chore {
     until: Instant,
     /// To be done again although nothing was found, up to then.
     seek: Option<Instant>,
+    /// How long to wait before it is done again.
+    backoff: Backoff,
     _counted: Counted,
 }
 
@@ -224,10 +135,9 @@ impl Keeper {
         // At most one for each session, so it is not refused.
         let (counted, _) = Counted::one_more(&self.chores);
         // When it has not been renewed for so long, the group ends it by itself.
-        let until = Instant::now() + life.ttl.min(limits::TTL_MAX);
+        let until = Instant::now() + life.ttl().min(limits::TTL_MAX);
         life.lose();
-        let chore = Chore { what: What::Revoke, life, until, seek: None, _counted: counted };
-        let _ = self.words.send(Word::Do(chore));
+        self.say(Chore::new(What::Revoke, life, until, None, counted));
     }
 
     /// Deletes a key of a session, some time soon. Without `created`, the key may be about to be written, and is
@@ -235,15 +145,19 @@ impl Keeper {
     pub(super) fn delete(&self, life: &Arc<Life>, key: Bytes, created: Option<Revision>) {
         let (counted, before) = Counted::one_more(&self.chores);
         if before >= CHORES_MAX {
-            tracing::warn!(lease = %life.lease, "a session left too much behind, and is ended");
+            tracing::warn!(lease = %life.lease(), "a session left too much behind, and is ended");
             life.lose();
             return;
         }
         let now = Instant::now();
         let seek = created.is_none().then(|| now + SEEK);
-        let until = now + life.ttl.min(limits::TTL_MAX);
+        let until = now + life.ttl().min(limits::TTL_MAX);
         let what = What::Delete { key, created };
-        let chore = Chore { what, life: life.clone(), until, seek, _counted: counted };
+        self.say(Chore::new(what, life.clone(), until, seek, counted));
+    }
+
+    fn say(&self, chore: Chore) {
+        // If the task is gone then so is the runtime, and nothing can be done any more.
         let _ = self.words.send(Word::Do(chore));
     }
 }
@@ -265,11 +179,10 @@ struct Task {
     kept: BTreeMap<LeaseId, Kept>,
     /// When to renew which lease. Those that are being renewed are not in it.
     due: BTreeSet<(Instant, LeaseId)>,
-    chores: VecDeque<Chore>,
-    /// When to begin with the chores.
-    chores_at: Instant,
+    /// What is to be done, by when, oldest first.
+    chores: BTreeMap<(Instant, u64), Chore>,
+    chore_ids: u64,
     chores_under_way: bool,
-    chores_backoff: Backoff,
     calls: FuturesUnordered<BoxFuture<'static, Answer>>,
 }
 
@@ -300,10 +213,9 @@ impl Task {
             alone: false,
             kept: BTreeMap::new(),
             due: BTreeSet::new(),
-            chores: VecDeque::new(),
-            chores_at: Instant::now(),
+            chores: BTreeMap::new(),
+            chore_ids: 0,
             chores_under_way: false,
-            chores_backoff: Backoff::outage(),
             calls: FuturesUnordered::new(),
         }
     }
@@ -332,9 +244,10 @@ impl Task {
     /// Waits for a word, an answer, or the time for something.
     async fn happening(&mut self) -> Happened {
         let renewal = self.due.first().map(|(at, _)| *at);
-        let chore = self.chores.front().filter(|_| !self.chores_under_way).map(|_| self.chores_at);
+        let chore = self.chores.first_key_value().map(|((at, _), _)| *at);
+        let chore = chore.filter(|_| !self.chores_under_way);
         let at = renewal.into_iter().chain(chore).min();
-        let mut alarm = pin!(at.map(|at| self.link.sleep_until(at)));
+        let mut alarm = pin!(at.map(tokio::time::sleep_until));
         poll_fn(|context| {
             if !self.alone
                 && let Poll::Ready(word) = self.words.poll_recv(context)
@@ -355,18 +268,18 @@ impl Task {
     fn hear(&mut self, word: Word) {
         match word {
             Word::Keep(life) => {
-                let at = Instant::now() + life.ttl.min(limits::TTL_MAX) / RENEW_PART;
-                let ceiling = (life.ttl / 20).min(Duration::from_millis(500));
+                let at = Instant::now() + life.ttl().min(limits::TTL_MAX) / RENEW_PART;
+                let ceiling = (life.ttl() / 20).min(Duration::from_millis(500));
                 let backoff = Backoff::new(ceiling / 8, ceiling);
-                self.due.insert((at, life.lease));
-                self.kept.insert(life.lease, Kept { life, due: Some(at), backoff });
+                self.due.insert((at, life.lease()));
+                self.kept.insert(life.lease(), Kept { life, due: Some(at), backoff });
             }
             Word::Forget(lease) => self.forget(lease),
             Word::Do(chore) => {
                 if matches!(chore.what, What::Revoke) {
-                    self.forget(chore.life.lease);
+                    self.forget(chore.life.lease());
                 }
-                self.chores.push_back(chore);
+                self.later(Instant::now(), chore);
             }
         }
     }
@@ -384,7 +297,7 @@ impl Task {
         }
         let soon = self.due.iter().take_while(|(at, _)| *at <= now + SLACK_MAX);
         let is_due = |(at, lease): &&(Instant, LeaseId)| {
-            let ttl = self.kept.get(lease).map_or(Duration::ZERO, |kept| kept.life.ttl);
+            let ttl = self.kept.get(lease).map_or(Duration::ZERO, |kept| kept.life.ttl());
             *at <= now + ttl / SLACK_PART
         };
         let due: Vec<_> = soon.filter(is_due).copied().collect();
@@ -405,9 +318,9 @@ impl Task {
     }
 
     fn renew(&mut self, leases: Vec<LeaseId>) {
-        let shortest = leases.iter().filter_map(|lease| self.kept.get(lease)).map(|k| k.life.ttl);
+        let shortest = leases.iter().filter_map(|lease| self.kept.get(lease)).map(|k| k.life.ttl());
         let attempt = shortest.min().map(|ttl| ttl / ATTEMPT_PART);
-        let timeout = attempt.map(|attempt| attempt.min(self.link.timeout()).max(MARGIN_MIN));
+        let timeout = attempt.map(|attempt| attempt.min(self.link.timeout()).max(ATTEMPT_MIN));
         let request = Request::KeepAlive { leases: leases.clone(), forwarded: false };
         let link = self.link.clone();
         // Before sending: the group's own count can only begin later.
@@ -467,19 +380,30 @@ impl Task {
         }
     }
 
-    /// Sends the chores that wait, many in one call, one call at a time.
+    fn later(&mut self, at: Instant, chore: Chore) {
+        self.chore_ids += 1;
+        self.chores.insert((at, self.chore_ids), chore);
+    }
+
+    /// Sends the chores that are due, many in one call, one call at a time.
     fn do_chores(&mut self, now: Instant) {
-        self.chores.retain(|chore| chore.is_needed(now));
-        if self.chores_under_way || self.chores.is_empty() || now < self.chores_at {
+        if self.chores_under_way {
             return;
         }
-        let count = self.chores.len().min(CHORES_PER_CALL);
-        let chores: Vec<_> = self.chores.drain(..count).collect();
+        let mut chores = Vec::new();
+        while chores.len() < CHORES_PER_CALL
+            && let Some(first) = self.chores.first_entry().filter(|first| first.key().0 <= now)
+        {
+            chores.extend(Some(first.remove()).filter(|chore| chore.is_needed(now)));
+        }
+        if chores.is_empty() {
+            return;
+        }
         let proposals = chores.iter().map(Chore::proposal).collect();
         let link = self.link.clone();
         self.chores_under_way = true;
         self.calls.push(Box::pin(async move {
-            let answer = link.propose_all(proposals, None).await;
+            let answer = link.propose_all(proposals, Some(CHORES_TIMEOUT)).await;
             Answer::Chores { chores, answer }
         }));
     }
@@ -492,18 +416,25 @@ impl Task {
             Err(error) if error.kind() == ErrorKind::Closed => return self.chores.clear(),
             Err(error) => chores.iter().map(|_| Err(error.clone())).collect(),
         };
-        let again = chores.into_iter().zip(&outcomes);
-        let again: Vec<_> = again.filter(|(chore, outcome)| !chore.is_done(outcome, now)).collect();
-        if again.is_empty() {
-            self.chores_backoff.reset();
-        } else {
-            self.chores_at = now + self.chores_backoff.next();
+        for (mut chore, outcome) in chores.into_iter().zip(&outcomes) {
+            if !chore.is_done(outcome, now) {
+                self.later(now + chore.backoff.next(), chore);
+            }
         }
-        self.chores.extend(again.into_iter().map(|(chore, _)| chore));
     }
 }
 
 impl Chore {
+    fn new(
+        what: What,
+        life: Arc<Life>,
+        until: Instant,
+        seek: Option<Instant>,
+        counted: Counted,
+    ) -> Self {
+        Self { what, life, until, seek, backoff: Backoff::outage(), _counted: counted }
+    }
+
     fn is_needed(&self, now: Instant) -> bool {
         let deletes = matches!(self.what, What::Delete { .. });
         // The keys of a lost lease go with it.
@@ -512,7 +443,7 @@ impl Chore {
 
     fn proposal(&self) -> Proposal {
         Proposal::from(match &self.what {
-            What::Revoke => Command::Revoke(self.life.lease),
+            What::Revoke => Command::Revoke(self.life.lease()),
             What::Delete { key, created } => Command::Txn(TxnOp {
                 when: created
                     .map(|it| Compare::create_revision(key).equals(it))
@@ -535,14 +466,5 @@ impl Chore {
             // A refusal will be the same next time: it is revoked or expired already.
             Err(error) => !error.is_retryable(),
         }
-    }
-}
-
-/// Runs `work` unless the session is lost first.
-pub(super) async fn unless_lost<F: Future>(life: &Life, link: &Link, work: F) -> Result<F::Output> {
-    // In this order, so that work does not go on for one more turn after the deadline.
-    match select(pin!(life.lost(link)), pin!(work)).await {
-        Either::Left(_) => Err(Error::new(Reason::SessionLost)),
-        Either::Right((output, _)) => Ok(output),
     }
 }

@@ -15,8 +15,12 @@ impl Client {
     /// Makes a lease that lives for `ttl`, and so long again from each keep-alive.
     ///
     /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// # use std::time::Duration;
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
     /// let lease = client.lease_grant(Duration::from_secs(30)).await?;
     /// client.put("worker/7", "here").lease(lease.id).await?; // gone 30 seconds from now
     /// # Ok(()) }
@@ -30,6 +34,18 @@ impl Client {
     /// # Errors
     ///
     /// [`LeaseNotFound`](crate::Reason::LeaseNotFound) if the lease is gone.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # use std::time::Duration;
+    /// let lease = client.lease_grant(Duration::from_secs(30)).await?;
+    /// assert_eq!(client.lease_keep_alive(lease.id).await?, lease.ttl);
+    /// # Ok(()) }
+    /// ```
     pub fn lease_keep_alive(&self, lease: LeaseId) -> LeaseKeepAlive<'_> {
         LeaseKeepAlive { client: self, lease, timeout: None }
     }
@@ -39,16 +55,59 @@ impl Client {
     /// # Errors
     ///
     /// [`LeaseNotFound`](crate::Reason::LeaseNotFound) if the lease is gone.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # use std::time::Duration;
+    /// let lease = client.lease_grant(Duration::from_secs(30)).await?;
+    /// client.put("worker/7", "here").lease(lease.id).await?;
+    /// client.lease_revoke(lease.id).await?;
+    /// assert_eq!(client.get("worker/7").await?, None);
+    /// # Ok(()) }
+    /// ```
     pub fn lease_revoke(&self, lease: LeaseId) -> LeaseRevoke<'_> {
         LeaseRevoke { client: self, lease, timeout: None }
     }
 
     /// Asks how much time is left to a lease, and which keys hang on it. `None`: it is unknown, or gone.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # use std::time::Duration;
+    /// let lease = client.lease_grant(Duration::from_secs(30)).await?;
+    /// client.put("worker/7", "here").lease(lease.id).await?;
+    /// let status = client.lease_time_to_live(lease.id).await?.expect("it exists");
+    /// assert!(status.remaining <= status.ttl);
+    /// assert_eq!(status.keys, ["worker/7"]);
+    /// assert_eq!(client.lease_time_to_live(12345.into()).await?, None);
+    /// # Ok(()) }
+    /// ```
     pub fn lease_time_to_live(&self, lease: LeaseId) -> LeaseTimeToLive<'_> {
         LeaseTimeToLive { client: self, lease, timeout: None }
     }
 
     /// Lists all leases of the group.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # use std::time::Duration;
+    /// let lease = client.lease_grant(Duration::from_secs(30)).await?;
+    /// let leases = client.lease_list().await?;
+    /// assert_eq!(leases.iter().map(|it| it.id).collect::<Vec<_>>(), [lease.id]);
+    /// # Ok(()) }
+    /// ```
     pub fn lease_list(&self) -> LeaseList<'_> {
         LeaseList { client: self, timeout: None }
     }
@@ -57,8 +116,12 @@ impl Client {
 /// Makes a lease. Made by [`Client::lease_grant`].
 ///
 /// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// # use std::time::Duration;
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
 /// let lease = client.lease_grant(Duration::from_secs(30)).id(7.into()).await?;
 /// assert_eq!(lease.id.get(), 7);
 /// # Ok(()) }
@@ -92,7 +155,7 @@ pub struct LeaseGranted {
 }
 
 impl LeaseGrant<'_> {
-    /// Asks for a certain id. Without it the group chooses one that was never used.
+    /// Asks for a certain id. Without it, or with 0, the group chooses one that is free.
     pub fn id(mut self, id: LeaseId) -> Self {
         self.id = Some(id);
         self

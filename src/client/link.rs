@@ -12,11 +12,13 @@
 //!
 //! Invariants
 //! - no call waits longer than its deadline, whatever the service does;
-//! - timers belong to the client's runtime, so that a request may be awaited on any executor;
+//! - the client's own runtime keeps the time, so that a request may be awaited on any executor; when that runtime is gone
+//!   then so is the client, and every call says so;
 //! - a client never sees time go back: the newest revision it has seen goes along with every serializable read.
 //!
 //! It does not retry. A write that is sent twice may happen twice, and only the caller knows whether that matters.
 
+use super::alarm::{Alarm, Alarms, Rang};
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Consistency, Revision, TxnOp, TxnOutcome, limits};
@@ -27,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
@@ -39,6 +41,7 @@ pub(crate) type Service = BoxCloneSyncService<Call, Response, Error>;
 pub(crate) struct Link {
     service: Service,
     runtime: Handle,
+    alarms: Arc<Alarms>,
     /// How long a call waits if it does not say so itself.
     timeout: Duration,
     /// The newest revision that this client has seen.
@@ -60,7 +63,8 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(service: Service, runtime: Handle, timeout: Duration) -> Self {
-        Self { service, runtime, timeout, seen: Arc::new(AtomicU64::new(0)) }
+        let alarms = Arc::new(Alarms::new(runtime.clone()));
+        Self { service, runtime, alarms, timeout, seen: Arc::default() }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -80,12 +84,18 @@ impl Link {
         // The shortest time to live is the group's to say.
         api::check(&request, Duration::ZERO)?;
         let timeout = timeout.unwrap_or(self.timeout).min(limits::CALL_TIMEOUT_MAX);
+        if self.alarms.is_gone() {
+            return Err(closed());
+        }
         let is_write = request.is_write();
         let answer = self.service.clone().oneshot(Call { request, timeout });
         let error = match select(pin!(answer), pin!(self.sleep(timeout))).await {
             Either::Left((Ok(response), _)) => return Ok(response),
             Either::Left((Err(error), _)) => error,
-            Either::Right(_) => Error::new(Reason::DeadlinePassed { waited: timeout }),
+            Either::Right((Rang::Due, _)) => Error::new(Reason::DeadlinePassed { waited: timeout }),
+            // It was under way when the client's runtime ended.
+            Either::Right((Rang::Gone, _)) if is_write => closed().unknown_outcome(),
+            Either::Right((Rang::Gone, _)) => closed(),
         };
         // A timeout says nothing about the other side, whoever noticed it.
         let unknown = is_write && error.kind() == ErrorKind::Timeout;
@@ -170,17 +180,20 @@ impl Link {
         self.seen.fetch_max(revision.get(), Ordering::Relaxed);
     }
 
-    /// A timer of the client's own runtime.
-    pub(crate) fn sleep(&self, duration: Duration) -> Sleep {
-        let _inside = self.runtime.enter();
-        tokio::time::sleep(duration)
+    /// A wait on the client's own runtime. It ends early if that ends; the next call then says so.
+    pub(crate) fn sleep(&self, duration: Duration) -> Alarm {
+        // The longest that anything here waits for is a lease.
+        self.sleep_until(Instant::now() + duration.min(limits::TTL_MAX))
     }
 
     /// The same, for a point in time.
-    pub(crate) fn sleep_until(&self, deadline: Instant) -> Sleep {
-        let _inside = self.runtime.enter();
-        tokio::time::sleep_until(deadline)
+    pub(crate) fn sleep_until(&self, deadline: Instant) -> Alarm {
+        self.alarms.at(deadline)
     }
+}
+
+fn closed() -> Error {
+    Error::new(Reason::Closed)
 }
 
 /// The answer is not one to this question.

@@ -22,16 +22,25 @@ use tokio::time::Instant;
 /// Keys under one prefix, with values of one type, stored as JSON. Made by [`Client::map`].
 ///
 /// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// #[derive(serde::Serialize, serde::Deserialize)]
 /// struct Flag {
 ///     on: bool,
 /// }
 ///
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
 /// let flags = client.map::<Flag>("flags/");
 /// flags.put("dark-mode", &Flag { on: true }).await?;
 /// flags.update("dark-mode", |flag| flag.map(|flag| Flag { on: !flag.on })).await?;
 /// assert!(flags.get("dark-mode").await?.is_some_and(|flag| !flag.on));
+///
+/// for (name, flag) in flags.entries().await? {
+///     println!("{name}: {}", flag.on);
+/// }
+/// assert!(flags.delete("dark-mode").await?);
 /// # Ok(()) }
 /// ```
 pub struct Map<T> {
@@ -54,6 +63,18 @@ impl<T> fmt::Debug for Map<T> {
 
 impl Client {
     /// The keys that begin with `prefix`, as a map to values of one type.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let ports = client.map::<u16>("ports/");
+    /// ports.put("http", &80).await?;
+    /// assert_eq!(client.get("ports/http").await?.expect("it is there").value, "80");
+    /// # Ok(()) }
+    /// ```
     pub fn map<T>(&self, prefix: impl AsRef<[u8]>) -> Map<T> {
         let prefix = Bytes::copy_from_slice(prefix.as_ref());
         Map { client: self.clone(), prefix, _of: PhantomData }
@@ -90,6 +111,20 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
     /// # Cancel safety
     ///
     /// If the future is dropped, the write may still happen.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+    /// let addresses = client.map::<String>("workers/");
+    /// addresses.put_leased("7", &"10.0.0.7:80".to_owned(), session.lease_id()).await?;
+    /// session.close().await?;
+    /// assert_eq!(addresses.get("7").await?, None);
+    /// # Ok(()) }
+    /// ```
     pub async fn put_leased(&self, key: &str, value: &T, lease: LeaseId) -> Result<Revision> {
         let (key, value) = (self.key(key), encode(value)?);
         self.client.put(key, value).lease(lease).await
@@ -111,10 +146,15 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
     /// If the future is dropped, the write may still happen, once.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// let counters = client.map::<u64>("counters/");
     /// let count = counters.update("visits", |count| Some(count.unwrap_or(0) + 1)).await?;
-    /// # let _ = count; Ok(()) }
+    /// assert_eq!(count, Some(1));
+    /// # Ok(()) }
     /// ```
     pub async fn update(
         &self,
@@ -180,6 +220,19 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let ports = client.map::<u16>("ports/");
+    /// let mut watch = ports.watch().await?;
+    /// ports.put("http", &80).await?;
+    /// assert_eq!(watch.recv().await?.events[0].key(), "ports/http");
+    /// # Ok(()) }
+    /// ```
     pub async fn watch(&self) -> Result<Watch> {
         self.client.watch(KeyRange::prefix(&self.prefix)).await
     }

@@ -31,18 +31,21 @@
 //!
 //! It does not retry, and it does not change over to another endpoint once connected.
 
+mod alarm;
 pub(crate) mod backoff;
 #[cfg(test)]
 pub(crate) mod fake;
 mod follow;
 mod keeper;
 mod lease;
+mod life;
 pub(crate) mod link;
 mod map;
 mod ops;
 mod pages;
 mod remote;
 mod session;
+mod slot;
 mod watch;
 
 pub use lease::{
@@ -51,8 +54,7 @@ pub use lease::{
 pub use map::Map;
 pub(crate) use map::{decode, encode};
 pub use ops::{
-    Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, Status, StatusRead,
-    Txn,
+    Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, StatusRead, Txn,
 };
 pub use remote::ClientBuilder;
 pub use session::Session;
@@ -77,7 +79,11 @@ pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// outside.
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// client.put("jobs/1", "sweep the floor").await?;
 /// let jobs = client.range("jobs/".."jobs0").await?;
 /// assert_eq!(jobs.count, 1);
@@ -121,17 +127,30 @@ impl Client {
     ///
     /// Dropping the future closes what was opened.
     ///
-    /// ```no_run
-    /// # use quorate::Client;
-    /// # async fn f() -> quorate::Result<()> {
-    /// let client = Client::connect(["127.0.0.1:7401", "127.0.0.1:7402"]).await?;
-    /// # let _ = client; Ok(()) }
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// use quorate::{Client, Node};
+    ///
+    /// let node = Node::builder(folder.path()).listen("127.0.0.1:0").solo().await?;
+    /// let address = node.local_address().expect("it listens").to_string();
+    ///
+    /// let client = Client::connect([address]).await?; // from this process, or from any other
+    /// client.put("greeting", "hello").await?;
+    /// # node.shutdown().await?;
+    /// # Ok(()) }
     /// ```
     pub async fn connect<A: Into<String>>(endpoints: impl IntoIterator<Item = A>) -> Result<Self> {
         Self::builder().endpoints(endpoints).connect().await
     }
 
     /// Connects with options.
+    ///
+    /// ```
+    /// let builder = quorate::Client::builder().endpoints(["10.0.0.1:7401"]).plaintext();
+    /// # let _ = builder;
+    /// ```
     pub fn builder() -> ClientBuilder {
         ClientBuilder::new()
     }
@@ -139,15 +158,20 @@ impl Client {
     /// Watches a key, or a range of keys, from now on or from any revision that history still holds.
     ///
     /// ```
-    /// # use quorate::{Event, KeyRange};
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// use quorate::KeyRange;
+    ///
+    /// client.put("jobs/1", "sweep the floor").await?;
     /// let mut watch = client.watch(KeyRange::prefix("jobs/")).with_existing().await?;
-    /// loop {
-    ///     for event in watch.recv().await?.events {
-    ///         println!("{event:?}");
-    ///     }
-    /// }
-    /// # }
+    /// assert_eq!(watch.recv().await?.events[0].key(), "jobs/1");
+    ///
+    /// client.put("jobs/2", "wipe the table").await?;
+    /// assert_eq!(watch.recv().await?.events[0].key(), "jobs/2");
+    /// # Ok(()) }
     /// ```
     pub fn watch(&self, range: impl Into<KeyRange>) -> WatchBuilder<'_> {
         WatchBuilder::new(self, range.into())

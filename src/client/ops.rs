@@ -14,16 +14,14 @@
 use super::Client;
 use super::link::{Freshness, malformed, unexpected};
 use super::pages::Pages;
-use crate::api::{Applied, Command, NodeStatus, Request, Response};
+use crate::api::{Applied, Command, Request, Response};
 use crate::error::{Error, Result};
 use crate::types::{
-    Compare, Consistency, DeleteOp, GetOp, KeyRange, KeyValue, LeaseId, NodeId, Op, OpKind,
-    OpResult, Page, PutOp, RangeOp, Revision, SortBy, TxnOp, TxnOutcome,
+    Compare, Consistency, DeleteOp, GetOp, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Page,
+    PutOp, RangeOp, Revision, SortBy, Status, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use std::future::IntoFuture;
 use std::time::Duration;
 
 /// What every request can do: wait for a limited time, and be awaited.
@@ -73,10 +71,15 @@ impl Client {
     /// Reads a key.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-    /// if let Some(kv) = client.get("greeting").await? {
-    ///     println!("{:?}, written at {}", kv.value, kv.mod_revision);
-    /// }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let written = client.put("greeting", "hello").await?;
+    /// let kv = client.get("greeting").await?.expect("it was just written");
+    /// assert_eq!((&kv.value[..], kv.mod_revision), (&b"hello"[..], written));
+    /// assert_eq!(client.get("nothing").await?, None);
     /// # Ok(()) }
     /// ```
     pub fn get(&self, key: impl AsRef<[u8]>) -> Get<'_> {
@@ -87,7 +90,11 @@ impl Client {
     /// Writes a key, and yields the revision of the write.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// let first = client.put("greeting", "hello").await?;
     /// let (second, prev) = client.put("greeting", "goodbye").prev().await?;
     /// assert!(second > first);
@@ -101,11 +108,13 @@ impl Client {
     /// Writes a key if it does not exist. Yields the revision of the write, or `None` if the key was there.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-    /// match client.put_if_absent("owner", "me").await? {
-    ///     Some(revision) => println!("mine since {revision}"),
-    ///     None => println!("somebody was faster"),
-    /// }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// assert!(client.put_if_absent("owner", "me").await?.is_some());
+    /// assert!(client.put_if_absent("owner", "you").await?.is_none());
     /// # Ok(()) }
     /// ```
     pub fn put_if_absent(&self, key: impl AsRef<[u8]>, value: impl Into<Bytes>) -> PutIf<'_> {
@@ -118,10 +127,14 @@ impl Client {
     /// deleted it since.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-    /// let Some(kv) = client.get("counter").await? else { return Ok(()) };
-    /// let done = client.update_if("counter", kv.mod_revision, "8").await?;
-    /// println!("{}", if done.is_some() { "counted" } else { "somebody else counted" });
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let first = client.put("counter", "7").await?;
+    /// assert!(client.update_if("counter", first, "8").await?.is_some());
+    /// assert!(client.update_if("counter", first, "9").await?.is_none()); // somebody else counted
     /// # Ok(()) }
     /// ```
     pub fn update_if(
@@ -138,11 +151,18 @@ impl Client {
     /// Deletes a key, or all keys of a range, and yields how many there were.
     ///
     /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// # use quorate::KeyRange;
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-    /// let count: u64 = client.delete(KeyRange::prefix("tmp/")).await?;
-    /// let gone: Vec<quorate::KeyValue> = client.delete("greeting").prev().await?;
-    /// # let _ = (count, gone); Ok(()) }
+    /// client.put("tmp/1", "").await?;
+    /// client.put("greeting", "hello").await?;
+    /// assert_eq!(client.delete(KeyRange::prefix("tmp/")).await?, 1);
+    /// let gone = client.delete("greeting").prev().await?;
+    /// assert_eq!(gone[0].value, "hello");
+    /// # Ok(()) }
     /// ```
     pub fn delete(&self, range: impl Into<KeyRange>) -> Delete<'_> {
         let op = DeleteOp { range: range.into(), prev: false };
@@ -152,9 +172,14 @@ impl Client {
     /// Deletes a key if its last write was at `revision`, and yields whether it did.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// let written = client.put("job", "sweep").await?;
     /// assert!(client.delete_if("job", written).await?);
+    /// assert!(!client.delete_if("job", written).await?);
     /// # Ok(()) }
     /// ```
     pub fn delete_if(&self, key: impl AsRef<[u8]>, revision: Revision) -> DeleteIf<'_> {
@@ -171,11 +196,18 @@ impl Client {
     /// One answer is one [`Page`]; [`stream`](RangeRead::stream) yields all entries, however many.
     ///
     /// ```
-    /// # use quorate::{KeyRange, SortBy};
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// use quorate::{KeyRange, SortBy};
+    ///
+    /// client.put("jobs/b", "").await?;
+    /// client.put("jobs/a", "").await?;
     /// let jobs = KeyRange::prefix("jobs/");
-    /// let newest = client.range(jobs).sort(SortBy::CreateRevision).descending().limit(10).await?;
-    /// println!("the newest of {} jobs: {:?}", newest.count, newest.entries);
+    /// let newest = client.range(jobs).sort(SortBy::CreateRevision).descending().limit(1).await?;
+    /// assert_eq!((newest.entries[0].key.as_ref(), newest.count), (&b"jobs/a"[..], 2));
     /// # Ok(()) }
     /// ```
     pub fn range(&self, range: impl Into<KeyRange>) -> RangeRead<'_> {
@@ -186,8 +218,14 @@ impl Client {
     /// Begins a transaction: if all conditions hold then some operations, else others, and all of it at once.
     ///
     /// ```
-    /// # use quorate::{Compare, Op};
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// use quorate::{Compare, Op};
+    ///
+    /// client.put("from", "7").await?;
     /// let outcome = client
     ///     .txn()
     ///     .when(Compare::value("from").equals("7"))
@@ -195,7 +233,7 @@ impl Client {
     ///     .then(Op::put("to", "1"))
     ///     .otherwise(Op::get("from"))
     ///     .await?;
-    /// println!("moved: {}", outcome.succeeded);
+    /// assert!(outcome.succeeded);
     /// # Ok(()) }
     /// ```
     pub fn txn(&self) -> Txn<'_> {
@@ -205,9 +243,18 @@ impl Client {
     /// Forgets history before `revision`: it can then neither be read nor watched. What keys hold now is not touched.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-    /// let now = client.status().await?.revision;
-    /// client.compact(now).await?;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// use quorate::ErrorKind;
+    ///
+    /// let first = client.put("greeting", "hello").await?;
+    /// let second = client.put("greeting", "goodbye").await?;
+    /// client.compact(second).await?;
+    /// let gone = client.get("greeting").at(first).await.unwrap_err();
+    /// assert_eq!(gone.kind(), ErrorKind::Compacted);
     /// # Ok(()) }
     /// ```
     pub fn compact(&self, revision: Revision) -> Compact<'_> {
@@ -217,9 +264,13 @@ impl Client {
     /// Asks the node that this client talks to who it is, and whom it follows.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// let status = client.status().await?;
-    /// println!("node {} follows {:?}", status.id, status.leader);
+    /// assert_eq!(status.leader, Some(status.id)); // a group of one leads itself
     /// # Ok(()) }
     /// ```
     pub fn status(&self) -> StatusRead<'_> {
@@ -232,10 +283,21 @@ impl Client {
 /// Yields `None` if the key does not exist.
 ///
 /// ```
-/// # use quorate::Consistency;
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::Consistency;
+///
+/// let first = client.put("greeting", "hello").await?;
+/// client.put("greeting", "goodbye").await?;
+/// let before = client.get("greeting").at(first).await?;
+/// assert_eq!(before.expect("it existed then").value, "hello");
+/// // Perhaps old on another member, but never older than what this client has seen.
 /// let quick = client.get("greeting").consistency(Consistency::Serializable).await?;
-/// # let _ = quick; Ok(()) }
+/// assert_eq!(quick.expect("it exists").value, "goodbye");
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -269,10 +331,17 @@ impl Get<'_> {
 /// Yields the revision of the write. A key that hung on a lease is detached from it, unless the put says otherwise.
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// let lease = client.lease_grant(std::time::Duration::from_secs(30)).await?;
 /// client.put("worker/7", "here").lease(lease.id).await?;
 /// client.put("worker/7", "still here").ignore_lease().await?;
+/// client.put("worker/7", "").ignore_value().lease(lease.id).await?;
+/// let kv = client.get("worker/7").await?.expect("it is there");
+/// assert_eq!((kv.lease, &kv.value[..]), (Some(lease.id), &b"still here"[..]));
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
@@ -316,9 +385,14 @@ impl<'a> Put<'a> {
 /// Writes a key and yields what it held before. Made by [`Put::prev`].
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-/// let (revision, before) = client.put("greeting", "hello").prev().await?;
-/// # let _ = (revision, before); Ok(()) }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// let (_, before) = client.put("greeting", "hello").prev().await?;
+/// assert_eq!(before, None);
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -343,9 +417,15 @@ impl PutPrev<'_> {
 /// Yields the revision of the write, or `None` if the condition did not hold.
 ///
 /// ```
-/// # async fn f(client: quorate::Client, session: quorate::Session) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// # let session = client.session(std::time::Duration::from_secs(10)).await?;
 /// let mine = client.put_if_absent("owner", "me").lease(session.lease_id()).await?;
-/// # let _ = mine; Ok(()) }
+/// assert!(mine.is_some());
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -377,9 +457,14 @@ impl PutIf<'_> {
 /// Yields how many keys there were.
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// let existed = client.delete("greeting").await? == 1;
-/// # let _ = existed; Ok(()) }
+/// assert!(!existed);
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -408,9 +493,14 @@ impl<'a> Delete<'a> {
 /// Deletes a key or range and yields what was there, in key order. Made by [`Delete::prev`].
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// client.put("jobs/1", "sweep").await?;
 /// for kv in client.delete("jobs/".."jobs0").prev().await? {
-///     println!("{:?} was {:?}", kv.key, kv.value);
+///     assert_eq!((kv.key, kv.value), ("jobs/1".into(), "sweep".into()));
 /// }
 /// # Ok(()) }
 /// ```
@@ -437,9 +527,15 @@ impl DeletePrev<'_> {
 /// Yields whether it was deleted.
 ///
 /// ```
-/// # async fn f(client: quorate::Client, kv: quorate::KeyValue) -> quorate::Result<()> {
-/// let mine_to_do = client.delete_if(&kv.key, kv.mod_revision).await?;
-/// # let _ = mine_to_do; Ok(()) }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// let written = client.put("job", "sweep").await?;
+/// client.put("job", "wipe").await?;
+/// assert!(!client.delete_if("job", written).await?, "somebody wrote since");
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -473,11 +569,26 @@ impl DeleteIf<'_> {
 /// [`more`](Page::more) says whether that was all.
 ///
 /// ```
-/// # use quorate::KeyRange;
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-/// let names = client.range(KeyRange::prefix("users/")).keys_only().await?;
-/// let number = client.range(KeyRange::prefix("users/")).count_only().await?.count;
-/// # let _ = (names, number); Ok(()) }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::KeyRange;
+///
+/// let ann = client.put("users/ann", "1").await?;
+/// let bob = client.put("users/bob", "2").await?;
+/// let users = KeyRange::prefix("users/");
+///
+/// let names = client.range(users.clone()).keys_only().await?;
+/// assert!(names.entries.iter().all(|kv| kv.value.is_empty()));
+/// let number = client.range(users.clone()).count_only().await?;
+/// assert_eq!((number.count, number.entries.len()), (2, 0));
+/// let newer = client.range(users.clone()).min_mod_revision(bob).await?;
+/// assert_eq!(newer.entries[0].key, "users/bob");
+/// let first = client.range(users).at(ann).await?;
+/// assert_eq!((first.count, first.more), (1, false));
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -558,9 +669,16 @@ impl RangeRead<'_> {
     /// which is [`Compacted`](crate::ErrorKind::Compacted) if history was forgotten faster than the stream was read.
     ///
     /// ```
-    /// # use futures::TryStreamExt;
-    /// # use quorate::KeyRange;
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// use futures::TryStreamExt;
+    /// use quorate::KeyRange;
+    ///
+    /// client.put("users/ann", "1").await?;
+    /// client.put("users/bob", "2").await?;
     /// let mut users = client.range(KeyRange::prefix("users/")).stream();
     /// while let Some(user) = users.try_next().await? {
     ///     println!("{:?}", user.key);
@@ -596,10 +714,17 @@ impl RangeRead<'_> {
 /// without an entry in the log. All changes of one transaction are one revision, and arrive at watches together.
 ///
 /// ```
-/// # use quorate::{Compare, Op};
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::Op;
+///
+/// client.put("a", "1").await?;
 /// let both = client.txn().then(Op::get("a")).then(Op::get("b")).await?; // at the same revision
-/// # let _ = both; Ok(()) }
+/// assert_eq!(both.results.len(), 2);
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -644,8 +769,13 @@ impl Txn<'_> {
 /// Forgets history. Made by [`Client::compact`].
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-/// client.compact(quorate::Revision::from(1_000)).await?;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// let now = client.put("greeting", "hello").await?;
+/// client.compact(now).await?; // what is left of history begins here
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
@@ -670,9 +800,14 @@ impl Compact<'_> {
 /// Asks a node about itself. Made by [`Client::status`].
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// let healthy = client.status().timeout(std::time::Duration::from_secs(1)).await.is_ok();
-/// # let _ = healthy; Ok(()) }
+/// assert!(healthy);
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "a request does nothing until it is awaited"]
@@ -685,39 +820,9 @@ request!(StatusRead -> Status);
 impl StatusRead<'_> {
     async fn send(self) -> Result<Status> {
         match self.client.link().call(Request::Status, self.timeout).await? {
-            Response::Status(status) => Ok(status.into()),
+            Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
-    }
-}
-
-/// What a node knows about itself and its group.
-///
-/// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
-/// let status = client.status().await?;
-/// if status.leader == Some(status.id) {
-///     println!("it leads, since term {}", status.term);
-/// }
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// Which member it is.
-    pub id: NodeId,
-    /// Who leads, as far as it knows. This is Raft's leader, not that of an election of yours.
-    pub leader: Option<NodeId>,
-    /// The number of the reign.
-    pub term: u64,
-    /// The revision that it has applied.
-    pub revision: Revision,
-}
-
-impl From<NodeStatus> for Status {
-    fn from(status: NodeStatus) -> Self {
-        let NodeStatus { node, leader, term, revision, .. } = status;
-        Self { id: node, leader, term, revision }
     }
 }
 

@@ -15,7 +15,7 @@
 use super::link::{Freshness, Link, malformed};
 use crate::error::{Error, Result};
 use crate::types::{
-    Consistency, KeyRange, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, SortBy, TxnOp,
+    Consistency, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, SortBy, TxnOp,
 };
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -173,10 +173,10 @@ fn first_after(key: &[u8]) -> Bytes {
     Bytes::from(next)
 }
 
-/// The range that `kv` alone would fill; what a page that was cut short goes on after.
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::KeyRange;
 
     #[test]
     fn nothing_lies_between_a_key_and_the_first_after_it() {

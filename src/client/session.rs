@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Invariants
-//! - `lost()` fires before the group can let the lease expire (`keeper.rs` says how), so a holder that is cut off
+//! - `lost()` fires before the group can let the lease expire (`life.rs` says how), so a holder that is cut off
 //!   stops before another can begin;
 //! - a lost session never comes back. Open a new one;
 //! - dropping the last clone asks the keeper to revoke the lease. It does not wait, spawn or panic.
@@ -19,7 +19,7 @@
 //! it notices. So without a token check at the resource mutual exclusion does not hold.
 
 use super::Client;
-use super::keeper::{Life, unless_lost};
+use super::life::{Life, unless_lost};
 use crate::error::{Error, Reason, Result};
 use crate::types::{LeaseId, Revision};
 use bytes::Bytes;
@@ -40,14 +40,19 @@ use tokio::time::Instant;
 /// protects.
 ///
 /// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// # use std::time::Duration;
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
 /// let session = client.session(Duration::from_secs(10)).await?;
 /// client.put("workers/7", "here").lease(session.lease_id()).await?;
 /// session.run(work()).await?; // stopped if the session is lost
-/// session.close().await?; // the key is gone
-/// # Ok(()) }
+/// session.close().await?;
+/// assert_eq!(client.get("workers/7").await?, None);
 /// # async fn work() {}
+/// # Ok(()) }
 /// ```
 #[derive(Clone)]
 #[must_use = "the lease is revoked when the session is dropped"]
@@ -88,10 +93,15 @@ impl Client {
     /// Dropping the future may leave a lease behind, which nobody renews and which expires after `ttl`.
     ///
     /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// # use std::time::Duration;
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
     /// let session = client.session(Duration::from_secs(10)).await?;
-    /// # let _ = session; Ok(()) }
+    /// assert!(session.is_alive());
+    /// # Ok(()) }
     /// ```
     pub async fn session(&self, ttl: Duration) -> Result<Session> {
         // Before sending: the group's own count can only begin later.
@@ -144,10 +154,17 @@ impl Session {
     /// Dropping the future loses nothing.
     ///
     /// ```
-    /// # async fn f(session: quorate::Session) {
-    /// session.lost().await;
-    /// assert!(!session.is_alive());
-    /// # }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+    /// let watchdog = session.clone();
+    /// session.close().await?;
+    /// watchdog.lost().await;
+    /// assert!(!watchdog.is_alive());
+    /// # Ok(()) }
     /// ```
     pub async fn lost(&self) {
         self.inner.life.lost(self.client().link()).await;
@@ -164,7 +181,12 @@ impl Session {
     /// Dropping the future drops `work`.
     ///
     /// ```
-    /// # async fn f(session: quorate::Session) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
     /// let sum = session.run(async { 40 + 2 }).await?;
     /// assert_eq!(sum, 42);
     /// # Ok(()) }
@@ -182,6 +204,19 @@ impl Session {
     /// # Cancel safety
     ///
     /// Dropping the future leaves the rest to the keeper.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+    /// let lease = session.lease_id();
+    /// session.close().await?;
+    /// assert_eq!(client.lease_time_to_live(lease).await?, None);
+    /// # Ok(()) }
+    /// ```
     pub async fn close(self) -> Result<()> {
         self.inner.closed.store(true, Ordering::Relaxed);
         self.lose();

@@ -10,14 +10,15 @@
 //! Invariants
 //! - *ordered* by revision; *unique*; *reliable*: nothing that matches is left out; *atomic*: a revision comes whole;
 //! - *resumable*: a watch from `position()` goes on where this one stopped, on any member;
-//! - it ends for two reasons only: history was compacted past it, or the client or its node was shut down. An outage
-//!   is waited out.
+//! - it ends only if history was compacted past it, or the client or its node was shut down or refuses for good. An
+//!   outage is waited out.
 //!
 //! It is not a queue of its own: one task follows all watches of a client (`follow.rs`), and a slow watch holds up
 //! neither it nor other watches.
 
 use super::Client;
-use super::follow::{Plan, Slot, WatchId};
+use super::follow::{Plan, WatchId};
+use super::slot::Slot;
 use crate::api;
 use crate::error::{Error, Result};
 use crate::types::{Changes, Event, KeyRange, KeyValue, Revision};
@@ -36,9 +37,16 @@ use std::time::Duration;
 /// everything whose answer came after this one.
 ///
 /// ```
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// client.put("jobs/1", "sweep").await?;
 /// let page = client.range("jobs/".."jobs0").await?;
 /// let mut watch = client.watch("jobs/".."jobs0").from(page.revision.next()).prev().await?;
+///
+/// client.delete("jobs/1").await?;
 /// let changes = watch.recv().await?;
 /// assert!(changes.revision > page.revision);
 /// # Ok(()) }
@@ -151,16 +159,24 @@ fn by_revision(entries: Vec<KeyValue>) -> VecDeque<Changes> {
 /// of changes and loses none; it fails only if history is compacted past it.
 ///
 /// ```
-/// # use quorate::{ErrorKind, KeyRange};
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// use quorate::{Event, KeyRange};
+///
 /// let mut watch = client.watch(KeyRange::prefix("jobs/")).await?;
-/// loop {
-///     match watch.recv().await {
-///         Ok(changes) => println!("revision {}: {:?}", changes.revision, changes.events),
-///         Err(error) if error.kind() == ErrorKind::Compacted => break, // read the range anew
-///         Err(error) => return Err(error),
-///     }
-/// }
+/// client.put("jobs/1", "sweep").await?;
+/// client.delete("jobs/1").await?;
+/// let (put, deleted) = (watch.recv().await?, watch.recv().await?);
+/// assert!(put.revision < deleted.revision);
+/// assert!(matches!(deleted.events[0], Event::Delete { .. }));
+///
+/// client.compact(deleted.revision).await?;
+/// let mut late = client.watch(KeyRange::prefix("jobs/")).from(put.revision).await?;
+/// let error = late.recv().await.unwrap_err(); // read the range anew, and watch from there
+/// assert_eq!(error.kind(), quorate::ErrorKind::Compacted);
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
@@ -194,9 +210,17 @@ impl Watch {
     /// It moves on although nothing in the range changes, and never goes back.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client, watch: quorate::Watch) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let mut watch = client.watch("jobs/".."jobs0").await?;
+    /// client.put("jobs/1", "sweep").await?;
+    /// let seen = watch.recv().await?.revision;
     /// let resumed = client.watch("jobs/".."jobs0").from(watch.position()).await?;
-    /// # let _ = resumed; Ok(()) }
+    /// assert!(resumed.position() > seen);
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn position(&self) -> Revision {

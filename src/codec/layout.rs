@@ -177,6 +177,15 @@ impl<T: Layout> Layout for Option<T> {
     }
 }
 
+impl<T: Layout> Layout for Box<T> {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.as_ref().write(out);
+    }
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        T::read(input).map(Self::new)
+    }
+}
+
 impl<T: Layout, E: Layout> Layout for Result<T, E> {
     fn write(&self, out: &mut Vec<u8>) {
         self.is_ok().write(out);

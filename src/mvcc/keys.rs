@@ -62,11 +62,6 @@ pub(super) fn parse_history(bytes: &[u8]) -> Option<(Vec<u8>, Position)> {
     Some((unescape(escaped)?, parse_position(position)?))
 }
 
-/// Where the history of a user key begins: no key in `kidx` of a smaller user key is above.
-pub(super) fn history_start(key: &[u8]) -> Vec<u8> {
-    history(key, Position::start_of(Revision::from(0)))
-}
-
 /// Where the history of all keys at or above `bound` begins; a bound need not be a legal key.
 pub(super) fn history_bound(bound: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(bound.len() + END.len());

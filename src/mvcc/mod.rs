@@ -52,7 +52,6 @@ mod view;
 
 pub(crate) use events::Events;
 pub(crate) use generation::Generations;
-pub(crate) use lease::Lease;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::View;
 
@@ -168,6 +167,11 @@ impl Store {
     /// Returns when everything applied survives a loss of power.
     pub(crate) fn force_sync(&self) -> Result<(), Fault> {
         Ok(self.env.force_sync()?)
+    }
+
+    /// The size of its file.
+    pub(crate) fn bytes(&self) -> Result<u64, Fault> {
+        Ok(self.env.real_disk_size()?)
     }
 
     /// The state of now, which stays as it is while others are applied. Too many views at once are no damage: the fault

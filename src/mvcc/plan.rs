@@ -17,8 +17,7 @@ use super::read::{Reader, Scanned};
 use super::records::Image;
 use crate::error::{Fault, Reason};
 use crate::types::{
-    Compare, DeleteOp, GetOp, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation, Revision,
-    TxnOp,
+    Compare, DeleteOp, GetOp, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation, TxnOp,
 };
 use std::ops::ControlFlow;
 

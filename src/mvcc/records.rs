@@ -27,8 +27,6 @@ use std::time::Duration;
 
 /// The version of every row that this code writes.
 const VERSION: u8 = 1;
-/// The bytes around the content of a row.
-const SEAL_BYTES: usize = 1 + 4;
 /// The longest value that is kept beside its metadata. A longer one is written once, to `val`.
 pub(super) const INLINE_BYTES_MAX: usize = 256;
 

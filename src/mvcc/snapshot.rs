@@ -21,10 +21,10 @@
 //! - the table `meta` comes last, so that a folder that was loaded halfway has no head and does not open;
 //! - the loader never holds more than [`LOAD_BYTES`] and one row.
 
-use super::records::{Head, Record, Table, check_row};
+use super::records::{Record, Table, check_row};
 use super::tables::Tables;
 use super::{Store, View, keys, lmdb, open_environment, verify};
-use crate::codec::layout::{Input, Layout, Malformed};
+use crate::codec::layout::Layout;
 use crate::error::{Fault, Reason};
 use crate::types::limits;
 use bytes::{Buf, Bytes, BytesMut};
@@ -69,11 +69,6 @@ impl SnapshotReader {
         ready.extend_from_slice(&[VERSION]);
         let sum = crc32c::crc32c(&ready);
         Self { view, next: Next::Rows(0, Bound::Unbounded), ready, rows: 0, sum }
-    }
-
-    /// The state that is read.
-    pub(crate) fn view(&self) -> &View {
-        &self.view
     }
 
     /// The next piece, of `bytes_max` bytes but for the last; none when there is no more.

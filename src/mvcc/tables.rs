@@ -18,7 +18,7 @@
 //! - `format` is written first and read before any other row is touched.
 
 use super::keys;
-use super::records::{self, Change, Format, Head, Image, LargeValue, MetaRow, Record, Table};
+use super::records::{Change, Format, Head, Image, LargeValue, MetaRow, Record, Table};
 use crate::api::Position;
 use crate::error::Fault;
 use crate::lmdb;
@@ -67,6 +67,7 @@ impl Tables {
                 keys::TABLE_KEY_BYTES_MAX
             )));
         }
+        let is_new = !lmdb::has_tables(env);
         let opened = env.create_databases_and_commit(env.write_txn()?, |opener, txn| {
             let meta = opener.open_database::<Raw, Raw>(txn, Some(Table::Meta.name()))?;
             if let Some(meta) = meta
@@ -76,7 +77,15 @@ impl Tables {
             }
             let mut rows = Vec::with_capacity(Table::ALL.len());
             for table in Table::ALL {
-                rows.push(opener.create_database::<Raw, Raw>(txn, Some(table.name()))?);
+                rows.push(match opener.open_database::<Raw, Raw>(txn, Some(table.name()))? {
+                    Some(there) => there,
+                    None if is_new => {
+                        opener.create_database::<Raw, Raw>(txn, Some(table.name()))?
+                    }
+                    None => {
+                        return Err(Fault::corrupt(format!("table {} is missing", table.name())));
+                    }
+                });
             }
             let rows: [_; Table::ALL.len()] =
                 rows.try_into().expect("one was opened for each table");

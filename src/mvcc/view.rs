@@ -68,6 +68,7 @@ impl View {
     }
 
     /// How many keys there are.
+    #[cfg(test)]
     pub(crate) fn keys(&self) -> u64 {
         self.head.keys
     }

@@ -6,7 +6,7 @@ use crate::error::{Error, Reason, Result};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
-use crate::raft::identity::{Founder, Founding, Identity, Records};
+use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
 use crate::raft::machine::State;
 use crate::raft::member::{Member, Parts};
@@ -22,6 +22,8 @@ const LOG_MAP_BYTES: usize = 32 << 30;
 const STATE_MAP_BYTES: u64 = 128 << 30;
 /// The smallest state that makes sense.
 const STATE_MAP_BYTES_MIN: u64 = 16 << 20;
+/// More than any process has room for. What it has not is found out by asking for less.
+const STATE_MAP_BYTES_MAX: u64 = 64 << 40;
 /// The granularity of all maps: a multiple of every page size in use.
 const MAP_STEP: u64 = 1 << 20;
 /// How long a founder waits for the others.
@@ -32,20 +34,23 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Nothing happens before [`solo`](Self::solo) or [`form`](Self::form).
 ///
 /// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let folder = tempfile::tempdir()?;
 /// use quorate::Node;
 /// use std::time::Duration;
 ///
 /// let node = Node::builder(folder.path())
 ///     .listen("127.0.0.1:0")
+///     .group_name("jobs")
 ///     .heartbeat(Duration::from_millis(100))
+///     .map_size(1 << 30)
+///     .snapshot_every(50_000)
 ///     .solo()
 ///     .await?;
 /// assert!(node.local_address().is_some());
 /// # node.shutdown().await?;
-/// # Ok(()) }) }
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing before `solo` or `form`"]
@@ -83,6 +88,15 @@ impl NodeBuilder {
     }
 
     /// The address under which the others reach this node, if it is another than the one it listens on.
+    ///
+    /// ```
+    /// // Behind a mapped port: it listens on one address, and the others are told of another.
+    /// let builder = quorate::Node::builder("data")
+    ///     .listen("0.0.0.0:7401")
+    ///     .advertise("10.0.0.1:7401")
+    ///     .plaintext();
+    /// # let _ = builder;
+    /// ```
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
@@ -146,13 +160,13 @@ impl NodeBuilder {
     /// Dropping the future ends what was started. The folder stays usable.
     ///
     /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let folder = tempfile::tempdir()?;
     /// let node = quorate::Node::builder(folder.path()).solo().await?;
     /// assert_eq!(node.status().leader, Some(node.id()));
     /// # node.shutdown().await?;
-    /// # Ok(()) }) }
+    /// # Ok(()) }
     /// ```
     pub async fn solo(self) -> Result<Node> {
         self.start(None).await
@@ -177,13 +191,25 @@ impl NodeBuilder {
     ///
     /// Dropping the future ends what was started. The folder stays usable.
     ///
-    /// ```no_run
-    /// # async fn f() -> quorate::Result<()> {
-    /// let node = quorate::Node::builder("data/1")
-    ///     .listen("127.0.0.1:7401")
-    ///     .form(["127.0.0.1:7401", "127.0.0.1:7402", "127.0.0.1:7403"])
-    ///     .await?;
-    /// node.ready().await?;
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// use quorate::Node;
+    /// # let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+    /// # let addresses = [free()?, free()?, free()?].map(|address| address.to_string());
+    ///
+    /// // Three members in one process; elsewhere each has a process of its own.
+    /// let member = |n: usize| {
+    ///     let address = addresses[n].clone();
+    ///     Node::builder(folder.path().join(n.to_string())).listen(address).form(addresses.clone())
+    /// };
+    /// let (first, second, third) = futures::future::try_join3(member(0), member(1), member(2)).await?;
+    ///
+    /// first.client().put("greeting", "hello").await?;
+    /// let read = third.client().get("greeting").await?;
+    /// assert_eq!(read.expect("it was written").value, "hello");
+    /// # drop(second);
     /// # Ok(()) }
     /// ```
     pub async fn form<A: Into<String>>(self, members: impl IntoIterator<Item = A>) -> Result<Node> {
@@ -219,7 +245,7 @@ impl NodeBuilder {
         let lock = FolderLock::take(&self.folder)?;
         let listener = self.bind().await?;
         let log = LogStore::open(&log_folder(&self.folder), LOG_MAP_BYTES)?;
-        let map_bytes = self.map_bytes.next_multiple_of(MAP_STEP);
+        let map_bytes = self.map_bytes.min(STATE_MAP_BYTES_MAX).next_multiple_of(MAP_STEP);
         let map_bytes = usize::try_from(map_bytes).unwrap_or(usize::MAX);
         let state = State::open(&self.folder, map_bytes)?;
         let records = Records::open(&log).await?;

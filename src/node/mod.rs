@@ -25,7 +25,7 @@ use crate::lmdb::{self, FolderLock};
 use crate::raft::gateway::Gateway;
 use crate::raft::machine::State;
 use crate::raft::member::{Member, Shared};
-use crate::types::{NodeId, Revision};
+use crate::types::{NodeId, Status};
 use crate::wire::Server;
 use door::Door;
 use futures::future::{Either, select};
@@ -75,35 +75,6 @@ struct Running {
     lock: FolderLock,
 }
 
-/// What a node says about itself, without waiting.
-///
-/// ```
-/// # async fn show(node: quorate::Node) {
-/// let status = node.status();
-/// println!("node {} at revision {}, leader {:?}", status.id, status.revision, status.leader);
-/// # }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// Its id in the group.
-    pub id: NodeId,
-    /// The group's id, the same on every member.
-    pub group: u128,
-    /// The leader of the group, as far as this node knows. Nothing that an application may act on: use an election.
-    pub leader: Option<NodeId>,
-    /// The term of the group's Raft.
-    pub term: u64,
-    /// The revision that this node has applied.
-    pub revision: Revision,
-    /// The log index that it has applied.
-    pub applied_index: Option<u64>,
-    /// The members of the group, with their addresses.
-    pub members: Vec<(NodeId, String)>,
-    /// A hash of the whole state. Equal on all members that have applied the same index.
-    pub state_hash: u128,
-}
-
 impl Node {
     /// Begins to describe a node whose data is in `data_dir`. One folder holds one member; its identity is in there, and
     /// never asked for again.
@@ -123,9 +94,16 @@ impl Node {
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     ///
     /// ```
-    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// use quorate::ErrorKind;
+    ///
     /// let client = node.client();
     /// client.put("greeting", "hello").await?;
+    /// node.shutdown().await?;
+    /// assert_eq!(client.get("greeting").await.unwrap_err().kind(), ErrorKind::Closed);
     /// # Ok(()) }
     /// ```
     #[must_use]
@@ -138,9 +116,12 @@ impl Node {
     /// This member's id.
     ///
     /// ```
-    /// # fn f(node: quorate::Node) {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// println!("I am member {}", node.id());
-    /// # }
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn id(&self) -> NodeId {
@@ -150,11 +131,13 @@ impl Node {
     /// Where it listens, if it does; the port that the system chose, if it was asked to.
     ///
     /// ```
-    /// # fn f(node: quorate::Node) {
-    /// if let Some(address) = node.local_address() {
-    ///     println!("listening on {address}");
-    /// }
-    /// # }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// let node = quorate::Node::builder(folder.path()).listen("127.0.0.1:0").solo().await?;
+    /// let address = node.local_address().expect("it was told to listen");
+    /// assert_ne!(address.port(), 0);
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn local_address(&self) -> Option<SocketAddr> {
@@ -164,38 +147,16 @@ impl Node {
     /// What the node knows about itself and its group. Never waits.
     ///
     /// ```
-    /// # fn f(node: quorate::Node) {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// assert_eq!(node.status().id, node.id());
-    /// # }
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn status(&self) -> Status {
-        let shared = self.shared();
-        let leadership = shared.leadership();
-        let members = shared.membership();
-        let mut status = Status {
-            id: self.id(),
-            group: shared.identity.group,
-            leader: leadership.leader.map(NodeId::from),
-            term: leadership.term,
-            revision: Revision::FIRST,
-            applied_index: None,
-            members: members
-                .nodes()
-                .map(|(id, peer)| ((*id).into(), peer.address.clone()))
-                .collect(),
-            state_hash: 0,
-        };
-        // Position and hash are of one view, so that they belong together.
-        match shared.state.view() {
-            Ok(view) => {
-                status.revision = view.revision();
-                status.applied_index = view.applied().map(|at| at.index);
-                status.state_hash = view.hash();
-            }
-            Err(fault) => drop(shared.state.fail(fault)),
-        }
-        status
+        self.shared().status()
     }
 
     /// Waits until this node knows a leader and has caught up with it.
@@ -210,7 +171,10 @@ impl Node {
     /// May be dropped and called again.
     ///
     /// ```
-    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// node.ready().await?;
     /// assert!(node.status().leader.is_some());
     /// # Ok(()) }
@@ -267,7 +231,10 @@ impl Node {
     /// Dropping the future is the same as dropping the node.
     ///
     /// ```
-    /// # async fn f(node: quorate::Node) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
     /// node.shutdown().await?;
     /// # Ok(()) }
     /// ```

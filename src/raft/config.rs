@@ -92,7 +92,8 @@ pub(crate) fn config(timing: Timing, retention: Retention) -> Config {
         replication_lag_threshold: retention.snapshot_every.saturating_add(retention.kept),
         install_snapshot_timeout: 30_000,
         api_channel_size: Some(8192),
-        backoff: "50ms 100ms 200ms 500ms 1s ...2s".to_owned(),
+        // What a member that was away lacks is offered to it again after two heartbeats at the latest.
+        backoff: format!("50ms 100ms ...{}ms", millis(timing.heartbeat * 2).max(200)),
         removed_leader_step_down: StepDownPolicy::After(500),
         // A member whose log went backwards has lost data, and must not be believed.
         allow_log_reversion: None,

@@ -202,13 +202,13 @@ impl Desk {
         clients: BTreeMap<String, RpcClient>,
         patience: Duration,
     ) -> Result<Identity, Error> {
-        let began = Instant::now();
+        let started = Instant::now();
         loop {
             let answers = self.ask_all(&clients).await;
             if let Some(identity) = self.consider(log, &answers).await? {
                 return Ok(identity);
             }
-            if began.elapsed() > patience {
+            if started.elapsed() > patience {
                 let silent = answers.iter().filter(|(_, answer)| answer.is_err());
                 let silent = silent.map(|(address, _)| *address).collect::<Vec<_>>().join(", ");
                 let detail =

@@ -18,10 +18,11 @@
 //! - a forwarded request is never forwarded again;
 //! - no request is held longer than its caller waits, and no more bytes than [`ADMISSION_UNITS`] are under way.
 
+use super::Payload;
+use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
 use super::watch::Watchers;
-use super::{Answer, Payload};
-use crate::api::{self, Applied, Call, Command, NodeStatus, Proposal, Query, Request, Response};
+use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
 use crate::types::{Consistency, LeaseId, LeaseStatus, NodeId, OpKind, TxnOp, TxnOutcome, limits};
 use futures::future::BoxFuture;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::SemaphorePermit;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// How long to wait before asking again who leads, if nobody says that it changed.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
@@ -97,7 +98,7 @@ impl Gateway {
                 self.on_leader(own, again, forwarded, deadline).await
             }
             Request::ReadIndex => self.read_index(deadline).await,
-            Request::Status => Ok(Response::Status(self.status())),
+            Request::Status => Ok(Response::Status(Box::new(self.shared.status()))),
             Request::Founding(question) => {
                 self.shared.desk.answer(&question).map(Response::Founding)
             }
@@ -266,9 +267,8 @@ impl Gateway {
             self.applied(position.index, deadline).await?;
         }
         if let Some(revision) = query.revision_min {
-            let mut head = self.shared.state.head();
-            let reached = timeout_at(deadline, head.wait_for(|head| head.revision >= revision));
-            reached.await.map_err(|_| late(started))?.map_err(|_| Error::from(Reason::Closed))?;
+            let reached = self.shared.reached(|head| head.revision >= revision);
+            timeout_at(deadline, reached).await.map_err(|_| late(started))??;
         }
         let fail = |fault| self.shared.state.fail(fault);
         let view = self.shared.state.view().map_err(fail)?;
@@ -364,26 +364,15 @@ impl Gateway {
         let mut leases = Vec::with_capacity(remaining.len());
         for (id, remaining) in remaining {
             let lease = view.lease(id).map_err(fail)?;
-            let status = lease.zip(remaining).map(|(lease, (ttl, remaining))| LeaseStatus {
+            let status = lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
                 id,
                 ttl,
-                remaining,
+                remaining: left,
                 keys: lease.keys,
             });
             leases.push(status);
         }
         Ok(Response::Leases(leases))
-    }
-
-    fn status(&self) -> NodeStatus {
-        let leadership = self.shared.leadership();
-        NodeStatus {
-            node: NodeId::from(self.shared.identity.node),
-            group: self.shared.identity.group,
-            leader: leadership.leader.map(NodeId::from),
-            term: leadership.term,
-            revision: self.shared.head().revision,
-        }
     }
 }
 

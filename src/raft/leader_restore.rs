@@ -140,7 +140,7 @@ impl Member {
     }
 
     fn value(&self, key: &str) -> Option<String> {
-        let read = TxnOp::single(Op::get(key.to_owned()).0);
+        let read = TxnOp::single(Op::get(key).0);
         let outcome = self.state.view().unwrap().query(&read).unwrap().unwrap();
         match outcome.results.into_iter().next() {
             Some(crate::types::OpResult::Get(kv)) => {
@@ -152,7 +152,7 @@ impl Member {
 }
 
 fn put(key: &str, value: &str) -> Payload {
-    let put = Op::put(key.to_owned(), value.to_owned());
+    let put = Op::put(key, value.to_owned());
     Proposal::from(Command::Txn(TxnOp::single(put.0))).into()
 }
 
@@ -197,13 +197,12 @@ async fn play(restore: bool) -> Vec<[Option<String>; 2]> {
 
     // The leader's own disk stalls; the followers' carry the entry, so it is acknowledged as committed.
     seam::of(&first.folder.join("raft")).set(seam::Disk::Holds);
-    let write = tokio::spawn({
-        let raft = first.raft.clone();
-        async move { raft.client_write(put("a", "acknowledged")).await }
-    });
+    let mut write = tokio::task::JoinSet::new();
+    let raft = first.raft.clone();
+    write.spawn(async move { raft.client_write(put("a", "acknowledged")).await.is_ok() });
     until("the followers have it", || [&second, &third].iter().all(|it| it.value("a").is_some()))
         .await;
-    write.abort();
+    write.shutdown().await;
 
     // Power is lost, and is back well within the followers' patience.
     let first = first.lose_power(&router).await;

@@ -31,6 +31,13 @@ pub(crate) struct Lessor {
     changed: Notify,
 }
 
+/// What a lease has been given, and what is left of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remaining {
+    pub(crate) ttl: Duration,
+    pub(crate) left: Duration,
+}
+
 #[derive(Debug)]
 struct Reign {
     term: u64,
@@ -100,13 +107,13 @@ impl Lessor {
     pub(crate) fn remaining(
         &self,
         only: Option<&[LeaseId]>,
-    ) -> Option<Vec<(LeaseId, Option<(Duration, Duration)>)>> {
+    ) -> Option<Vec<(LeaseId, Option<Remaining>)>> {
         let reign = self.reign();
         let reign = reign.as_ref()?;
         let now = Instant::now();
         let remaining = |id: &LeaseId| {
             let lease = reign.leases.get(id).filter(|lease| lease.is_alive(now))?;
-            Some((lease.ttl, lease.due - now))
+            Some(Remaining { ttl: lease.ttl, left: lease.due - now })
         };
         let mut all: Vec<LeaseId> =
             only.map_or_else(|| reign.leases.keys().copied().collect(), <[_]>::to_vec);

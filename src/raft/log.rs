@@ -114,6 +114,12 @@ impl LogStore {
         Ok(Self { inner: Arc::new(Inner { env, disk, shared, writer, flushed }) })
     }
 
+    /// Why the writer does not answer.
+    fn cause(&self) -> Fault {
+        let failed = self.inner.flushed.borrow().failed.clone();
+        failed.unwrap_or_else(|| self.inner.writer.cause())
+    }
+
     /// The environment, to wait for its closing when all clones of the log are gone.
     pub(crate) fn env(&self) -> Env {
         self.inner.env.clone()
@@ -139,14 +145,14 @@ impl LogStore {
     pub(crate) async fn write_meta(&self, name: Meta, value: bytes::Bytes) -> Result<(), Fault> {
         let (done, written) = oneshot::channel();
         self.submit(&mut self.shared(), |_| Job::Meta { name, value, done })?;
-        written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()))
+        written.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
     /// Waits until everything that was handed in before, truncations included, is on the disk.
     pub(crate) async fn flush(&self) -> Result<(), Fault> {
         let (done, written) = oneshot::channel();
         self.submit(&mut self.shared(), |_| Job::Barrier { done })?;
-        written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()))
+        written.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
     /// Waits until the entry that is now at `index`, and everything before it, is on the disk. Entries that are not in
@@ -178,7 +184,7 @@ impl LogStore {
                 return Ok(());
             }
             if flushed.changed().await.is_err() {
-                return Err(self.inner.writer.cause());
+                return Err(self.cause());
             }
         }
     }
@@ -372,7 +378,7 @@ impl RaftLogStorage<Types> for LogStore {
         let (done, written) = oneshot::channel();
         let vote = *vote;
         self.submit(&mut self.shared(), |_| Job::Vote { vote, done }).map_err(io_error)?;
-        let written = written.await.unwrap_or_else(|_| Err(self.inner.writer.cause()));
+        let written = written.await.unwrap_or_else(|_| Err(self.cause()));
         written.map_err(io_error)?;
         self.shared().vote = Some(vote);
         Ok(())

@@ -42,6 +42,10 @@ use tokio::sync::{oneshot, watch};
 /// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
 const COMPACT_ROWS: usize = 1000;
 
+/// States up to this size are checked as a whole when they are opened. A checksum tells a row that has changed; a row
+/// that is not found any more, because its key or the way to it has changed, is only told by all others.
+const VERIFIED_BYTES: u64 = 32 << 20;
+
 type Work = Box<dyn FnOnce() + Send>;
 type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
 type SnapshotMetaOf = openraft::alias::SnapshotMetaOf<Types>;
@@ -86,6 +90,9 @@ impl State {
         // it from now on.
         store.force_sync()?;
         let view = store.view()?;
+        if store.bytes()? <= VERIFIED_BYTES {
+            view.verify()?;
+        }
         let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
         drop(view);
         let worker = Worker::spawn("quorate-state", |work: Vec<Work>| {
@@ -150,6 +157,12 @@ impl State {
         error
     }
 
+    /// The same, before openraft puts it into words of its own.
+    fn stop(&self, fault: Fault) -> io::Error {
+        self.fail(fault.clone());
+        io_error(fault)
+    }
+
     /// Runs `work` on the state's thread, after everything that was sent there before.
     pub(crate) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
@@ -188,7 +201,9 @@ impl State {
         entries: &[mvcc::Entry],
         responders: Vec<Option<ApplyResponder<Types>>>,
     ) -> Result<(), Fault> {
-        let batch = self.store()?.apply(entries)?;
+        let batch = self.store()?.apply(entries);
+        // Before those who wait for answers can see that there will be none, so that they are told why.
+        let batch = batch.inspect_err(|fault| drop(self.fail(fault.clone())))?;
         let applied = entries.last().map(|entry| entry.position.index);
         self.lessor.note(&batch.leases);
         self.publish(Head { revision: batch.revision, applied });
@@ -401,12 +416,6 @@ impl Machine {
         self.state.run(move |state| state.apply(&entries, responders)).await
     }
 
-    /// Takes note of a fault in its own words before openraft puts it into others, and stops the node.
-    fn stop(&self, fault: Fault) -> io::Error {
-        self.state.fail(fault.clone());
-        io_error(fault)
-    }
-
     /// The log is applied without gaps: each entry exists, and none is left out.
     fn check_gapless(&self, batch: &[EntryResponder<Types>]) -> Result<(), Fault> {
         let applied = self.state.head.borrow().applied;
@@ -461,7 +470,7 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        self.state.view().and_then(|view| applied(&view)).map_err(io_error)
+        self.state.view().and_then(|view| applied(&view)).map_err(|fault| self.state.stop(fault))
     }
 
     async fn apply<S>(&mut self, entries: S) -> io::Result<()>
@@ -469,7 +478,7 @@ impl RaftStateMachine<Types> for Machine {
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
     {
         let batch = entries.try_collect().await?;
-        self.apply_batch(batch).await.map_err(|fault| self.stop(fault))
+        self.apply_batch(batch).await.map_err(|fault| self.state.stop(fault))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
@@ -482,7 +491,7 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMetaOf,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        self.install(meta, snapshot).await.map_err(|fault| self.stop(fault))
+        self.install(meta, snapshot).await.map_err(|fault| self.state.stop(fault))
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
@@ -493,7 +502,7 @@ impl RaftStateMachine<Types> for Machine {
             }
             Ok(Some(Snapshot { meta: meta(&view)?, snapshot: SnapshotData::View(Box::new(view)) }))
         };
-        current().map_err(io_error)
+        current().map_err(|fault| self.state.stop(fault))
     }
 }
 
@@ -510,10 +519,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let view = self.view.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let view = view.unwrap_or_else(|| self.state.view()).map_err(io_error)?;
+        let stop = |fault| self.state.stop(fault);
+        let view = view.unwrap_or_else(|| self.state.view()).map_err(stop)?;
         // openraft cuts the log up to what is reported here, so it has to be on the disk first.
-        self.state.run(|state| state.store()?.force_sync()).await.map_err(io_error)?;
-        let meta = meta(&view).map_err(io_error)?;
+        self.state.run(|state| state.store()?.force_sync()).await.map_err(stop)?;
+        let meta = meta(&view).map_err(stop)?;
         Ok(Snapshot { meta, snapshot: SnapshotData::View(Box::new(view)) })
     }
 }
@@ -521,6 +531,114 @@ impl RaftSnapshotBuilder<Types> for Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::{Command, Proposal};
+    use crate::mvcc::LogPosition;
+    use crate::raft::log::tests::seam;
+    use crate::types::{Op, TxnOp};
+    use futures::{StreamExt, stream};
+    use openraft::storage::{IOFlushed, RaftLogStorage};
+    use std::pin::pin;
+
+    fn put(index: u64) -> Entry {
+        let put = Op::put(format!("k{index}"), "v");
+        let command = Command::Txn(TxnOp::single(put.0));
+        let payload = EntryPayload::Normal(Proposal::from(command).into());
+        Entry { log_id: log_id(LogPosition { term: 1, node: 1, index }), payload }
+    }
+
+    fn open(folder: &Path) -> (LogStore, Machine) {
+        let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
+        let state = State::open(folder, 64 << 20).unwrap();
+        (log.clone(), Machine { state, gate: Gate::Log(log) })
+    }
+
+    async fn apply(machine: &mut Machine, entries: Vec<Entry>) -> io::Result<()> {
+        let entries = entries.into_iter().map(|entry| Ok((entry, None)));
+        machine.apply(stream::iter(entries).boxed()).await
+    }
+
+    /// If the state were ahead of the log, a loss of power would leave a state that its log contradicts.
+    #[tokio::test]
+    async fn the_state_waits_for_the_log_to_be_on_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, mut machine) = open(folder.path());
+        let seam = seam::of(&folder.path().join("raft"));
+        seam.set(seam::Disk::Holds);
+        log.append([put(0), put(1)], IOFlushed::noop()).await.unwrap();
+        let state = Arc::clone(&machine.state);
+        {
+            let mut applying = pin!(apply(&mut machine, vec![put(0), put(1)]));
+            for _ in 0..20 {
+                assert!(futures::poll!(&mut applying).is_pending());
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(state.view().unwrap().applied(), None, "nothing of it may be on the disk");
+            seam.set(seam::Disk::Works);
+            applying.await.unwrap();
+        }
+        assert_eq!(state.view().unwrap().applied().map(|at| at.index), Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_written_stops_the_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, mut machine) = open(folder.path());
+        seam::of(&folder.path().join("raft")).set(seam::Disk::Fails);
+        log.append([put(0)], IOFlushed::noop()).await.unwrap();
+        assert!(apply(&mut machine, vec![put(0)]).await.is_err());
+        assert_eq!(machine.state.view().unwrap().applied(), None);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_is_left_out_stops_the_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, mut machine) = open(folder.path());
+        log.append([put(0), put(1), put(2)], IOFlushed::noop()).await.unwrap();
+        apply(&mut machine, vec![put(0)]).await.unwrap();
+        assert!(apply(&mut machine, vec![put(2)]).await.is_err());
+        assert_eq!(machine.state.view().unwrap().applied().map(|at| at.index), Some(0));
+    }
+
+    /// What is built and what is installed are the same state, also while it is written to, and the old one is gone.
+    #[tokio::test]
+    async fn an_installed_snapshot_is_the_state_it_was_made_of() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let (mut log, mut source) = open(folders[0].path());
+        log.append((0..50).map(put), IOFlushed::noop()).await.unwrap();
+        apply(&mut source, (0..40).map(put).collect()).await.unwrap();
+        let mut builder = source.get_snapshot_builder().await;
+        apply(&mut source, (40..50).map(put).collect()).await.unwrap();
+        let snapshot = builder.build_snapshot().await.unwrap();
+        assert_eq!(snapshot.meta.last_log_id.map(|id| id.index), Some(39));
+
+        let (log, mut target) = open(folders[1].path());
+        target.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+        let view = target.state.view().unwrap();
+        assert_eq!(view.applied().map(|at| at.index), Some(39));
+        assert_eq!(view.hash(), view.recompute_hash().unwrap());
+        let (state, env, limit) = (Arc::clone(&target.state), log.env(), Duration::from_secs(10));
+        drop((view, target, log));
+        assert!(state.close(limit) && crate::lmdb::close(env, limit));
+        let (_, mut again) = open(folders[1].path());
+        let (applied, _) = again.applied_state().await.unwrap();
+        assert_eq!(applied.map(|id| id.index), Some(39), "it is what a restart finds");
+        let states = std::fs::read_dir(folders[1].path()).unwrap();
+        let names = states.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|name| name.starts_with("state-")).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_is_not_what_it_says_is_not_installed() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let (mut log, mut source) = open(folders[0].path());
+        log.append((0..5).map(put), IOFlushed::noop()).await.unwrap();
+        apply(&mut source, (0..5).map(put).collect()).await.unwrap();
+        let mut snapshot = source.get_current_snapshot().await.unwrap().unwrap();
+        snapshot.meta.last_log_id = Some(put(7).log_id);
+        let (_log, mut target) = open(folders[1].path());
+        assert!(target.install_snapshot(&snapshot.meta, snapshot.snapshot).await.is_err());
+        assert_eq!(target.state.view().unwrap().applied(), None);
+    }
 
     /// A state, and a snapshot of it that is ready to take its place.
     fn state_and_loaded(folder: &Path) -> (Arc<State>, Loaded) {

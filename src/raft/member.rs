@@ -9,18 +9,17 @@
 //! All tasks live in the node's private runtime and are owned by the [`Member`]: an application that blocks its own
 //! executor must not cost the group its leader.
 
+use super::Types;
 use super::config::{Retention, Timing, config};
 use super::founding::Desk;
 use super::identity::Identity;
-use super::leases::Lessor;
 use super::log::{Health, LogStore};
 use super::machine::{Gate, Head, Machine, State};
 use super::network::Network;
 use super::reads::{Reads, rounds};
-use super::{Types, format};
-use crate::api::{Applied, Command, Proposal};
+use crate::api::{Command, Proposal};
 use crate::error::{Error, Fault, Reason};
-use crate::types::NodeId;
+use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
@@ -61,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) admission: Semaphore,
     disk: Health,
     leadership: watch::Sender<Leadership>,
+    /// The first cause that has ended this member.
+    failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
     plaintext: bool,
     runtime: Handle,
@@ -97,6 +98,33 @@ impl Shared {
         Some(client)
     }
 
+    /// What this member knows about itself and its group.
+    pub(crate) fn status(&self) -> Status {
+        let leadership = self.leadership();
+        let members = self.membership();
+        let members = members.nodes().map(|(id, peer)| ((*id).into(), peer.address.clone()));
+        let mut status = Status {
+            id: NodeId::from(self.identity.node),
+            group: self.identity.group,
+            leader: leadership.leader.map(NodeId::from),
+            term: leadership.term,
+            revision: self.head().revision,
+            applied_index: None,
+            state_hash: 0,
+            members: members.collect(),
+        };
+        // Position and hash are of one view, so that they belong together.
+        match self.state.view() {
+            Ok(view) => {
+                status.revision = view.revision();
+                status.applied_index = view.applied().map(|at| at.index);
+                status.state_hash = view.hash();
+            }
+            Err(fault) => drop(self.state.fail(fault)),
+        }
+        status
+    }
+
     /// Why openraft does not answer any more.
     pub(crate) fn stopped(&self) -> Error {
         self.fault().unwrap_or_else(|| Reason::Closed.into())
@@ -105,24 +133,30 @@ impl Shared {
     /// The fault of this member, if it has one: as whoever met it reported it, and else in openraft's words.
     fn fault(&self) -> Option<Error> {
         let fault = self.state.fault().borrow().clone();
-        fault.or_else(|| self.disk.fault().map(Error::from)).or_else(|| fatal(&self.raft))
+        let fault = fault.or_else(|| self.disk.fault().map(Error::from));
+        fault.or_else(|| end_of(&self.raft))
     }
 
     /// Waits until the entry at `index` is applied here.
     pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
-        let mut head = self.state.head();
-        let reached = head.wait_for(|head| head.applied >= Some(index)).await;
-        reached.map(drop).map_err(|_| Reason::Closed.into())
+        self.reached(|head| head.applied >= Some(index)).await
+    }
+
+    /// Waits until this member has come so far, unless it fails before.
+    pub(crate) async fn reached(&self, far: impl FnMut(&Head) -> bool) -> Result<(), Error> {
+        let (mut head, mut failed) = (self.state.head(), self.failed.clone());
+        let (reached, failed) = (pin!(head.wait_for(far)), pin!(failed.wait_for(Option::is_some)));
+        match select(reached, failed).await {
+            Either::Left((reached, _)) => reached.map(drop).map_err(|_| Reason::Closed.into()),
+            Either::Right(_) => Err(self.stopped()),
+        }
     }
 }
 
-/// The cause of openraft's end, if it ended by a fault.
-fn fatal(raft: &Raft) -> Option<Error> {
+/// The cause of openraft's end, if it is none of our own.
+fn end_of(raft: &Raft) -> Option<Error> {
     let state = raft.metrics().borrow_watched().running_state.clone();
-    match state {
-        Ok(()) | Err(openraft::errors::Fatal::Stopped) => None,
-        Err(fatal) => Some(Fault::assertion(fatal.to_string()).into()),
-    }
+    state.err().as_ref().and_then(super::fatal).map(Error::from)
 }
 
 /// A running member. Dropping it ends its tasks.
@@ -131,7 +165,6 @@ pub(crate) struct Member {
     pub(crate) shared: Arc<Shared>,
     log: LogStore,
     tasks: JoinSet<()>,
-    failed: watch::Receiver<Option<Error>>,
 }
 
 /// Who could take the leadership over.
@@ -162,8 +195,11 @@ impl Member {
         let machine = Machine { state: Arc::clone(&state), gate: Gate::Log(log.clone()) };
         let config = Arc::new(config(timing, retention));
         let raft = Raft::new(identity.node, config, network, log.clone(), machine).await;
-        let raft = raft.map_err(|fatal| Error::from(Fault::corrupt(fatal.to_string())))?;
+        let raft = raft.map_err(|fatal| {
+            super::fatal(&fatal).map_or_else(|| Error::from(Reason::Closed), Error::from)
+        })?;
         let (reads, waiting) = Reads::new();
+        let (failed, failures) = watch::channel(None);
         let shared = Arc::new(Shared {
             identity,
             timing,
@@ -174,18 +210,18 @@ impl Member {
             admission: Semaphore::new(ADMISSION_UNITS as usize),
             disk: log.health(),
             leadership: watch::Sender::new(Leadership::default()),
+            failed: failures,
             clients: Mutex::default(),
             plaintext,
             runtime: Handle::current(),
         });
-        let (failed, failures) = watch::channel(None);
         let mut tasks = JoinSet::new();
         tasks.spawn(rounds(Arc::clone(&shared), waiting));
         tasks.spawn(follow_leadership(Arc::clone(&shared)));
         tasks.spawn(reign(Arc::clone(&shared)));
         tasks.spawn(expire(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
-        Ok(Self { shared, log, tasks, failed: failures })
+        Ok(Self { shared, log, tasks })
     }
 
     /// Founds the group, once, with the members of the founding record. The members may do this at the same time.
@@ -206,7 +242,7 @@ impl Member {
 
     /// Completes with the cause when the member has failed.
     pub(crate) fn failed(&self) -> watch::Receiver<Option<Error>> {
-        self.failed.clone()
+        self.shared.failed.clone()
     }
 
     /// Gives the leadership to another voter that has everything, if this member has it and there is one.

@@ -10,8 +10,8 @@
 //!             └── read ──▶ reads (ReadIndex, one round for all that wait) ──▶ mvcc::View
 //! ```
 //!
-//! openraft stays behind this module: its types are converted to our own versioned ones ([`format`]) before they reach
-//! a disk or a socket, and never appear in the public API, so that another version of it is not a breaking change.
+//! openraft stays behind this module: its types are converted to our own versioned ones ([`mod@format`]) before they
+//! reach a disk or a socket, and never appear in the public API, so that another version of it is not a breaking change.
 //!
 //! Invariants
 //! - a leader that restarts never resumes its term ([`config`]): entries of it that had not reached the disk would be
@@ -40,10 +40,12 @@ mod suite;
 
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::{Layout, Malformed};
-use crate::error::Reason;
+use crate::error::{Fault, Reason};
 use bytes::Bytes;
-use std::fmt;
+use openraft::errors::{ErrorSource, Fatal};
+use std::error::Error as _;
 use std::sync::Arc;
+use std::{fmt, io};
 
 openraft::declare_raft_types!(
     /// The types that openraft is put together from.
@@ -52,6 +54,7 @@ openraft::declare_raft_types!(
         R = Answer,
         NodeId = u64,
         Node = Peer,
+        ErrorSource = Cause,
         AsyncRuntime = openraft_rt_tokio::TokioRuntime,
 );
 
@@ -71,6 +74,52 @@ pub(crate) struct Peer {
     pub(crate) address: String,
     /// Drawn when its data folder was made, so that a replaced folder cannot pass for the old one.
     pub(crate) incarnation: u64,
+}
+
+/// Why storage failed, as openraft carries it: our own fault as it was, so that a disk that failed is not taken for a bug.
+#[derive(Clone, Debug)]
+pub(crate) struct Cause(Fault);
+
+impl ErrorSource for Cause {
+    fn from_error<E: std::error::Error + 'static>(error: &E) -> Self {
+        let error: &(dyn std::error::Error + 'static) = error;
+        let ours = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let ours = ours.and_then(|ours| ours.downcast_ref::<Fault>());
+        ours.map_or_else(|| Self::from_string(error), |fault| Self(fault.clone()))
+    }
+
+    /// What openraft itself finds wrong: log and state that do not fit together.
+    fn from_string(text: impl ToString) -> Self {
+        Self(Fault::corrupt(text.to_string()))
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Cause {}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Cause {}
+
+/// Why openraft has ended, unless it was told to.
+pub(crate) fn fatal(fatal: &Fatal<Types>) -> Option<Fault> {
+    match fatal {
+        Fatal::Stopped => None,
+        Fatal::StorageError(error) => {
+            let cause = error.source().and_then(|source| source.downcast_ref::<Cause>());
+            Some(cause.map_or_else(|| Fault::assertion(error.to_string()), |it| it.0.clone()))
+        }
+        Fatal::Panicked => Some(Fault::assertion(fatal.to_string())),
+    }
 }
 
 /// A proposal together with its bytes, so that it is encoded once and decoded once on each member, however often it is

@@ -47,11 +47,11 @@ impl PeerServer {
         let known = membership.get_node(&hello.from).map(|peer| peer.incarnation);
         // Before the first entry there is no membership, but a founding record.
         let known = known.or_else(|| self.shared.desk.incarnation(hello.from));
+        let is = |claimed: u64, actual: u64| claimed == 0 || claimed == actual;
+        let known_is = |claimed: u64| known.is_none_or(|incarnation| incarnation == claimed);
         if hello.to != own.node {
             Status::WrongTarget
-        } else if hello.to_incarnation != own.incarnation && hello.to_incarnation != 0 {
-            Status::IncarnationRefused
-        } else if known.is_some_and(|incarnation| incarnation != hello.from_incarnation) {
+        } else if !is(hello.to_incarnation, own.incarnation) || !known_is(hello.from_incarnation) {
             Status::IncarnationRefused
         } else if !timing_is_equal || hello.lease_reads {
             Status::TimingDiffers

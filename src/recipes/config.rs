@@ -27,20 +27,27 @@ use tokio::task::JoinSet;
 /// All clones share one copy and one watch, which end with the last of them.
 ///
 /// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// #[derive(Debug, serde::Serialize, serde::Deserialize)]
 /// struct Limits {
 ///     requests_per_second: u32,
 ///     burst: u32,
 /// }
 ///
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
 /// let fallback = Limits { requests_per_second: 100, burst: 20 };
 /// let mut limits = client.config("api/limits", fallback).await?;
-/// println!("{} requests per second", limits.get().requests_per_second);
-/// loop {
-///     println!("limits are now {:?}", limits.changed().await?);
-/// }
-/// # }
+/// assert_eq!(limits.get().requests_per_second, 100);
+///
+/// client.put("api/limits", r#"{"requests_per_second":250,"burst":20}"#).await?; // an operator
+/// assert_eq!(limits.changed().await?.requests_per_second, 250);
+///
+/// client.put("api/limits", "250 I think").await?; // does not decode, so it does not count
+/// assert_eq!(limits.get().requests_per_second, 250);
+/// # Ok(()) }
 /// ```
 pub struct Config<T> {
     client: Client,
@@ -140,11 +147,11 @@ impl<T> Config<T> {
     ///
     /// Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Result<Arc<T>> {
-        self.state.changed().await.map_err(|_| Error::new(Reason::Closed))?;
+        let changed = self.state.changed().await;
         let state = self.state.borrow();
         match &state.end {
             Some(error) => Err(error.clone()),
-            None => Ok(state.value.clone()),
+            None => changed.map(|()| state.value.clone()).map_err(|_| Error::new(Reason::Closed)),
         }
     }
 }
@@ -155,6 +162,18 @@ impl<T: Serialize> Config<T> {
     /// # Cancel safety
     ///
     /// If the future is dropped, the write may still happen.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let mut limit = client.config("limit", 100u32).await?;
+    /// limit.set(&200).await?;
+    /// assert_eq!(*limit.changed().await?, 200);
+    /// # Ok(()) }
+    /// ```
     pub async fn set(&self, value: &T) -> Result<Revision> {
         let value = encode(value)?;
         self.client.put(&self.key, value).await
@@ -167,11 +186,16 @@ impl<T: Serialize> Config<T> {
     /// If the future is dropped, the write may still happen.
     ///
     /// ```
-    /// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
     /// let limit = client.config("limit", 100u32).await?;
     /// let (seen, revision) = (limit.get(), limit.revision());
-    /// let done = limit.set_if(&(*seen * 2), revision).await?;
-    /// # let _ = done; Ok(()) }
+    /// assert!(limit.set_if(&(*seen * 2), revision).await?);
+    /// assert!(!limit.set_if(&(*seen * 3), revision).await?, "somebody else has set it since");
+    /// # Ok(()) }
     /// ```
     pub async fn set_if(&self, value: &T, revision: Revision) -> Result<bool> {
         let value = encode(value)?;

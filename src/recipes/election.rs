@@ -32,13 +32,18 @@ const KIND: &str = "election";
 /// An election, as a candidate or observer sees it. Made by [`Session::election`].
 ///
 /// ```
-/// # async fn f(session: quorate::Session) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// # let session = client.session(std::time::Duration::from_secs(10)).await?;
 /// let election = session.election("scheduler");
 /// let leadership = election.campaign("node-1").await?; // waits its turn
 /// leadership.run(schedule_jobs()).await?; // stopped if the lead is lost
 /// leadership.resign().await?;
-/// # Ok(()) }
 /// # async fn schedule_jobs() {}
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Election {
@@ -50,10 +55,17 @@ pub struct Election {
 /// Who leads.
 ///
 /// ```
-/// # async fn f(session: quorate::Session) -> quorate::Result<()> {
-/// if let Some(leader) = session.election("scheduler").leader().await? {
-///     println!("{} leads, with token {}", leader.name, leader.token);
-/// }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+/// let election = session.election("scheduler");
+/// assert_eq!(election.leader().await?, None);
+/// let leadership = election.campaign("node-1").await?;
+/// let leader = election.leader().await?.expect("somebody leads");
+/// assert_eq!((leader.name.as_str(), leader.token), ("node-1", leadership.token()));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +95,22 @@ impl Election {
     /// # Cancel safety
     ///
     /// Dropping the future withdraws the candidate.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+    /// let election = session.election("scheduler");
+    /// let first = election.campaign("node-1").await?;
+    /// let earlier = first.token();
+    /// first.resign().await?;
+    /// let second = election.campaign("node-2").await?;
+    /// assert!(second.token() > earlier);
+    /// # Ok(()) }
+    /// ```
     pub async fn campaign(&self, name: impl Into<String>) -> Result<Leadership> {
         let name = Bytes::from(name.into());
         Ok(Leadership { place: self.line.turn(&self.session, name).await? })
@@ -92,7 +120,8 @@ impl Election {
     /// the lead is lost, and only then is there another campaign: under a new session, of the same time to live, if
     /// this one is lost.
     ///
-    /// Ends when `work` does, whether well or with an error, after resigning; and when the session is closed.
+    /// Ends when `work` does, whether well or with an error, after resigning; and, before the next campaign, when the
+    /// session of this election was closed. To end it at once, drop the future.
     ///
     /// # Errors
     ///
@@ -104,15 +133,20 @@ impl Election {
     /// Dropping the future drops `work`, and withdraws the candidate.
     ///
     /// ```
-    /// # async fn f(session: quorate::Session) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
     /// session
     ///     .election("scheduler")
     ///     .lead("node-1", async |leadership| {
     ///         println!("leading with token {}", leadership.token());
-    ///         std::future::pending().await
+    ///         Ok(()) // the work is over: resign, and return
     ///     })
-    ///     .await
-    /// # }
+    ///     .await?;
+    /// # Ok(()) }
     /// ```
     pub async fn lead<F, Fut>(&self, name: impl Into<String>, mut work: F) -> Result<()>
     where
@@ -125,6 +159,8 @@ impl Election {
         loop {
             let leadership = match election.campaign(&*name).await {
                 Ok(leadership) => Arc::new(leadership),
+                // Closed, and not lost: that was meant to end this.
+                Err(error) if self.session.is_closed() => return Err(error),
                 Err(error) if matches!(error.reason(), Reason::SessionLost) => {
                     self.session.client().link().sleep(backoff.next()).await;
                     election = election.revived().await?;
@@ -164,12 +200,20 @@ impl Election {
     /// Dropping the future changes nothing. No change is lost by dropping a wait for the next item.
     ///
     /// ```
-    /// # use futures::TryStreamExt;
-    /// # async fn f(session: quorate::Session) -> quorate::Result<()> {
-    /// let mut leaders = session.election("scheduler").observe().await?;
-    /// while let Some(leader) = leaders.try_next().await? {
-    ///     println!("{:?} leads", leader.map(|leader| leader.name));
-    /// }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+    /// use futures::TryStreamExt;
+    ///
+    /// let election = session.election("scheduler");
+    /// let mut leaders = election.observe().await?;
+    /// assert_eq!(leaders.try_next().await?, Some(None)); // nobody yet
+    /// let leadership = election.campaign("node-1").await?;
+    /// let leader = leaders.try_next().await?.flatten().expect("somebody leads");
+    /// assert_eq!(leader.token, leadership.token());
     /// # Ok(()) }
     /// ```
     pub async fn observe(&self) -> Result<BoxStream<'static, Result<Option<Leader>>>> {
@@ -192,9 +236,6 @@ impl Election {
         }
         let mut backoff = Backoff::outage();
         loop {
-            if self.session.is_closed() {
-                return Err(Reason::SessionLost.into());
-            }
             match self.session.client().session(self.session.ttl()).await {
                 Ok(session) => return Ok(session.election(&self.name)),
                 Err(error) if error.is_retryable() => {
@@ -215,8 +256,15 @@ impl Election {
 /// transaction.
 ///
 /// ```
-/// # use quorate::Op;
-/// # async fn f(client: quorate::Client, leadership: quorate::recipes::Leadership) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+/// use quorate::Op;
+///
+/// let leadership = session.election("scheduler").campaign("node-1").await?;
 /// let slot = Op::put("jobs/next-run", "04:00");
 /// let outcome = client.txn().when(leadership.held()).then(slot).await?;
 /// assert!(outcome.succeeded, "somebody else leads");
@@ -249,6 +297,20 @@ impl Leadership {
     /// # Cancel safety
     ///
     /// If the future is dropped, the name may still change.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+    /// let election = session.election("scheduler");
+    /// let leadership = election.campaign("node-1").await?;
+    /// leadership.proclaim("node-1, warmed up").await?;
+    /// assert_eq!(election.leader().await?.expect("it leads").name, "node-1, warmed up");
+    /// # Ok(()) }
+    /// ```
     pub async fn proclaim(&self, name: impl Into<String>) -> Result<()> {
         self.place.rewrite(Bytes::from(name.into())).await
     }

@@ -26,11 +26,17 @@ const KIND: &str = "lock";
 /// protects, or [`held`](Self::held) to the transaction.
 ///
 /// ```
-/// # use quorate::Op;
-/// # async fn f(session: quorate::Session) -> quorate::Result<()> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
+/// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+/// use quorate::Op;
+///
 /// let lock = session.lock("billing/nightly").await?;
 /// let mark = Op::put("billing/last-run", "2026-01-31");
-/// let done = session.client().txn().when(lock.held()).then(mark).await?;
+/// let done = client.txn().when(lock.held()).then(mark).await?;
 /// assert!(done.succeeded, "a stale holder cannot write");
 /// lock.release().await?;
 /// # Ok(()) }
@@ -58,9 +64,16 @@ impl Session {
     /// Dropping the future leaves the line: nobody waits for a waiter that has gone. The next call stands at the end.
     ///
     /// ```
-    /// # async fn f(session: quorate::Session) -> quorate::Result<()> {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
     /// let lock = session.lock("nightly").await?;
-    /// println!("holding with token {}", lock.token());
+    /// let earlier = lock.token();
+    /// lock.release().await?;
+    /// assert!(session.lock("nightly").await?.token() > earlier);
     /// # Ok(()) }
     /// ```
     pub async fn lock(&self, name: impl AsRef<str>) -> Result<LockGuard> {
@@ -79,11 +92,15 @@ impl Session {
     /// If the future is dropped, a lock that was taken meanwhile is released.
     ///
     /// ```
-    /// # async fn f(session: quorate::Session) -> quorate::Result<()> {
-    /// match session.try_lock("nightly").await? {
-    ///     Some(lock) => lock.release().await?,
-    ///     None => println!("somebody else is at it"),
-    /// }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// # let session = client.session(std::time::Duration::from_secs(10)).await?;
+    /// let lock = session.try_lock("nightly").await?.expect("nobody holds it");
+    /// assert!(session.try_lock("nightly").await?.is_none());
+    /// lock.release().await?;
     /// # Ok(()) }
     /// ```
     pub async fn try_lock(&self, name: impl AsRef<str>) -> Result<Option<LockGuard>> {

@@ -82,20 +82,27 @@ impl Source {
 /// All clones share one copy and one watch, which end with the last of them.
 ///
 /// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// # let client = node.client();
 /// #[derive(serde::Deserialize)]
 /// struct Worker {
 ///     address: String,
 /// }
 ///
-/// # async fn f(client: quorate::Client) -> quorate::Result<()> {
+/// client.put("workers/7", r#"{"address":"10.0.0.7:80"}"#).await?;
 /// let mut workers = client.mirror::<Worker>("workers/").await?;
-/// loop {
-///     for (name, worker) in workers.snapshot().iter() {
-///         println!("{name} is at {}", worker.address);
-///     }
-///     workers.changed().await?;
+/// assert_eq!(workers.get("7").expect("it is there").address, "10.0.0.7:80");
+///
+/// client.put("workers/8", r#"{"address":"10.0.0.8:80"}"#).await?;
+/// workers.changed().await?;
+/// for (name, worker) in workers.snapshot().iter() {
+///     println!("{name} is at {}", worker.address);
 /// }
-/// # }
+/// # assert_eq!(workers.snapshot().len(), 2);
+/// # Ok(()) }
 /// ```
 pub struct Mirror<T> {
     state: watch::Receiver<State<T>>,
@@ -200,10 +207,10 @@ impl<T> Mirror<T> {
     ///
     /// Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Result<()> {
-        self.state.changed().await.map_err(|_| Error::new(Reason::Closed))?;
+        let changed = self.state.changed().await;
         match &self.state.borrow().end {
             Some(error) => Err(error.clone()),
-            None => Ok(()),
+            None => changed.map_err(|_| Error::new(Reason::Closed)),
         }
     }
 }

@@ -97,8 +97,8 @@ pub(crate) async fn bind(address: &str) -> Result<Listener, Error> {
     Ok(Listener { port, local_address })
 }
 
+#[cfg(test)]
 impl Listener {
-    /// Where it listens.
     pub(crate) fn local_address(&self) -> SocketAddr {
         self.local_address
     }

@@ -51,8 +51,8 @@ mod socket;
 mod tests;
 mod transport;
 
-pub(crate) use listener::{Handler, Listener, Server, Welcome, bind, serve, serve_within};
-pub(crate) use peer::{Introduce, PeerClient};
+pub(crate) use listener::{Handler, Listener, Server, Welcome, bind, serve};
+pub(crate) use peer::PeerClient;
 pub(crate) use preamble::{Endpoint, Hello, Kind, PeerKind, Preamble, Status};
 pub(crate) use rpc::RpcClient;
 pub(crate) use socket::check_plaintext;

@@ -7,6 +7,7 @@ mod shutdown;
 
 use super::frame::{Accept, Frame, FrameType};
 use super::limits::Bounds;
+use super::listener::serve_within;
 use super::preamble::{ANSWER_BYTES, Answer, Preamble as Words};
 use super::socket::{self, Socket};
 use super::*;

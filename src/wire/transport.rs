@@ -56,7 +56,8 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) payload: Bytes,
-    pub(super) share: Option<OwnedSemaphorePermit>,
+    /// Given back when the answer has been sent, with the reply.
+    pub(super) _share: Option<OwnedSemaphorePermit>,
 }
 
 impl tarpc::RequestName for Ask {

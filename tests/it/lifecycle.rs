@@ -36,15 +36,11 @@ fn starts_and_stops() {
         for _ in 0..3 {
             round(folder.path()).await;
         }
-        let before = (threads(), files());
+        let before = at_rest();
         for _ in 0..ROUNDS {
             round(folder.path()).await;
         }
-        // A thread that has done its last work takes a moment to be gone.
-        until("threads and files are as before", || {
-            let after = (threads(), files());
-            (before == after).then_some(())
-        });
+        assert_eq!(before, at_rest(), "threads and files; the threads are {:?}", names());
     });
 }
 
@@ -68,12 +64,22 @@ async fn round(folder: &Path) {
     std::net::TcpListener::bind(address).unwrap();
 }
 
-fn threads() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
+/// How many threads and open files there are, once that does not change any more: a thread that has done its last work
+/// takes a moment to be gone.
+fn at_rest() -> (usize, usize) {
+    let count = |what: &str| fs::read_dir(Path::new("/proc/self").join(what)).unwrap().count();
+    let mut seen = ((0, 0), 0);
+    until("threads and files are at rest", || {
+        let now = (count("task"), count("fd"));
+        seen = if seen.0 == now { (now, seen.1 + 1) } else { (now, 0) };
+        (seen.1 == 100).then_some(now)
+    })
 }
 
-fn files() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
+fn names() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm"));
+    tasks.filter_map(|task| name(task.unwrap()).ok()).collect()
 }
 
 /// Dropping a node is a crash that its process survives: nothing acknowledged is lost, and the folder can be opened again

@@ -1,5 +1,9 @@
 //! Behaviour through the public API. One binary, since each links everything.
 
+#![expect(clippy::print_stdout, reason = "a test says its seed and what it has counted")]
+#![expect(clippy::disallowed_methods, reason = "these tests run against real clocks and processes")]
+
+mod bad_input;
 mod crash;
 mod group;
 mod kit;

@@ -11,8 +11,8 @@ use crate::error::Reason;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::{Body, LeaseChange, Outcome, View};
 use crate::types::{
-    Changes, Compare, Event, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page,
-    PutOp, RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
+    Changes, Compare, Event, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page, PutOp,
+    RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
 use proptest::prelude::*;

@@ -40,6 +40,9 @@ pub(crate) enum Meta {
 }
 
 impl Meta {
+    const ALL: [Self; 6] =
+        [Self::Format, Self::Vote, Self::Committed, Self::Purged, Self::Identity, Self::Founding];
+
     fn name(self) -> &'static str {
         match self {
             Self::Format => "format",
@@ -82,15 +85,23 @@ impl Disk {
         let options =
             lmdb::Options { map_bytes, tables: 2, readers: 128, sync: lmdb::Sync::Strict };
         let env = lmdb::open(folder, options)?;
+        let is_new = !lmdb::has_tables(&env);
         let made = env.create_databases_and_commit(env.write_txn()?, |opener, txn| {
-            let log = opener.create_database(txn, Some("log"))?;
-            let meta = opener.create_database(txn, Some("meta"))?;
-            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((log, meta)))
+            if is_new {
+                let log = opener.create_database(txn, Some("log"))?;
+                let meta = opener.create_database(txn, Some("meta"))?;
+                return Ok(CommitOrAbort::<_, ()>::Commit((log, meta)));
+            }
+            let lost = |table| Fault::corrupt(format!("the log's table {table:?} is missing"));
+            let log = opener.open_database(txn, Some("log"))?.ok_or_else(|| lost("log"))?;
+            let meta = opener.open_database(txn, Some("meta"))?.ok_or_else(|| lost("meta"))?;
+            Ok::<_, Fault>(CommitOrAbort::Commit((log, meta)))
         });
         let (log, meta) = made?.unwrap_commit();
         let disk = Self { log, meta };
         let mut txn = env.write_txn()?;
         disk.check_format(&mut txn)?;
+        disk.check_records(&txn)?;
         txn.commit()?;
         Ok((env, disk))
     }
@@ -106,6 +117,17 @@ impl Disk {
             ))),
             Err(_) => Err(Fault::corrupt("the log's format number")),
         }
+    }
+
+    /// A record whose name has changed would be missed and made anew: a vote given twice, another identity.
+    fn check_records(&self, txn: &RoTxn<'_>) -> Result<(), Fault> {
+        for row in self.meta.iter(txn)? {
+            let (name, _) = row?;
+            let known = Meta::ALL.into_iter().find(|known| known.name() == name);
+            let unknown = || Fault::corrupt(format!("the log's record {name:?} is none of ours"));
+            self.read_meta(txn, known.ok_or_else(unknown)?)?;
+        }
+        Ok(())
     }
 
     /// What is on the disk, as the state to begin with.
@@ -178,13 +200,11 @@ impl Disk {
         range: Range<u64>,
         mut take: impl FnMut(Entry) -> bool,
     ) -> Result<(), Fault> {
-        let mut next = range.start;
-        for row in self.log.range(txn, &range)? {
+        for (next, row) in (range.start..).zip(self.log.range(txn, &range)?) {
             let (index, record) = row?;
             if index != next {
                 return Err(Fault::corrupt(format!("the log lacks entry {next}")));
             }
-            next += 1;
             if !take(check_entry(index, record)?) {
                 break;
             }

@@ -312,6 +312,30 @@ async fn flipped_bytes_are_found_and_a_newer_format_is_refused() {
     assert!(fault.to_string().contains("format 2"), "{fault}");
 }
 
+#[tokio::test]
+async fn a_disk_that_stalls_does_not_fill_the_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), 256 << 20).unwrap();
+    seam::of(folder.path()).set(seam::Disk::Holds);
+    let value = bytes::Bytes::from(vec![7; 1 << 20]);
+    let mut taken = 0;
+    for index in 0..1000 {
+        let put = crate::types::Op::put("k", value.clone());
+        let command = crate::api::Command::Txn(crate::types::TxnOp::single(put.0));
+        let payload = EntryPayload::Normal(crate::api::Proposal::from(command).into());
+        let entry = Entry { log_id: at(1, index), payload };
+        let append = std::pin::pin!(log.append(vec![entry], IOFlushed::noop()));
+        if futures::poll!(append).is_pending() {
+            break;
+        }
+        taken += 1 << 20;
+    }
+    assert!((STAGED_BYTES_MAX..STAGED_BYTES_MAX + (2 << 20)).contains(&taken), "{taken}");
+    seam::of(folder.path()).set(seam::Disk::Works);
+    log.flush().await.unwrap();
+    assert!(log.shared().tail_bytes <= TAIL_BYTES_KEPT + (2 << 20), "and is given back");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_sees_the_log_of_one_moment_however_it_is_cut_meanwhile() {
     let old: Vec<_> = (0..8).map(|index| (1, index)).collect();

@@ -47,13 +47,9 @@ impl RpcClient {
     }
 
     /// The group at the other end, 0 as long as it was not told. Once it is known, another one is refused.
+    #[cfg(test)]
     pub(crate) fn group(&self) -> u128 {
         self.0.peer.group.get().copied().unwrap_or(self.0.peer.who.group)
-    }
-
-    /// Where it calls.
-    pub(crate) fn address(&self) -> &str {
-        &self.0.peer.target.address
     }
 
     /// Sends a request and waits for its answer, at most for the call's timeout.

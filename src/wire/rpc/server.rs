@@ -144,7 +144,7 @@ impl Shared {
         let payload = self.payload(asked).await;
         // The request has given its share back by now, so requests and responses cannot wait for each other.
         let share = self.budget.take(payload.len()).await;
-        Reply { payload, share }
+        Reply { payload, _share: share }
     }
 
     async fn payload(&self, asked: Asked) -> Bytes {

@@ -62,7 +62,7 @@ impl Nodes {
             running
                 .filter_map(|node| {
                     let status = node.status();
-                    (status.leader == Some(node.id())).then(|| status.id)
+                    (status.leader == Some(node.id())).then_some(status.id)
                 })
                 .next()
                 .and_then(|id| {

@@ -1,6 +1,8 @@
 //! What the tests share: groups in this process, groups of processes, and waiting for a state.
 
+pub(crate) mod damage;
 pub(crate) mod group;
+pub(crate) mod opener;
 pub(crate) mod process;
 
 use std::net::TcpListener;

@@ -1,0 +1,26 @@
+# One door to everything. `make verify` writes nothing but target/; `make fix` may change the sources.
+
+SHELL := bash
+# .ci/run sets it to `time`.
+TIMED ?=
+
+.PHONY: verify fix audit
+
+verify:
+	$(TIMED) cargo fmt --all --check
+	$(TIMED) cargo clippy --locked --all-targets -- -D warnings
+	$(TIMED) cargo clippy --locked --lib --no-default-features -- -D warnings
+	$(TIMED) cargo test --locked
+	for example in quickstart leader_election distributed_lock config_reload; do \
+		cargo run --locked --quiet --example $$example > target/$$example.log || exit 1; \
+	done
+	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+fix:
+	cargo fmt --all
+	cargo clippy --fix --allow-dirty --allow-staged --all-targets
+
+# Needs cargo-deny. `cargo deny check advisories` is apart, because it needs a database from the network.
+audit:
+	cargo deny check bans licenses sources

@@ -1,0 +1,261 @@
+//! Bytes of a data folder that have changed: noticed at the start or when they are read, and never taken for data.
+
+use super::{Kept, builder, refused};
+use crate::kit::damage::{copy, environments, find, flip, flip_at, log_file, state_file};
+use crate::kit::opener::{keys, open_elsewhere, value_of};
+use futures::TryStreamExt;
+use quorate::{Client, Error, ErrorKind, KeyRange, Node, Reason};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+/// A folder of a group of one that holds [`keys`], each with its [`value_of`] it, and was shut down in good order.
+struct Folder(TempDir);
+
+impl Folder {
+    async fn filled() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        let node = builder(&folder.path()).solo().await.unwrap();
+        for key in keys() {
+            node.client().put(&key, value_of(key.as_bytes())).await.unwrap();
+        }
+        node.shutdown().await.unwrap();
+        folder
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("data")
+    }
+
+    fn log(&self) -> PathBuf {
+        log_file(&self.path())
+    }
+
+    fn state(&self) -> PathBuf {
+        state_file(&self.path())
+    }
+
+    async fn start(&self) -> quorate::Result<Node> {
+        builder(&self.path()).solo().await
+    }
+}
+
+/// Holds an error against what it has to say about bytes that changed.
+fn is_corrupt(error: &Error, text: &str) {
+    assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
+    assert!(matches!(error.reason(), Reason::Corrupt { .. }), "{error:?}");
+    assert!(!error.is_retryable(), "{error}");
+    assert!(error.to_string().contains(text), "{:?} does not say {text:?}", error.to_string());
+}
+
+/// Reads everything, and shows that what is read is what was written. Returns what a reader met first.
+async fn read_all(client: &Client) -> quorate::Result<()> {
+    for key in keys() {
+        let found = client.get(&key).await?;
+        let found = found.unwrap_or_else(|| panic!("{key} is there, and was not found"));
+        assert_eq!(found.value, value_of(key.as_bytes()), "a wrong value of {key}");
+    }
+    let all: Vec<_> = client.range(KeyRange::prefix("k/")).stream().try_collect().await?;
+    assert_eq!(all.len(), keys().count());
+    assert!(all.iter().all(|kv| kv.value == value_of(&kv.key)));
+    Ok(())
+}
+
+/// Wherever a record of the state has changed, the node does not start, and says what is wrong; and when the bytes are
+/// put right again, nothing is lost.
+#[tokio::test]
+async fn a_state_that_has_changed_is_refused_at_the_start() {
+    let folder = Folder::filled().await;
+    let small = value_of(b"k/11");
+    let large = value_of(b"k/17");
+    let at_end = large.len() - 1;
+    // Of a value, of a long one, of a key, of a lock's worth of other places.
+    for (known, skip) in [(&small, 0), (&small, small.len() - 1), (&large, 0), (&large, at_end)] {
+        assert!(flip(&folder.state(), known, skip) > 0);
+        let error = refused(folder.start().await, ErrorKind::Storage, "damaged");
+        is_corrupt(&error, "table ");
+        let mut changed = known.clone();
+        changed[skip] ^= 0x40;
+        assert!(flip(&folder.state(), &changed, skip) > 0, "it is put right again");
+    }
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+/// A key that has changed is not an empty place: whoever asks for it must not be told that it is not there.
+#[tokio::test]
+async fn a_key_that_has_changed_does_not_vanish() {
+    let folder = Folder::filled().await;
+    for key in ["k/00", "k/21", "k/39"] {
+        assert!(flip(&folder.state(), key.as_bytes(), 2) > 0);
+        let error = refused(folder.start().await, ErrorKind::Storage, "");
+        is_corrupt(&error, "");
+        let mut changed = key.as_bytes().to_vec();
+        changed[2] ^= 0x40;
+        assert!(flip(&folder.state(), &changed, 2) > 0, "it is put right again");
+    }
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+/// The names of the tables are bytes on the disk as well. A table that cannot be found must not be made anew.
+#[tokio::test]
+async fn a_table_whose_name_has_changed_is_not_made_anew() {
+    let folder = Folder::filled().await;
+    let tables = ["latest", "val", "ev", "kidx", "lease", "lease_keys", "dedup", "meta"];
+    let files = [(folder.state(), &tables[..]), (folder.log(), &["log", "meta"])];
+    let before = folder.0.path().join("before");
+    copy(&folder.path(), &before);
+    for (file, tables) in files {
+        for table in tables {
+            let node_of = |name: &str| {
+                // A node of LMDB's main table: the size of the name, the name, the size of a page.
+                let mut bytes = (name.len() as u16).to_ne_bytes().to_vec();
+                bytes.extend_from_slice(name.as_bytes());
+                bytes.extend_from_slice(&[0; 4]);
+                bytes
+            };
+            assert!(flip(&file, &node_of(table), 2) > 0, "{table} is there");
+            let error = refused(folder.start().await, ErrorKind::Storage, "");
+            is_corrupt(&error, "");
+            fs::remove_dir_all(folder.path()).unwrap();
+            copy(&before, &folder.path());
+        }
+    }
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+/// An entry of the log that has changed stops the start, and is named.
+#[tokio::test]
+async fn a_log_entry_that_has_changed_is_refused_at_the_start() {
+    let folder = Folder::filled().await;
+    let known = value_of(b"k/17");
+    assert!(flip(&folder.log(), &known, known.len() / 2) > 0);
+    let error = refused(folder.start().await, ErrorKind::Storage, " has changed on the disk");
+    is_corrupt(&error, "log entry ");
+    let mut changed = known.clone();
+    changed[known.len() / 2] ^= 0x40;
+    assert!(flip(&folder.log(), &changed, known.len() / 2) > 0);
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+/// A vote that is forgotten could be given twice, and an identity that is forgotten would be drawn anew: neither the
+/// content nor the name of such a record may change.
+#[tokio::test]
+async fn a_record_of_vote_or_identity_that_has_changed_is_refused_and_named() {
+    let folder = Folder::filled().await;
+    let before = folder.0.path().join("before");
+    copy(&folder.path(), &before);
+    for record in ["vote", "identity", "founding", "format", "committed"] {
+        if record == "committed" && find(&folder.log(), b"committed").is_empty() {
+            // It rides on other writes, and may not have been written yet.
+            continue;
+        }
+        for (skip, what) in [(0, "name"), (record.len(), "content")] {
+            assert!(flip(&folder.log(), record.as_bytes(), skip) > 0, "{record} is there");
+            let error = refused(folder.start().await, ErrorKind::Storage, "the log");
+            is_corrupt(&error, "");
+            if what == "content" {
+                is_corrupt(&error, &format!("the log's record \"{record}\" has changed"));
+            }
+            fs::remove_dir_all(folder.path()).unwrap();
+            copy(&before, &folder.path());
+        }
+    }
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+/// Bytes that change under a running node are noticed by whoever reads them, and the node fails with the cause. Whoever
+/// comes after is told the same at once, and the process goes on.
+#[tokio::test]
+async fn bytes_that_change_under_a_running_node_stop_it_with_the_cause() {
+    let folder = Folder::filled().await;
+    let node = folder.start().await.unwrap();
+    let client = node.client();
+    read_all(&client).await.unwrap();
+    assert!(flip(&folder.state(), &value_of(b"k/23"), 3) > 0);
+
+    let error = refused(client.get("k/23").await, ErrorKind::Storage, "k/23 is damaged");
+    is_corrupt(&error, "table latest: the row ");
+    let cause = timeout(Duration::from_secs(10), node.failed()).await.unwrap();
+    is_corrupt(&cause, "k/23 is damaged");
+    // At once, and not when the time is up.
+    let soon = Duration::from_secs(5);
+    let write = timeout(soon, client.put("k/24", "v")).await.unwrap();
+    is_corrupt(&write.unwrap_err(), "k/23 is damaged");
+    let read = timeout(soon, client.get("k/24")).await.unwrap();
+    is_corrupt(&read.unwrap_err(), "k/23 is damaged");
+    is_corrupt(&timeout(soon, node.ready()).await.unwrap().unwrap_err(), "k/23 is damaged");
+    node.shutdown().await.unwrap();
+
+    // It was only the one.
+    let mut changed = value_of(b"k/23");
+    changed[3] ^= 0x40;
+    assert!(flip(&folder.state(), &changed, 3) > 0);
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    Kept::write(&node.client(), "after").await.check(&node.client()).await;
+    node.shutdown().await.unwrap();
+}
+
+/// A write that meets a record that has changed is no exception: its error is the cause, and not "a bug of quorate".
+#[tokio::test]
+async fn a_write_that_meets_changed_bytes_says_so() {
+    let folder = Folder::filled().await;
+    let node = folder.start().await.unwrap();
+    assert!(flip(&folder.state(), &value_of(b"k/23"), 3) > 0);
+    let error = node.client().put("k/23", "new").await.unwrap_err();
+    is_corrupt(&error, "k/23 is damaged");
+    assert!(error.may_have_applied(), "it is in the log, and other members may have applied it");
+    let cause = timeout(Duration::from_secs(10), node.failed()).await.unwrap();
+    is_corrupt(&cause, "k/23 is damaged");
+    node.shutdown().await.unwrap();
+}
+
+/// A file that says of itself that it is of another version of LMDB, or none at all, is refused as such.
+#[tokio::test]
+async fn a_file_of_another_format_is_refused() {
+    let folder = Folder::filled().await;
+    for file in environments(&folder.path()) {
+        // The head of both meta pages: 16 bytes of page header, magic, version.
+        [20, 4096 + 20].into_iter().for_each(|at| flip_at(&file, at));
+        let error = refused(folder.start().await, ErrorKind::Storage, "MDB_VERSION_MISMATCH");
+        assert!(matches!(error.reason(), Reason::UnreadableFormat { .. }), "{error:?}");
+        assert!(error.to_string().contains(file.parent().unwrap().to_str().unwrap()));
+        [20, 4096 + 20].into_iter().for_each(|at| flip_at(&file, at));
+        [16, 4096 + 16].into_iter().for_each(|at| flip_at(&file, at));
+        is_corrupt(&folder.start().await.unwrap_err(), "cannot open");
+        [16, 4096 + 16].into_iter().for_each(|at| flip_at(&file, at));
+    }
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+/// The small file that names the state, and what it names.
+#[tokio::test]
+async fn a_state_that_is_not_named_or_not_there_is_refused() {
+    let folder = Folder::filled().await;
+    let current = folder.path().join("CURRENT");
+    let name = fs::read(&current).unwrap();
+    for wrong in ["", "state-000009", "state-1", "../state-000001", "state-000001\n", "\u{fffd}"] {
+        fs::write(&current, wrong).unwrap();
+        is_corrupt(&folder.start().await.unwrap_err(), "");
+    }
+    fs::remove_file(&current).unwrap();
+    is_corrupt(&folder.start().await.unwrap_err(), "no CURRENT that names it");
+    fs::write(&current, name).unwrap();
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+}

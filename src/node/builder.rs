@@ -145,7 +145,7 @@ impl NodeBuilder {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends what was started. The folder stays usable.
+    /// Dropping the future ends what was started, a moment later. The folder stays usable.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -177,7 +177,7 @@ impl NodeBuilder {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends what was started. The folder stays usable.
+    /// Dropping the future ends what was started, a moment later. The folder stays usable.
     ///
     /// ```no_run
     /// # async fn f() -> quorate::Result<()> {
@@ -209,9 +209,15 @@ impl NodeBuilder {
             }
             None => None,
         };
-        let runtime = PrivateRuntime::start()?;
-        let running = runtime.run(self.run(founders)).await?;
-        Ok(Node { running: Some(running), runtime })
+        let mut runtime = PrivateRuntime::start()?;
+        match runtime.run(self.run(founders)).await {
+            Ok(running) => Ok(Node { running: Some(running), runtime }),
+            Err(error) => {
+                // The port and the folder are free when the caller hears of it.
+                runtime.end().await;
+                Err(error)
+            }
+        }
     }
 
     /// Everything from the lock to the first call, on the node's own runtime.
@@ -246,9 +252,7 @@ impl NodeBuilder {
             member.initialize(desk.members()).await?;
         }
         if solo {
-            // Nobody else has to be waited for.
-            let mut leadership = member.shared.leadership_changes();
-            let _ = leadership.wait_for(|leadership| leadership.is_me).await;
+            member.leads().await?;
         }
         Ok(Running { member, server, door, lock })
     }

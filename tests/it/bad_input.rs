@@ -14,6 +14,8 @@
 //! | `peers` | whoever calls at the port |
 
 mod damage;
+mod folders;
+mod founders;
 mod options;
 mod requests;
 

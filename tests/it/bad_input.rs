@@ -17,6 +17,7 @@ mod damage;
 mod folders;
 mod founders;
 mod options;
+mod peers;
 mod requests;
 
 use crate::kit::process::HEARTBEAT;

@@ -415,9 +415,11 @@ impl fmt::Display for Reason {
             Self::Starting => f.write_str("the node is starting and does not serve yet"),
             Self::DeadlinePassed { waited } => write!(f, "no answer within {waited:?}"),
             Self::ConnectionLost => f.write_str("the connection broke before the answer came"),
-            Self::GroupMismatch => f.write_str("it belongs to another group"),
+            Self::GroupMismatch => {
+                f.write_str("the peer, or the data folder, belongs to another group")
+            }
             Self::NodeMismatch { actual, expected } => {
-                write!(f, "it is node {actual}, not node {expected}")
+                write!(f, "the peer, or the data folder, is node {actual}, not node {expected}")
             }
             Self::IncarnationRefused { node } => {
                 write!(

@@ -1,8 +1,8 @@
 //! How a node comes to be: alone, or with the other founders of its group.
 
 use super::door::{Door, Doorkeeper};
-use super::{Node, PrivateRuntime, Running, log_folder, unless_failed};
-use crate::error::{Error, Reason, Result};
+use super::{Node, PrivateRuntime, Running, log_folder};
+use crate::error::{Reason, Result};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
@@ -157,7 +157,7 @@ impl NodeBuilder {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends what was started. The folder stays usable.
+    /// Dropping the future ends what was started, a moment later. The folder stays usable.
     ///
     /// ```
     /// # #[tokio::main]
@@ -189,7 +189,7 @@ impl NodeBuilder {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends what was started. The folder stays usable.
+    /// Dropping the future ends what was started, a moment later. The folder stays usable.
     ///
     /// ```
     /// # #[tokio::main]
@@ -233,9 +233,15 @@ impl NodeBuilder {
             }
             None => None,
         };
-        let runtime = PrivateRuntime::start()?;
-        let running = runtime.run(self.run(founders)).await?;
-        Ok(Node { running: Some(running), runtime })
+        let mut runtime = PrivateRuntime::start()?;
+        match runtime.run(self.run(founders)).await {
+            Ok(running) => Ok(Node { running: Some(running), runtime }),
+            Err(error) => {
+                // The port and the folder are free when the caller hears of it.
+                runtime.end().await;
+                Err(error)
+            }
+        }
     }
 
     /// Everything from the lock to the first call, on the node's own runtime.
@@ -270,13 +276,7 @@ impl NodeBuilder {
             member.initialize(desk.members()).await?;
         }
         if solo {
-            // Nobody else has to be waited for.
-            let mut leadership = member.shared.leadership_changes();
-            let leads = async {
-                let leads = leadership.wait_for(|leadership| leadership.is_me).await;
-                leads.map(drop).map_err(|_| Error::from(Reason::Closed))
-            };
-            unless_failed(member.failed(), leads).await?;
+            member.leads().await?;
         }
         Ok(Running { member, server, door, lock })
     }

@@ -163,8 +163,9 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// The cause, if the node fails meanwhile. It does not give up otherwise: a group that has lost its majority is
-    /// waited for.
+    /// The cause, if the node fails meanwhile; what they say, if so many other members refuse to talk to this one that it
+    /// cannot take part: its folder is of another group, say, or its [`heartbeat`](NodeBuilder::heartbeat) is another. It
+    /// does not give up otherwise: a group that has lost its majority is waited for.
     ///
     /// # Cancel safety
     ///
@@ -190,6 +191,9 @@ impl Node {
                 };
                 match caught_up.await {
                     Err(error) if error.is_retryable() => {
+                        if let Some(refused) = shared.refused() {
+                            return Err(refused);
+                        }
                         tokio::time::sleep(shared.timing.heartbeat / 4).await;
                     }
                     done => return done,

@@ -4,7 +4,7 @@
 //! or lost one changes nothing.
 //!
 //! ```text
-//! ask { my address, my incarnation, my list } ─▶ Empty { incarnation } │ Founded { record } │ refused
+//! ask { my address, my list } ─▶ Empty { incarnation } │ Founded { record } │ refused: our lists differ
 //!
 //! the founder with the lowest address: all others are empty ─▶ make the record, write it, show it
 //! every other:                         somebody shows it, and it names me ─▶ write the same, show it
@@ -14,6 +14,7 @@
 //! Invariants
 //! - nobody votes or campaigns before every founder has the record on its disk: only then is Raft initialised;
 //! - who holds a record never founds again;
+//! - two founders with different lists both end, whichever asks first;
 //! - a folder that the record names with another incarnation was replaced, and is refused: it can neither found a second
 //!   group nor vote under its old id. While its peers are down it waits, for it cannot know;
 //! - a founder that is not heard of within the time allowed is named in the error.
@@ -29,7 +30,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -41,6 +42,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The question.
 #[derive(Debug, Serialize, Deserialize)]
 struct Ask {
+    own: String,
     name: String,
     addresses: Vec<String>,
 }
@@ -100,9 +102,11 @@ impl Founders {
         if addresses == self.addresses && name == self.name {
             return Ok(());
         }
+        // It is read on both sides, so it says "this node" of neither.
         let detail = format!(
-            "{whose} would found {name:?} with {}, this node {:?} with {}",
+            "{whose} would found {name:?} with {}, and {} {:?} with {}",
             addresses.join(", "),
+            self.own,
             self.name,
             self.addresses.join(", ")
         );
@@ -125,11 +129,13 @@ fn check_address(address: &str) -> Result<(), Error> {
 pub(crate) struct Desk {
     founders: Founders,
     records: Arc<Mutex<Records>>,
+    /// Another founder has asked with another list, and will not be there any more when it is asked.
+    conflict: Arc<OnceLock<Error>>,
 }
 
 impl Desk {
     pub(crate) fn new(founders: Founders, records: Records) -> Self {
-        Self { founders, records: Arc::new(Mutex::new(records)) }
+        Self { founders, records: Arc::new(Mutex::new(records)), conflict: Arc::default() }
     }
 
     fn records(&self) -> Records {
@@ -184,7 +190,13 @@ impl Desk {
         let answer = match records.founding {
             Some(founding) => Answer::Founded(founding),
             None => {
-                self.founders.check("another founder", &ask.name, &ask.addresses)?;
+                if let Err(error) = self.founders.check(&ask.own, &ask.name, &ask.addresses) {
+                    // Whoever is not on the list may say what it likes.
+                    if self.founders.others().any(|address| *address == ask.own) {
+                        let _ = self.conflict.set(error.clone());
+                    }
+                    return Err(error);
+                }
                 Answer::Empty {
                     name: self.founders.name.clone(),
                     addresses: self.founders.addresses.clone(),
@@ -208,12 +220,11 @@ impl Desk {
             if let Some(identity) = self.consider(log, &answers).await? {
                 return Ok(identity);
             }
+            if let Some(conflict) = self.conflict.get() {
+                return Err(conflict.clone());
+            }
             if started.elapsed() > patience {
-                let silent = answers.iter().filter(|(_, answer)| answer.is_err());
-                let silent = silent.map(|(address, _)| *address).collect::<Vec<_>>().join(", ");
-                let detail =
-                    format!("the group is not founded, for these founders do not answer: {silent}");
-                return Err(Reason::Unreachable { detail }.into());
+                return Err(not_founded(&answers));
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
@@ -223,8 +234,8 @@ impl Desk {
         &'a self,
         clients: &'a BTreeMap<String, RpcClient>,
     ) -> Vec<(&'a str, Result<Answer, Error>)> {
-        let ask =
-            Ask { name: self.founders.name.clone(), addresses: self.founders.addresses.clone() };
+        let Founders { own, name, addresses } = self.founders.clone();
+        let ask = Ask { own, name, addresses };
         let question = Bytes::from(codec::encode(&ask));
         let others = self.founders.others().filter_map(|address| clients.get_key_value(address));
         join_all(others.map(|(address, client)| {
@@ -240,10 +251,16 @@ impl Desk {
         log: &LogStore,
         answers: &[(&str, Result<Answer, Error>)],
     ) -> Result<Option<Identity>, Error> {
+        let mut records = self.records();
+        let mut seen = BTreeMap::from([(records.incarnation, self.founders.own.as_str())]);
         for (address, answer) in answers {
             match answer {
-                Ok(Answer::Empty { name, addresses, .. }) => {
+                Ok(Answer::Empty { name, addresses, incarnation }) => {
                     self.founders.check(address, name, addresses)?;
+                    if let Some(same) = seen.insert(*incarnation, address) {
+                        let detail = format!("{same} and {address} are one and the same node");
+                        return Err(Reason::BadMembers { detail }.into());
+                    }
                 }
                 // A refusal does not go away by asking again.
                 Err(error) if !error.is_retryable() => return Err(error.clone()),
@@ -254,7 +271,6 @@ impl Desk {
             Ok(Answer::Founded(founding)) => Some(founding),
             _ => None,
         });
-        let mut records = self.records();
         match (&records.founding, shown) {
             (None, Some(founding)) => {
                 founding.check(&self.founders.name, &self.founders.addresses)?;
@@ -310,6 +326,23 @@ impl Desk {
             Ok(Answer::Founded(_)) | Err(_) => Ok(()),
         })
     }
+}
+
+/// Who was waited for, and why in vain.
+fn not_founded(answers: &[(&str, Result<Answer, Error>)]) -> Error {
+    let why = |address: &str, error: &Error| match error.reason() {
+        Reason::Unreachable { detail } => detail.clone(),
+        _ => format!("{address}: {error}"),
+    };
+    let silent = answers.iter();
+    let silent = silent.filter_map(|(address, it)| it.as_ref().err().map(|it| why(address, it)));
+    let silent: Vec<String> = silent.collect();
+    let detail = if silent.is_empty() {
+        "the group is not founded: all founders answer this one, but not each other".to_owned()
+    } else {
+        format!("the group is not founded, for not all founders answer: {}", silent.join("; "))
+    };
+    Reason::Unreachable { detail }.into()
 }
 
 fn read_answer(answer: Result<Response, Error>) -> Result<Answer, Error> {

@@ -58,25 +58,41 @@ impl Founding {
     /// Who `address` is in the group, if its folder is still the one that founded it.
     pub(crate) fn identity(&self, address: &str, incarnation: u64) -> Result<Identity, Error> {
         let mut members = self.members();
-        let Some((node, peer)) = members.find(|(_, peer)| peer.address == address) else {
+        let owner = members.find(|(_, peer)| peer.incarnation == incarnation);
+        let mut members = self.members();
+        let Some((node, _)) = members.find(|(_, peer)| peer.address == address) else {
             let known = self.addresses().collect::<Vec<_>>().join(", ");
             let detail = format!("{address} is not among the founders of the group: {known}");
             return Err(Reason::FoundersDiffer { detail }.into());
         };
-        if peer.incarnation != incarnation {
-            return Err(Reason::IncarnationRefused { node: NodeId::from(node) }.into());
+        match owner {
+            Some((owner, _)) if owner == node => {
+                Ok(Identity { group: self.group, node, incarnation })
+            }
+            // Nothing was lost: the folders of two members were mixed up.
+            Some((owner, _)) => {
+                let (actual, expected) = (NodeId::from(owner), NodeId::from(node));
+                Err(Reason::NodeMismatch { actual, expected }.into())
+            }
+            None => Err(Reason::IncarnationRefused { node: NodeId::from(node) }.into()),
         }
-        Ok(Identity { group: self.group, node, incarnation })
     }
 
     /// Refuses another list of founders than the one that founded the group.
     pub(crate) fn check(&self, name: &str, addresses: &[String]) -> Result<(), Error> {
         if !self.addresses().eq(addresses.iter().map(String::as_str)) {
             let known = self.addresses().collect::<Vec<_>>().join(", ");
-            let detail = format!(
-                "the group was founded by {known}, not by {}: pass the same addresses on every start",
-                addresses.join(", ")
-            );
+            let given = addresses.join(", ");
+            // A group of one has no addresses.
+            let detail = if known.is_empty() {
+                format!("this is a group of one, which was started with solo(), not with {given}")
+            } else if given.is_empty() {
+                format!("the group was founded by {known}: start it with form(), and not alone")
+            } else {
+                format!(
+                    "the group was founded by {known}, not by {given}: pass the same addresses on every start"
+                )
+            };
             return Err(Reason::FoundersDiffer { detail }.into());
         }
         if self.name != name {
@@ -152,6 +168,14 @@ mod tests {
         let founding = Founding::new("", vec![founder("a:1", 10)]);
         let error = founding.identity("a:1", 11).unwrap_err();
         assert_eq!(*error.reason(), Reason::IncarnationRefused { node: NodeId::from(1) });
+    }
+
+    #[test]
+    fn folders_that_were_mixed_up_are_told_from_folders_that_were_wiped() {
+        let founding = Founding::new("", vec![founder("a:1", 10), founder("b:1", 20)]);
+        let error = founding.identity("a:1", 20).unwrap_err();
+        let (actual, expected) = (NodeId::from(2), NodeId::from(1));
+        assert_eq!(*error.reason(), Reason::NodeMismatch { actual, expected });
     }
 
     #[test]

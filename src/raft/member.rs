@@ -15,7 +15,7 @@ use super::founding::Desk;
 use super::identity::Identity;
 use super::log::{Health, LogStore};
 use super::machine::{Gate, Head, Machine, State};
-use super::network::Network;
+use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
 use crate::api::{Command, Proposal};
 use crate::error::{Error, Fault, Reason};
@@ -60,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) admission: Semaphore,
     disk: Health,
     leadership: watch::Sender<Leadership>,
+    refusals: Refusals,
     /// The first cause that has ended this member.
     failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
@@ -123,6 +124,11 @@ impl Shared {
             Err(fault) => drop(self.state.fail(fault)),
         }
         status
+    }
+
+    /// Why this member will not get anywhere, if a majority wants nothing of it: it is of another group, say.
+    pub(crate) fn refused(&self) -> Option<Error> {
+        self.refusals.by_too_many(&self.membership().voter_ids().collect())
     }
 
     /// Why openraft does not answer any more.
@@ -191,7 +197,8 @@ impl Member {
     /// Starts the member on the current runtime.
     pub(crate) async fn start(parts: Parts) -> Result<Self, Error> {
         let Parts { identity, timing, retention, log, state, desk, plaintext } = parts;
-        let network = Network::new(identity, timing, plaintext);
+        let refusals = Refusals::default();
+        let network = Network::new(identity, timing, plaintext, refusals.clone());
         let machine = Machine { state: Arc::clone(&state), gate: Gate::Log(log.clone()) };
         let config = Arc::new(config(timing, retention));
         let raft = Raft::new(identity.node, config, network, log.clone(), machine).await;
@@ -210,6 +217,7 @@ impl Member {
             admission: Semaphore::new(ADMISSION_UNITS as usize),
             disk: log.health(),
             leadership: watch::Sender::new(Leadership::default()),
+            refusals,
             failed: failures,
             clients: Mutex::default(),
             plaintext,
@@ -237,6 +245,17 @@ impl Member {
                 Err(Fault::assertion(error.to_string()).into())
             }
             Err(RaftError::Fatal(_)) => Err(self.shared.stopped()),
+        }
+    }
+
+    /// Waits until this member leads, for one that is alone and has nobody else to wait for.
+    pub(crate) async fn leads(&self) -> Result<(), Error> {
+        let (mut leadership, mut failed) = (self.shared.leadership_changes(), self.failed());
+        let leads = pin!(leadership.wait_for(|leadership| leadership.is_me));
+        let failed = pin!(failed.wait_for(Option::is_some));
+        match select(leads, failed).await {
+            Either::Left((Ok(_), _)) => Ok(()),
+            Either::Left((Err(_), _)) | Either::Right(_) => Err(self.shared.stopped()),
         }
     }
 

@@ -12,7 +12,7 @@ use super::identity::Identity;
 use super::machine::SnapshotData;
 use super::{Peer, Types, Vote};
 use crate::codec::layout::Layout;
-use crate::error::{Error, Fault, Reason};
+use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::mvcc::SnapshotReader;
 use crate::wire::{Endpoint, Hello, PeerClient, PeerKind};
 use bytes::Bytes;
@@ -23,8 +23,9 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
@@ -49,17 +50,48 @@ const CHUNK_BYTES: usize = 512 << 10;
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Which members refuse to talk to this one, and why: not for now, as one that is down, but for who it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refusals(Arc<Mutex<BTreeMap<u64, Error>>>);
+
+impl Refusals {
+    fn note<T>(&self, member: u64, answer: &Result<T, Error>) {
+        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Ok(_) => drop(refusals.remove(&member)),
+            Err(error) if error.kind() == ErrorKind::WrongGroup => {
+                refusals.insert(member, error.clone());
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Why this member cannot take part, if so many of `voters` refuse it that the others are no majority with it.
+    pub(crate) fn by_too_many(&self, voters: &BTreeSet<u64>) -> Option<Error> {
+        let refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusing = refusals.iter().filter(|(member, _)| voters.contains(member));
+        let others = voters.len() - refusing.clone().count();
+        refusing.next().filter(|_| 2 * others <= voters.len()).map(|(_, error)| error.clone())
+    }
+}
+
 /// Makes the connections.
 #[derive(Debug)]
 pub(crate) struct Network {
     identity: Identity,
     timing: Timing,
     plaintext: bool,
+    refusals: Refusals,
 }
 
 impl Network {
-    pub(crate) fn new(identity: Identity, timing: Timing, plaintext: bool) -> Self {
-        Self { identity, timing, plaintext }
+    pub(crate) fn new(
+        identity: Identity,
+        timing: Timing,
+        plaintext: bool,
+        refusals: Refusals,
+    ) -> Self {
+        Self { identity, timing, plaintext, refusals }
     }
 
     fn connection(&self, kind: PeerKind, target: u64, peer: &Peer) -> Connection {
@@ -67,7 +99,7 @@ impl Network {
         let who = Endpoint { group: self.identity.group, node: self.identity.node };
         let introduce = Arc::new(move || (who, hello.clone()));
         let client = PeerClient::new(kind, peer.address.clone(), self.plaintext, introduce);
-        Connection { client, timing: self.timing }
+        Connection { client, target, timing: self.timing, refusals: self.refusals.clone() }
     }
 }
 
@@ -102,7 +134,9 @@ impl RaftNetworkFactory<Types> for Network {
 #[derive(Debug)]
 pub(crate) struct Connection {
     client: PeerClient,
+    target: u64,
     timing: Timing,
+    refusals: Refusals,
 }
 
 impl Connection {
@@ -115,6 +149,7 @@ impl Connection {
         // openraft's hint is made for heartbeats; bulk on a slow disk takes longer.
         let timeout = option.hard_ttl().max(self.timing.election_min());
         let answer = self.client.call(method, request.to_bytes(), timeout).await;
+        self.refusals.note(self.target, &answer);
         answer.and_then(read_answer).map_err(|error| rpc_error(&error))
     }
 

@@ -16,6 +16,11 @@ use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use openraft::storage::Snapshot;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::time::Instant;
+
+/// How many snapshots may be under way. One leader sends one; another begins while that of the last was cut off. Each is
+/// an environment of its own, and whoever calls itself a member can begin one.
+const DRAFTS_MAX: usize = 4;
 
 /// Answers the messages of other members.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub(crate) struct PeerServer {
 struct Receiving {
     draft: Draft,
     received: u64,
+    /// When its last chunk came.
+    at: Instant,
 }
 
 impl PeerServer {
@@ -103,15 +110,15 @@ impl PeerServer {
     }
 
     async fn begin(self: &Arc<Self>, from: u64) -> Result<Bytes, Error> {
-        // A draft that a broken transfer left behind goes first: there is room for one.
-        let old = self.take(from);
+        // A draft that a broken transfer left behind goes first: there is room for one of each member.
+        let old = [self.take(from), self.take_oldest()];
         let state = Arc::clone(&self.shared.state);
         let draft = self.blocking(move || {
             drop(old);
             Ok(state.draft()?)
         });
         let draft = draft.await?;
-        self.put(from, Receiving { draft, received: 0 });
+        self.put(from, Receiving { draft, received: 0, at: Instant::now() });
         Ok(Bytes::new())
     }
 
@@ -124,6 +131,7 @@ impl PeerServer {
         };
         let receiving = self.blocking(move || {
             receiving.received += chunk.len() as u64;
+            receiving.at = Instant::now();
             receiving.draft.push(&chunk)?;
             Ok(receiving)
         });
@@ -161,6 +169,14 @@ impl PeerServer {
 
     fn take(&self, from: u64) -> Option<Receiving> {
         self.drafts.lock().unwrap_or_else(PoisonError::into_inner).remove(&from)
+    }
+
+    /// The draft that has rested longest, if there is no room for another.
+    fn take_oldest(&self) -> Option<Receiving> {
+        let mut drafts = self.drafts.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = drafts.iter().min_by_key(|(_, receiving)| receiving.at);
+        let oldest = oldest.map(|(from, _)| *from).filter(|_| drafts.len() >= DRAFTS_MAX)?;
+        drafts.remove(&oldest)
     }
 
     fn put(&self, from: u64, receiving: Receiving) {

@@ -14,7 +14,10 @@
 //! | `peers` | whoever calls at the port |
 
 mod damage;
+mod folders;
+mod founders;
 mod options;
+mod peers;
 mod requests;
 
 use crate::kit::HEARTBEAT;

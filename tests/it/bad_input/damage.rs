@@ -2,11 +2,11 @@
 
 use super::{Kept, builder, refused};
 use crate::kit::damage::{copy, environments, find, flip, flip_at, log_file, state_file};
-use crate::kit::opener::{keys, open_elsewhere, value_of};
+use crate::kit::opener::{keys, value_of};
 use futures::TryStreamExt;
 use quorate::{Client, Error, ErrorKind, KeyRange, Node, Reason};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::timeout;

@@ -4,8 +4,11 @@ pub(crate) mod damage;
 pub(crate) mod group;
 pub(crate) mod opener;
 pub(crate) mod process;
+pub(crate) mod raw;
+pub(crate) mod trio;
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for a state before it gives up. Far beyond what is normal, for machines that are busy.
@@ -15,9 +18,20 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
 
 /// Loopback addresses that were free a moment ago.
+///
+/// On Linux they are of a host of their own: connections leave from 127.0.0.1, and while a member is down one of them
+/// might be given its port.
 pub(crate) fn addresses(count: usize) -> Vec<String> {
-    let ports: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let host = if cfg!(target_os = "linux") {
+        let [_, _, process, _] = (std::process::id() << 8).to_be_bytes();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        format!("127.{}.{}.{}", process | 1, number >> 8 & 0xff, number & 0xff)
+    } else {
+        "127.0.0.1".to_owned()
+    };
+    let bind = |_| TcpListener::bind(format!("{host}:0")).unwrap();
+    let ports: Vec<TcpListener> = (0..count).map(bind).collect();
     ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect()
 }
 

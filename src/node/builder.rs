@@ -248,9 +248,10 @@ impl NodeBuilder {
     async fn run(self, founders: Option<Founders>) -> Result<Running> {
         // The order matters: nothing in the folder is touched before it is ours, and nobody is answered before the
         // folder has said who this is.
-        let lock = FolderLock::take(&self.folder)?;
+        let lock = Arc::new(FolderLock::take(&self.folder)?);
         let listener = self.bind().await?;
         let log = LogStore::open(&log_folder(&self.folder), LOG_MAP_BYTES)?;
+        log.hold(Arc::clone(&lock) as Arc<_>)?;
         let map_bytes = self.map_bytes.min(STATE_MAP_BYTES_MAX).next_multiple_of(MAP_STEP);
         let map_bytes = usize::try_from(map_bytes).unwrap_or(usize::MAX);
         let state = State::open(&self.folder, map_bytes)?;

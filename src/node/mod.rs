@@ -37,12 +37,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tower::util::BoxCloneSyncService;
 
 /// How long a call of this node's own clients waits, unless they say otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a shutdown waits for calls under way, and for each environment to close.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
 
 /// A member of a group, running inside this process.
 ///
@@ -72,7 +73,7 @@ struct Running {
     member: Member,
     server: Option<Server>,
     door: Arc<Door>,
-    lock: FolderLock,
+    lock: Arc<FolderLock>,
 }
 
 impl Node {
@@ -289,18 +290,22 @@ impl Running {
         if let Some(server) = server {
             server.shutdown(GRACE).await;
         }
-        let (log, state) = member.stop().await;
+        let (log, state) = member.stop(GRACE).await;
         let log_env = log.env();
         drop(log);
         let closed = tokio::task::spawn_blocking(move || {
             // Both, whatever becomes of the first.
             let closed = [state.close(GRACE), lmdb::close(log_env, GRACE)];
-            drop(lock);
-            closed.into_iter().all(|closed| closed)
+            let closed = closed.into_iter().all(|closed| closed);
+            // The log's thread holds the lock as well, and is about to end if its environment is closed.
+            while closed && Arc::strong_count(&lock) > 1 {
+                std::thread::yield_now();
+            }
+            closed
         });
-        match closed.await {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => {
+        match timeout(GRACE * 3, closed).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false) | Err(_)) | Err(_) => {
                 Err(Fault::assertion("the data folder is still being read after the shutdown")
                     .into())
             }

@@ -3,7 +3,6 @@
 use super::*;
 use crate::raft::log::tests::seam::{self, Disk};
 use crate::types::{KeyRange, Op};
-use tokio::time::timeout;
 
 const HEARTBEAT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(20);
@@ -134,4 +133,30 @@ async fn options_without_bound_mean_never() {
         Node::builder(folder.path().join("group")).heartbeat(HEARTBEAT).patience(Duration::MAX);
     let node = group.listen(address.to_string()).form([address.to_string()]).await.unwrap();
     node.shutdown().await.unwrap();
+}
+
+/// A disk that stalls for ever, and does not even fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_does_not_wait_for_ever_for_a_stalled_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    disk(folder.path()).set(Disk::Holds);
+    let client = node.client();
+    let write = client.put("k", "stuck").timeout(Duration::from_millis(100)).await;
+    assert!(write.unwrap_err().may_have_applied());
+    let error = timeout(LONG, node.shutdown()).await.expect("it hangs").unwrap_err();
+    assert_eq!(error.kind(), crate::ErrorKind::Storage);
+    // The thread that may still write keeps the folder to itself.
+    let again = solo(folder.path()).await.unwrap_err();
+    assert!(matches!(again.reason(), Reason::AlreadyOpen { .. }), "{again}");
+    disk(folder.path()).set(Disk::Works);
+    let free = async {
+        loop {
+            if let Ok(node) = solo(folder.path()).await {
+                return node;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, free).await.expect("it stays locked").shutdown().await.unwrap();
 }

@@ -113,7 +113,8 @@ impl Lessor {
         let now = Instant::now();
         let remaining = |id: &LeaseId| {
             let lease = reign.leases.get(id).filter(|lease| lease.is_alive(now))?;
-            Some(Remaining { ttl: lease.ttl, left: lease.due - now })
+            // What a new leader has added for the election is no promise.
+            Some(Remaining { ttl: lease.ttl, left: lease.ttl.min(lease.due - now) })
         };
         let mut all: Vec<LeaseId> =
             only.map_or_else(|| reign.leases.keys().copied().collect(), <[_]>::to_vec);

@@ -148,6 +148,17 @@ impl LogStore {
         written.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
+    /// Has the writer thread hold something as long as it may write, such as the lock of the folder: whoever gets that
+    /// next must find a log that nobody writes to.
+    pub(crate) fn hold(&self, what: Arc<dyn Send + Sync>) -> Result<(), Fault> {
+        self.submit(&mut self.shared(), |_| Job::Hold { what }).map(drop)
+    }
+
+    /// The bytes that the log takes on the disk.
+    pub(crate) fn bytes(&self) -> Result<u64, Fault> {
+        self.inner.disk.bytes(&self.inner.env)
+    }
+
     /// Waits until everything that was handed in before, truncations included, is on the disk.
     pub(crate) async fn flush(&self) -> Result<(), Fault> {
         let (done, written) = oneshot::channel();

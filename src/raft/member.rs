@@ -317,13 +317,14 @@ impl Member {
         }
     }
 
-    /// Ends openraft and all tasks. The environments close when the last reader has gone.
-    pub(crate) async fn stop(mut self) -> (LogStore, Arc<State>) {
+    /// Ends openraft and all tasks. The environments close when the last reader has gone. A disk that stalls is not
+    /// waited for longer than `grace`, twice.
+    pub(crate) async fn stop(mut self, grace: Duration) -> (LogStore, Arc<State>) {
         // It only fails if the core has panicked, which is an end as well.
-        let _ = self.shared.raft.shutdown().await;
+        let _ = timeout(grace, self.shared.raft.shutdown()).await;
         self.tasks.shutdown().await;
         // What is handed in may as well be kept; a failed disk has been reported before.
-        let _ = self.log.flush().await;
+        let _ = timeout(grace, self.log.flush()).await;
         (self.log.clone(), Arc::clone(&self.shared.state))
     }
 }

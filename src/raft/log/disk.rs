@@ -57,19 +57,45 @@ impl Meta {
 
 /// A piece of work for the writer thread.
 pub(super) enum Job {
-    Vote { vote: Vote, done: oneshot::Sender<Result<(), Fault>> },
-    Append { job: u64, entries: Vec<Entry>, flushed: IOFlushed<super::super::Types> },
-    Truncate { from: u64 },
-    Purge { upto: LogId },
-    Committed { committed: LogId },
-    Meta { name: Meta, value: Bytes, done: oneshot::Sender<Result<(), Fault>> },
-    Barrier { done: oneshot::Sender<Result<(), Fault>> },
+    Vote {
+        vote: Vote,
+        done: oneshot::Sender<Result<(), Fault>>,
+    },
+    Append {
+        job: u64,
+        entries: Vec<Entry>,
+        flushed: IOFlushed<super::super::Types>,
+    },
+    Truncate {
+        from: u64,
+    },
+    Purge {
+        upto: LogId,
+    },
+    Committed {
+        committed: LogId,
+    },
+    Meta {
+        name: Meta,
+        value: Bytes,
+        done: oneshot::Sender<Result<(), Fault>>,
+    },
+    Barrier {
+        done: oneshot::Sender<Result<(), Fault>>,
+    },
+    /// Something to be held as long as this thread may write.
+    Hold {
+        what: Arc<dyn Send + std::marker::Sync>,
+    },
 }
 
 impl Job {
     /// Whether nobody waits for it.
     fn rides(&self) -> bool {
-        matches!(self, Self::Truncate { .. } | Self::Purge { .. } | Self::Committed { .. })
+        matches!(
+            self,
+            Self::Truncate { .. } | Self::Purge { .. } | Self::Committed { .. } | Self::Hold { .. }
+        )
     }
 }
 
@@ -173,6 +199,14 @@ impl Disk {
         Ok(())
     }
 
+    /// The bytes of all pages that the entries take.
+    pub(super) fn bytes(&self, env: &Env) -> Result<u64, Fault> {
+        let txn = env.read_txn()?;
+        let stat = self.log.stat(&txn)?;
+        let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+        Ok(pages as u64 * u64::from(stat.page_size))
+    }
+
     fn read_record<T: Layout>(&self, txn: &ReadTxn<'_>, name: Meta) -> Result<Option<T>, Fault> {
         let Some(bytes) = self.read_meta(txn, name)? else { return Ok(None) };
         let corrupt = |_| Fault::corrupt(format!("the log's record {:?}", name.name()));
@@ -241,7 +275,7 @@ impl Disk {
                 self.write_meta(txn, Meta::Purged, &upto.to_bytes())
             }
             Job::Meta { name, value, .. } => self.write_meta(txn, *name, value),
-            Job::Barrier { .. } => Ok(()),
+            Job::Barrier { .. } | Job::Hold { .. } => Ok(()),
         }
     }
 }
@@ -255,8 +289,14 @@ pub(super) fn writer(
 ) -> impl FnMut(Vec<Job>) + Send {
     let mut riding: Vec<Job> = Vec::new();
     let mut failed: Option<Fault> = None;
+    let mut held = Vec::new();
     move |batch| {
-        riding.extend(batch);
+        for job in batch {
+            match job {
+                Job::Hold { what } => held.push(what),
+                job => riding.push(job),
+            }
+        }
         if riding.len() < RIDING_MAX && riding.iter().all(Job::rides) {
             return;
         }
@@ -311,7 +351,8 @@ fn answer(jobs: Vec<Job>, written: &Result<(), Fault>) {
                 // Whoever asked may have gone.
                 let _ = done.send(written.clone());
             }
-            Job::Truncate { .. } | Job::Purge { .. } | Job::Committed { .. } => {}
+            Job::Truncate { .. } | Job::Purge { .. } | Job::Committed { .. } | Job::Hold { .. } => {
+            }
         }
     }
     if let Some(newest) = newest {

@@ -61,7 +61,7 @@ pub struct NodeBuilder {
     plaintext: bool,
     name: String,
     timing: Timing,
-    retention: Retention,
+    pub(super) retention: Retention,
     map_bytes: u64,
     patience: Duration,
 }
@@ -134,7 +134,8 @@ impl NodeBuilder {
     /// After how many entries the log is cut; 20,000 unless said otherwise. Half as many are kept behind the cut, so that
     /// a member that was away for a short time catches up from the log.
     pub fn snapshot_every(mut self, entries: u64) -> Self {
-        self.retention = Retention { snapshot_every: entries, kept: entries / 2 };
+        self.retention.snapshot_every = entries;
+        self.retention.kept = entries / 2;
         self
     }
 

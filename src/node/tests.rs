@@ -160,3 +160,29 @@ async fn a_shutdown_does_not_wait_for_ever_for_a_stalled_disk() {
     };
     timeout(LONG, free).await.expect("it stays locked").shutdown().await.unwrap();
 }
+
+/// Large entries fill the log's room long before there are enough of them for openraft to cut it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_large_entries_is_cut_by_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut builder = Node::builder(folder.path()).heartbeat(HEARTBEAT);
+    builder.retention.bytes = 8 << 20;
+    let node = builder.solo().await.unwrap();
+    let client = node.client();
+    let value = vec![7; 512 << 10];
+    for number in 0..64 {
+        client.put(format!("k{number}"), value.clone()).await.unwrap();
+    }
+    let raft = node.shared().raft.clone();
+    let purged = async {
+        use openraft::async_runtime::WatchReceiver;
+        while raft.metrics().borrow_watched().purged.is_none_or(|id| id.index < 30) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, purged).await.expect("the log is never cut");
+    node.shutdown().await.unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    assert_eq!(node.client().range("k".."l").keys_only().await.unwrap().count, 64);
+    node.shutdown().await.unwrap();
+}

@@ -60,11 +60,14 @@ pub(crate) struct Retention {
     pub(crate) snapshot_every: u64,
     /// Entries that stay behind the cut, so that a short outage is made good from the log.
     pub(crate) kept: u64,
+    /// Bytes on the disk after which the log is cut whatever the number of its entries.
+    pub(crate) bytes: u64,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { snapshot_every: 20_000, kept: 10_000 }
+        // An eighth of the room that is reserved for it.
+        Self { snapshot_every: 20_000, kept: 10_000, bytes: 4 << 30 }
     }
 }
 

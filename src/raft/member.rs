@@ -39,6 +39,11 @@ pub(crate) type Raft = openraft::Raft<Types, Machine>;
 /// Bytes of proposals that may be under way at once, in units of a kilobyte.
 pub(crate) const ADMISSION_UNITS: u32 = 64 << 10;
 
+/// How often the size of the log is looked at.
+const LOG_CHECK_EVERY: Duration = Duration::from_millis(500);
+/// How long a snapshot may take to be made: a flush of the state.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Who leads the group, as this member sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Leadership {
@@ -229,6 +234,7 @@ impl Member {
         tasks.spawn(reign(Arc::clone(&shared)));
         tasks.spawn(expire(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
+        tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
     }
 
@@ -410,6 +416,43 @@ async fn expire(shared: Arc<Shared>) {
             shared.state.lessor.retry(deciding_term, &leases, again);
         }
     }
+}
+
+/// Cuts the log when it takes too many bytes. openraft counts entries only, and thirty thousand large ones would fill the
+/// room that is reserved for the log, on all members at the same entry.
+async fn bound_log(shared: Arc<Shared>, log: LogStore, bytes_max: u64) {
+    loop {
+        tokio::time::sleep(LOG_CHECK_EVERY).await;
+        match log.bytes() {
+            Ok(bytes) if bytes > bytes_max => cut_log(&shared).await,
+            Ok(_) => {}
+            Err(fault) => drop(shared.state.fail(fault)),
+        }
+    }
+}
+
+/// Has a snapshot made of what is applied, and the older three quarters of the log removed.
+async fn cut_log(shared: &Shared) {
+    let Some(applied) = shared.head().applied else { return };
+    if shared.raft.trigger().snapshot().await.is_err() {
+        return;
+    }
+    let mut metrics = shared.raft.metrics();
+    let purged = loop {
+        let (snapshot, purged) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.snapshot.map(|id| id.index), metrics.purged.map(|id| id.index))
+        };
+        if snapshot >= Some(applied) {
+            break purged.unwrap_or(0);
+        }
+        if !matches!(timeout(SNAPSHOT_PATIENCE, metrics.changed()).await, Ok(Ok(()))) {
+            return;
+        }
+    };
+    let upto = applied - applied.saturating_sub(purged) / 4;
+    // It fails only if openraft has ended.
+    let _ = shared.raft.trigger().purge_log(upto).await;
 }
 
 /// Reports the first cause that ends this member.

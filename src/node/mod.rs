@@ -30,9 +30,11 @@ use door::Door;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 use tower::util::BoxCloneSyncService;
 
 /// How long a call of this node's own clients waits, unless they say otherwise.
@@ -221,20 +223,23 @@ impl Node {
                     if let Some(error) = failed.borrow_and_update().clone() {
                         return Err(error);
                     }
-                    let caught_up = async {
+                    let mut caught_up = pin!(async {
                         let position = shared.reads.round().await?;
                         shared.applied(position.index).await
-                    };
-                    match caught_up.await {
-                        Ok(()) => return Ok(()),
-                        Err(error) if error.is_retryable() => {
-                            if let Some(refused) = shared.refused() {
-                                return Err(refused);
-                            }
-                            tokio::time::sleep(shared.timing.heartbeat / 4).await;
+                    });
+                    // A node that is refused may know a leader, and never catch up with it.
+                    let limit = shared.timing.election_max();
+                    loop {
+                        let done = timeout(limit, caught_up.as_mut()).await;
+                        match (done, shared.refused()) {
+                            (Ok(Ok(())), _) => return Ok(()),
+                            (Ok(Err(error)), _) if !error.is_retryable() => return Err(error),
+                            (_, Some(refused)) => return Err(refused),
+                            (Ok(Err(_)), None) => break,
+                            (Err(_), None) => {}
                         }
-                        Err(error) => return Err(error),
                     }
+                    tokio::time::sleep(shared.timing.heartbeat / 4).await;
                 }
             })
             .await

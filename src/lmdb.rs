@@ -16,6 +16,8 @@
 //!   are merged silently by the linker, and the other one would write another file format;
 //! - a write that failed is never tried again: after a failed sync nobody knows what is on the disk.
 
+mod audit;
+
 use crate::error::{Fault, Reason};
 use heed::{EnvFlags, EnvOpenOptions, WithoutTls};
 use std::fs::{self, File};
@@ -86,7 +88,16 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
         )));
     }
     make_folder(folder)?;
-    let is_new = !folder.join("data.mdb").exists();
+    // Whoever opens has locked the data folder, so what is still open is the end of a node that was there before.
+    if !has_closed(folder) {
+        return Err(Fault::already_open(folder));
+    }
+    let file = folder.join("data.mdb");
+    let is_new = !file.exists();
+    audit::audit(&file).map_err(|finding| match finding {
+        audit::Finding::Wrong(what) => Fault::corrupt(format!("{}: {what}", file.display())),
+        audit::Finding::Io(error) => Fault::disk(format!("cannot open {}", file.display()), error),
+    })?;
     let mut map_bytes = options.map_bytes;
     let env = loop {
         match open_once(folder, Options { map_bytes, ..options }) {
@@ -96,8 +107,6 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
             {
                 map_bytes /= 2;
             }
-            // Whoever opens has locked the data folder, so this is the end of a node that was there before.
-            Err(heed::Error::EnvAlreadyOpened) if has_closed(folder) => {}
             Err(heed::Error::EnvAlreadyOpened) => return Err(Fault::already_open(folder)),
             Err(error) => return Err(fault(format!("cannot open {}", folder.display()), error)),
             Ok(env) => break env,
@@ -113,7 +122,10 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
 
 /// Waits until an environment that is open in this process is closed; returns whether it is.
 fn has_closed(folder: &Path) -> bool {
-    heed::env_closing_event(folder).is_none_or(|closing| closing.wait_timeout(CLOSING))
+    // heed knows each by its real path.
+    let path = folder.canonicalize();
+    let closing = path.ok().and_then(heed::env_closing_event);
+    closing.is_none_or(|closing| closing.wait_timeout(CLOSING))
 }
 
 /// Whether somebody has made tables here. They are made all at once, so one that is then missing was damaged, and must

@@ -185,20 +185,24 @@ impl Node {
         let shared = Arc::clone(self.shared());
         let failed = self.running().member.failed();
         let ready = async move {
+            // A node that is refused may know a leader, and never catch up with it.
+            let limit = shared.timing.election_max();
             loop {
-                let caught_up = async {
+                let mut caught_up = pin!(async {
                     let position = shared.reads.round().await?;
                     shared.applied(position.index).await
-                };
-                match caught_up.await {
-                    Err(error) if error.is_retryable() => {
-                        if let Some(refused) = shared.refused() {
-                            return Err(refused);
-                        }
-                        tokio::time::sleep(shared.timing.heartbeat / 4).await;
+                });
+                loop {
+                    let done = timeout(limit, caught_up.as_mut()).await;
+                    match (done, shared.refused()) {
+                        (Ok(Ok(())), _) => return Ok(()),
+                        (Ok(Err(error)), _) if !error.is_retryable() => return Err(error),
+                        (_, Some(refused)) => return Err(refused),
+                        (Ok(Err(_)), None) => break,
+                        (Err(_), None) => {}
                     }
-                    done => return done,
                 }
+                tokio::time::sleep(shared.timing.heartbeat / 4).await;
             }
         };
         self.runtime.run(unless_failed(failed, ready)).await

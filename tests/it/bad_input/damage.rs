@@ -1,8 +1,9 @@
 //! Bytes of a data folder that have changed: noticed at the start or when they are read, and never taken for data.
 
 use super::{Kept, builder, refused};
-use crate::kit::damage::{copy, environments, find, flip, flip_at, log_file, state_file};
-use crate::kit::opener::{keys, value_of};
+use crate::kit::Dice;
+use crate::kit::damage::{copy, environments, find, flip, flip_at, flip_bit, log_file, state_file};
+use crate::kit::opener::{keys, open_elsewhere, value_of};
 use futures::TryStreamExt;
 use quorate::{Client, Error, ErrorKind, KeyRange, Node, Reason};
 use std::fs;
@@ -114,8 +115,8 @@ async fn a_table_whose_name_has_changed_is_not_made_anew() {
     for (file, tables) in files {
         for table in tables {
             let node_of = |name: &str| {
-                // A node of LMDB's main table: the size of the name, the name, the size of a page.
-                let mut bytes = (name.len() as u16).to_ne_bytes().to_vec();
+                // A node of LMDB's main table: the size of the name, the name, and a number that is zero.
+                let mut bytes = vec![u8::try_from(name.len()).unwrap(), 0];
                 bytes.extend_from_slice(name.as_bytes());
                 bytes.extend_from_slice(&[0; 4]);
                 bytes
@@ -162,7 +163,8 @@ async fn a_record_of_vote_or_identity_that_has_changed_is_refused_and_named() {
         }
         for (skip, what) in [(0, "name"), (record.len(), "content")] {
             assert!(flip(&folder.log(), record.as_bytes(), skip) > 0, "{record} is there");
-            let error = refused(folder.start().await, ErrorKind::Storage, "the log");
+            // A name that is out of order is found before it is found to be none of ours.
+            let error = refused(folder.start().await, ErrorKind::Storage, "");
             is_corrupt(&error, "");
             if what == "content" {
                 is_corrupt(&error, &format!("the log's record \"{record}\" has changed"));
@@ -221,6 +223,45 @@ async fn a_write_that_meets_changed_bytes_says_so() {
     let cause = timeout(Duration::from_secs(10), node.failed()).await.unwrap();
     is_corrupt(&cause, "k/23 is damaged");
     node.shutdown().await.unwrap();
+}
+
+/// A bit that flips anywhere in either environment, most of all where LMDB keeps numbers that it believes: the process
+/// lives, no wrong answer is given, and if something is refused the error is one of the disk.
+///
+/// `QUORATE_FLIPS` says how many to try, and `QUORATE_SEED` which.
+#[tokio::test]
+async fn a_bit_that_flips_anywhere_neither_ends_the_process_nor_lies() {
+    let mut dice = Dice::new("a_bit_that_flips_anywhere_neither_ends_the_process_nor_lies");
+    let flips = std::env::var("QUORATE_FLIPS").map_or(24, |flips| flips.parse().unwrap());
+    let folder = Folder::filled().await;
+    let copied = folder.0.path().join("copy");
+    let mut served = 0;
+    for flip in 0..flips {
+        copy(&folder.path(), &copied);
+        let file = &environments(&copied)[flip % 2];
+        let bytes = fs::read(file).unwrap();
+        let at = match flip % 6 {
+            // Somewhere; in one of the two pages with which all begins; in the head of any other.
+            0 | 1 => dice.roll(bytes.len()),
+            2 | 3 => dice.roll(2) * 4096 + dice.roll(160),
+            _ => dice.roll(bytes.len() / 4096) * 4096 + dice.roll(40),
+        };
+        flip_bit(file, at, dice.roll(8));
+        let opened = open_elsewhere(&copied);
+        let flipped = format!("{} at {at}", file.strip_prefix(&copied).unwrap().display());
+        assert_eq!(opened.crash, None, "{flipped}: the process has died: {opened:?}");
+        assert_eq!(opened.said("wrong"), None, "{flipped}: a wrong answer: {opened:?}");
+        let refusals = ["refused", "answered", "failed"].map(|word| opened.said(word));
+        for refusal in refusals.into_iter().flatten() {
+            assert!(refusal.starts_with("Storage "), "{flipped}: {refusal}");
+            assert!(!refusal.contains("bug"), "{flipped}: {refusal}");
+        }
+        let is_served = opened.said("served").is_some();
+        assert!(is_served || refusals.iter().any(Option::is_some), "{flipped}: {opened:?}");
+        served += usize::from(is_served);
+        fs::remove_dir_all(&copied).unwrap();
+    }
+    println!("{flips} flips: {served} harmless, the others refused");
 }
 
 /// A file that says of itself that it is of another version of LMDB, or none at all, is refused as such.

@@ -1,12 +1,14 @@
 //! Lists of members that are wrong, and founders whose folder was wiped.
 
 use super::{Kept, builder, refused, refused_for_now};
-use crate::kit::addresses;
+use crate::kit::HEARTBEAT;
 use crate::kit::trio::Trio;
+use crate::kit::{PATIENCE, addresses};
 use quorate::{Consistency, Error, ErrorKind, Node, NodeId, Reason, Result};
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 /// How long a founder waits in these tests for others who are not there.
 const SHORT: Duration = Duration::from_millis(200);
@@ -151,6 +153,28 @@ async fn a_founder_that_finds_another_group_at_an_address_is_told() {
     assert!(matches!(error.reason(), Reason::FoundersDiffer { .. }), "{error:?}");
     kept.check(&solo.client()).await;
     solo.shutdown().await.unwrap();
+}
+
+/// Timing is a setting of the group: with another one, leases would end while their holders believe in them.
+#[tokio::test]
+async fn a_member_with_another_heartbeat_is_told() {
+    let mut trio = Trio::start().await;
+    let kept = Kept::write(&trio.client(0), "k").await;
+    trio.stop(2).await;
+    let reign = trio.reign().await;
+    // Something to catch up with.
+    kept.check(&trio.client(0)).await;
+    let other = trio.builder(2).heartbeat(HEARTBEAT * 2);
+    let other = other.form(trio.addresses.clone()).await.unwrap();
+    let told = timeout(PATIENCE, other.ready()).await.expect("it is told");
+    let text = "heartbeat or election timeouts differ between the members";
+    let error = refused(told, ErrorKind::WrongGroup, text);
+    assert_eq!(*error.reason(), Reason::TimingDiffers);
+    other.shutdown().await.unwrap();
+    assert_eq!(trio.reign().await, reign, "the others did not notice");
+    trio.start_all().await;
+    kept.check(&trio.client(2)).await;
+    trio.shutdown().await;
 }
 
 fn is_refused_for_its_incarnation(result: Result<Node>, node: u64) {

@@ -41,10 +41,14 @@ pub(crate) fn find(file: &Path, known: &[u8]) -> Vec<usize> {
 
 /// Flips a bit of one byte. A node that has the file open sees it at once: it reads through the same page cache.
 pub(crate) fn flip_at(file: &Path, at: usize) {
+    flip_bit(file, at, 6);
+}
+
+pub(crate) fn flip_bit(file: &Path, at: usize, bit: usize) {
     let file: File = OpenOptions::new().read(true).write(true).open(file).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at as u64).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x40], at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ 1 << bit], at as u64).unwrap();
 }
 
 /// Copies a folder with all that is in it.

@@ -2,7 +2,7 @@
 
 use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
-use crate::error::{Reason, Result};
+use crate::error::{Error, Reason, Result};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// The address space reserved for the log, and for the state. The files grow only as they are used.
 const LOG_MAP_BYTES: usize = 32 << 30;
@@ -26,6 +27,8 @@ const STATE_MAP_BYTES_MIN: u64 = 16 << 20;
 const STATE_MAP_BYTES_MAX: u64 = 64 << 40;
 /// The granularity of all maps: a multiple of every page size in use.
 const MAP_STEP: u64 = 1 << 20;
+/// How long a start waits for the threads of a node that had the folder before.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a founder waits for the others.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -249,7 +252,7 @@ impl NodeBuilder {
     async fn run(self, founders: Option<Founders>) -> Result<Running> {
         // The order matters: nothing in the folder is touched before it is ours, and nobody is answered before the
         // folder has said who this is.
-        let lock = Arc::new(FolderLock::take(&self.folder)?);
+        let lock = Arc::new(self.lock().await?);
         let listener = self.bind().await?;
         let log = LogStore::open(&log_folder(&self.folder), LOG_MAP_BYTES)?;
         log.hold(Arc::clone(&lock) as Arc<_>)?;
@@ -281,6 +284,21 @@ impl NodeBuilder {
             member.leads().await?;
         }
         Ok(Running { member, server, door, lock })
+    }
+
+    /// Locks the folder. The threads of a node that has just ended may hold it for another moment.
+    async fn lock(&self) -> Result<FolderLock> {
+        let until = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let error = match FolderLock::take(&self.folder) {
+                Ok(lock) => return Ok(lock),
+                Err(fault) => Error::from(fault),
+            };
+            if !matches!(error.reason(), Reason::AlreadyOpen { .. }) || Instant::now() > until {
+                return Err(error);
+            }
+            tokio::time::sleep(LOCK_PATIENCE / 100).await;
+        }
     }
 
     async fn bind(&self) -> Result<Option<Listener>> {

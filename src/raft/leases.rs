@@ -35,7 +35,7 @@ pub(crate) struct Lessor {
 struct Reign {
     term: u64,
     leases: HashMap<LeaseId, Deadline>,
-    /// Of all leases that are not being expired.
+    /// Of all leases that are not being expired, each as its [`Deadline`] says.
     due: BTreeSet<(Instant, LeaseId)>,
 }
 
@@ -161,7 +161,8 @@ impl Lessor {
         for id in ids {
             if let Some(lease) = reign.leases.get_mut(id).filter(|lease| lease.expiring) {
                 // It stays marked, so that it is not renewed; only the proposal is repeated.
-                reign.due.insert((at.max(lease.due), *id));
+                lease.due = at.max(lease.due);
+                reign.due.insert((lease.due, *id));
             }
         }
         self.changed.notify_one();
@@ -262,6 +263,20 @@ mod tests {
         assert_eq!(lessor.due().await, (7, vec![id(1)]));
         lessor.note(&[LeaseChange::Ended { id: id(1) }]);
         assert!(!lessor.any_due(&[id(1)]));
+    }
+
+    /// The proposal that seemed to have failed got through, and then somebody made a lease of the same id.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_made_again_has_its_full_time() {
+        let lessor = Lessor::default();
+        lessor.begin(7, vec![(id(1), TTL)], Duration::ZERO);
+        let (term, due) = lessor.due().await;
+        lessor.retry(term, &due, Instant::now() + Duration::from_millis(200));
+        lessor.note(&[LeaseChange::Ended { id: id(1) }]);
+        lessor.note(&[LeaseChange::Granted { id: id(1), ttl: TTL }]);
+        let start = Instant::now();
+        assert_eq!(lessor.due().await, (7, vec![id(1)]));
+        assert_eq!(start.elapsed(), TTL);
     }
 
     #[tokio::test(start_paused = true)]

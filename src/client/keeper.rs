@@ -186,7 +186,8 @@ impl Drop for Counted {
 /// What the keeper is told.
 #[derive(Debug)]
 enum Word {
-    Keep(Arc<Life>),
+    /// With when the lease was asked for.
+    Keep(Arc<Life>, Instant),
     Forget(LeaseId),
     Do(Chore),
 }
@@ -210,9 +211,9 @@ impl Keeper {
         Self { words, chores: Arc::default(), task }
     }
 
-    /// Renews a lease until it is lost or forgotten.
-    pub(super) fn keep(&self, life: Arc<Life>) -> Result<()> {
-        self.words.send(Word::Keep(life)).map_err(|_| Error::new(Reason::Closed))
+    /// Renews a lease that was asked for at `sent` until it is lost or forgotten.
+    pub(super) fn keep(&self, life: Arc<Life>, sent: Instant) -> Result<()> {
+        self.words.send(Word::Keep(life, sent)).map_err(|_| Error::new(Reason::Closed))
     }
 
     pub(super) fn forget(&self, lease: LeaseId) {
@@ -354,8 +355,8 @@ impl Task {
 
     fn hear(&mut self, word: Word) {
         match word {
-            Word::Keep(life) => {
-                let at = Instant::now() + life.ttl.min(limits::TTL_MAX) / RENEW_PART;
+            Word::Keep(life, sent) => {
+                let at = sent + life.ttl.min(limits::TTL_MAX) / RENEW_PART;
                 let ceiling = (life.ttl / 20).min(Duration::from_millis(500));
                 let backoff = Backoff::new(ceiling / 8, ceiling);
                 self.due.insert((at, life.lease));

@@ -106,7 +106,7 @@ impl Client {
             revoked: AtomicBool::new(false),
         };
         let session = Session { inner: Arc::new(inner) };
-        self.keeper().keep(life)?;
+        self.keeper().keep(life, sent)?;
         if session.is_alive() { Ok(session) } else { Err(Error::new(Reason::SessionLost)) }
     }
 }

@@ -189,6 +189,16 @@ async fn a_closed_node_loses_its_sessions() {
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
+/// The first renewal is due a third of the ttl after the grant was *sent*, like every other.
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_grant_took_long_is_renewed_in_time() {
+    let fake = Fake::new();
+    fake.next(Kind::Propose, Fault::DelayAnswer(TTL * 2 / 3));
+    let session = open(&fake).await;
+    sleep(TTL * 2).await;
+    assert!(session.is_alive());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_took_too_long_is_no_session() {
     let fake = Fake::new();

@@ -56,8 +56,8 @@ const SLACK_MAX: Duration = Duration::from_secs(1);
 const CHORES_MAX: usize = 65_536;
 /// The most chores in one call.
 const CHORES_PER_CALL: usize = 256;
-/// How long a key is looked for, if the call that would write it was not answered.
-const SEEK: Duration = Duration::from_secs(30);
+/// How long a key is looked for, if the call that would write it was not answered: longer than any call can take.
+const SEEK: Duration = Duration::from_secs(limits::CALL_TIMEOUT_MAX.as_secs() + 30);
 
 /// Whether a session lives, as far as its client can know.
 #[derive(Debug)]
@@ -149,8 +149,6 @@ fn deadline(sent: Instant, ttl: Duration) -> Instant {
 struct Chore {
     what: What,
     life: Arc<Life>,
-    /// Needless from here on.
-    until: Instant,
     /// To be done again although nothing was found, up to then.
     seek: Option<Instant>,
     _counted: Counted,
@@ -158,8 +156,10 @@ struct Chore {
 
 #[derive(Clone, Debug)]
 enum What {
-    Revoke,
-    /// Delete a key if it is still of the life that began at `created`, or, without that, at all.
+    /// End the lease, which nobody renews any more, so that the group has ended it by `until`.
+    Revoke { until: Instant },
+    /// Delete a key if it is still of the life that began at `created`, or, without that, at all. Needed for as long as
+    /// the session lives: the key holds others up, and only with the lease it would go by itself.
     Delete {
         key: Bytes,
         created: Option<Revision>,
@@ -224,10 +224,9 @@ impl Keeper {
     pub(super) fn revoke(&self, life: Arc<Life>) {
         // At most one for each session, so it is not refused.
         let (counted, _) = Counted::one_more(&self.chores);
-        // When it has not been renewed for so long, the group ends it by itself.
         let until = Instant::now() + life.ttl.min(limits::TTL_MAX);
         life.lose();
-        let chore = Chore { what: What::Revoke, life, until, seek: None, _counted: counted };
+        let chore = Chore { what: What::Revoke { until }, life, seek: None, _counted: counted };
         let _ = self.words.send(Word::Do(chore));
     }
 
@@ -240,11 +239,9 @@ impl Keeper {
             life.lose();
             return;
         }
-        let now = Instant::now();
-        let seek = created.is_none().then(|| now + SEEK);
-        let until = now + life.ttl.min(limits::TTL_MAX);
+        let seek = created.is_none().then(|| Instant::now() + SEEK);
         let what = What::Delete { key, created };
-        let chore = Chore { what, life: life.clone(), until, seek, _counted: counted };
+        let chore = Chore { what, life: life.clone(), seek, _counted: counted };
         let _ = self.words.send(Word::Do(chore));
     }
 }
@@ -364,7 +361,7 @@ impl Task {
             }
             Word::Forget(lease) => self.forget(lease),
             Word::Do(chore) => {
-                if matches!(chore.what, What::Revoke) {
+                if matches!(chore.what, What::Revoke { .. }) {
                     self.forget(chore.life.lease);
                 }
                 self.chores.push_back(chore);
@@ -506,14 +503,16 @@ impl Task {
 
 impl Chore {
     fn is_needed(&self, now: Instant) -> bool {
-        let deletes = matches!(self.what, What::Delete { .. });
-        // The keys of a lost lease go with it.
-        now < self.until && (!deletes || self.life.is_alive())
+        match self.what {
+            What::Revoke { until } => now < until,
+            // The keys of a lost lease go with it.
+            What::Delete { .. } => self.life.is_alive(),
+        }
     }
 
     fn proposal(&self) -> Proposal {
         Proposal::from(match &self.what {
-            What::Revoke => Command::Revoke(self.life.lease),
+            What::Revoke { .. } => Command::Revoke(self.life.lease),
             What::Delete { key, created } => Command::Txn(TxnOp {
                 when: created
                     .map(|it| Compare::create_revision(key).equals(it))

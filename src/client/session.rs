@@ -62,8 +62,32 @@ struct Inner {
     nonces: AtomicU64,
     /// Somebody said `close`.
     closed: AtomicBool,
-    /// The lease is known to be gone.
+    /// The lease is known to be gone, or the keeper sees to it.
     revoked: AtomicBool,
+}
+
+impl Inner {
+    /// Has the lease revoked in the background, unless that was done. Does not wait, spawn or panic.
+    fn revoke_later(&self) {
+        if !self.revoked.swap(true, Ordering::Relaxed) {
+            self.client.keeper().revoke(self.life.clone());
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.revoke_later();
+    }
+}
+
+/// A `close` that may fail or be dropped, while others still hold the session.
+struct Closing<'a>(&'a Inner);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.revoke_later();
+    }
 }
 
 impl fmt::Debug for Session {
@@ -185,6 +209,7 @@ impl Session {
     pub async fn close(self) -> Result<()> {
         self.inner.closed.store(true, Ordering::Relaxed);
         self.lose();
+        let _closing = Closing(&self.inner);
         match self.client().lease_revoke(self.lease_id()).await {
             Err(error) if !matches!(error.reason(), Reason::LeaseNotFound { .. }) => Err(error),
             Ok(()) | Err(_) => {
@@ -214,14 +239,6 @@ impl Session {
     /// about to be written, so it must be one that nobody writes twice. Does not wait, spawn or panic.
     pub(crate) fn delete_later(&self, key: Bytes, created: Option<Revision>) {
         self.client().keeper().delete(&self.inner.life, key, created);
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if !*self.revoked.get_mut() {
-            self.client.keeper().revoke(self.life.clone());
-        }
     }
 }
 

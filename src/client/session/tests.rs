@@ -200,6 +200,21 @@ async fn a_session_whose_grant_took_long_is_renewed_in_time() {
     assert!(session.is_alive());
 }
 
+/// A guard or a task may still hold the session, whatever became of `close`.
+#[tokio::test(start_paused = true)]
+async fn a_close_that_fails_goes_on_although_there_are_clones() {
+    for fault in [Fault::Hang, Fault::Refuse(Reason::NoLeader), Fault::LoseAnswer] {
+        let fake = Fake::new();
+        let session = open(&fake).await;
+        let _clone = session.clone();
+        session.client().put("k", "v").lease(session.lease_id()).await.unwrap();
+        fake.next(Kind::Propose, fault);
+        let _ = timeout(Duration::from_secs(1), session.close()).await;
+        sleep(Duration::from_secs(1)).await;
+        assert!(fake.keys().is_empty());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_took_too_long_is_no_session() {
     let fake = Fake::new();

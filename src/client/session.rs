@@ -28,6 +28,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// A heartbeat: one lease, kept alive until this is closed or every clone is dropped.
@@ -61,7 +62,7 @@ struct Inner {
     /// How many names were made for keys of this session.
     nonces: AtomicU64,
     /// Somebody said `close`.
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
     /// The lease is known to be gone, or the keeper sees to it.
     revoked: AtomicBool,
 }
@@ -126,7 +127,7 @@ impl Client {
             client: self.clone(),
             life: life.clone(),
             nonces: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
             revoked: AtomicBool::new(false),
         };
         let session = Session { inner: Arc::new(inner) };
@@ -207,7 +208,7 @@ impl Session {
     ///
     /// Dropping the future leaves the rest to the keeper.
     pub async fn close(self) -> Result<()> {
-        self.inner.closed.store(true, Ordering::Relaxed);
+        self.inner.closed.send_replace(true);
         self.lose();
         let _closing = Closing(&self.inner);
         match self.client().lease_revoke(self.lease_id()).await {
@@ -220,9 +221,10 @@ impl Session {
         }
     }
 
-    /// Whether its end was wanted.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.inner.closed.load(Ordering::Relaxed)
+    /// Completes when somebody closes it, also after it was lost.
+    pub(crate) async fn closed(&self) {
+        // It has a sender for as long as there is a session.
+        let _ = self.inner.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     /// Counts the session as lost from now on.

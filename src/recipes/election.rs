@@ -22,9 +22,11 @@ use crate::error::{Reason, Result};
 use crate::types::{Compare, Event, FencingToken, KeyValue, OpResult, Revision};
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::{Either, select};
 use futures::stream::{self, BoxStream};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 const KIND: &str = "election";
@@ -114,12 +116,24 @@ impl Election {
     ///     .await
     /// # }
     /// ```
-    pub async fn lead<F, Fut>(&self, name: impl Into<String>, mut work: F) -> Result<()>
+    pub async fn lead<F, Fut>(&self, name: impl Into<String>, work: F) -> Result<()>
     where
         F: FnMut(Arc<Leadership>) -> Fut,
         Fut: Future<Output = Result<()>>,
     {
-        let name = name.into();
+        // The session that the caller has, whatever session it leads under by then.
+        let closed = pin!(self.session.closed());
+        match select(closed, pin!(self.lead_on(name.into(), work))).await {
+            Either::Left(_) => Err(Reason::SessionLost.into()),
+            Either::Right((result, _)) => result,
+        }
+    }
+
+    async fn lead_on<F, Fut>(&self, name: String, mut work: F) -> Result<()>
+    where
+        F: FnMut(Arc<Leadership>) -> Fut,
+        Fut: Future<Output = Result<()>>,
+    {
         let mut election = self.clone();
         let mut backoff = Backoff::outage();
         loop {
@@ -192,9 +206,6 @@ impl Election {
         }
         let mut backoff = Backoff::outage();
         loop {
-            if self.session.is_closed() {
-                return Err(Reason::SessionLost.into());
-            }
             match self.session.client().session(self.session.ttl()).await {
                 Ok(session) => return Ok(session.election(&self.name)),
                 Err(error) if error.is_retryable() => {

@@ -86,6 +86,8 @@ pub(crate) struct World {
 #[derive(Default)]
 struct Stream {
     number: u64,
+    /// The number of the last call.
+    call: u64,
     /// The cursors before and after the last answer.
     before: BTreeMap<CursorId, Cursor>,
     after: BTreeMap<CursorId, Cursor>,
@@ -522,7 +524,14 @@ impl World {
         if follow.after == 0 {
             self.streams.insert(follow.stream, Stream::default());
         }
-        let Some(stream) = self.streams.get(&follow.stream) else { return Some(Followed::Unknown) };
+        let Some(stream) = self.streams.get_mut(&follow.stream) else {
+            return Some(Followed::Unknown);
+        };
+        assert!(follow.call > 0, "calls are numbered from 1");
+        if follow.call < stream.call {
+            return Some(Followed::Unknown);
+        }
+        stream.call = follow.call;
         let before = match follow.after {
             after if after == stream.number => stream.after.clone(),
             // The answer was lost: take it back.

@@ -265,6 +265,8 @@ struct Follower {
     /// Watches with half a revision.
     partial: BTreeSet<WatchId>,
     stream: u64,
+    /// The number of the last call.
+    call: u64,
     /// The number of the last answer; 0 begins the stream.
     after: u64,
     cursor_ids: u64,
@@ -310,6 +312,7 @@ impl Follower {
             removed: VecDeque::new(),
             partial: BTreeSet::new(),
             stream: random(),
+            call: 0,
             after: 0,
             cursor_ids: 0,
             progress,
@@ -389,11 +392,11 @@ impl Follower {
         }
         let removed: Vec<_> =
             self.removed.drain(..self.removed.len().min(limits::BATCH_MAX)).collect();
-        let Self { stream, after, .. } = *self;
-        let wait = Duration::ZERO;
-        let bytes_max = ANSWER_BYTES_MAX;
-        let mut ask =
-            Ask { follow: Follow { stream, after, added, removed, wait, bytes_max }, joining };
+        self.call += 1;
+        let Self { stream, call, after, .. } = *self;
+        let (wait, bytes_max) = (Duration::ZERO, ANSWER_BYTES_MAX);
+        let follow = Follow { stream, call, after, added, removed, wait, bytes_max };
+        let mut ask = Ask { follow, joining };
         if ask.is_patient() {
             // Not exactly the same for all clients, so that they do not all come back together.
             ask.follow.wait = jitter(WAIT);
@@ -580,6 +583,7 @@ impl Follower {
     fn begin_anew(&mut self) {
         let progress = *lock(&self.progress);
         self.stream = random();
+        self.call = 0;
         self.after = 0;
         self.cursors.clear();
         self.removed.clear();

@@ -160,10 +160,7 @@ enum What {
     Revoke { until: Instant },
     /// Delete a key if it is still of the life that began at `created`, or, without that, at all. Needed for as long as
     /// the session lives: the key holds others up, and only with the lease it would go by itself.
-    Delete {
-        key: Bytes,
-        created: Option<Revision>,
-    },
+    Delete { key: Bytes, created: Option<Revision> },
 }
 
 /// One of the chores that are under way.

@@ -172,7 +172,8 @@ struct Cursors {
     /// The number of the last answer, and where its cursors stood before it.
     answered: u64,
     before: BTreeMap<CursorId, Cursor>,
-    /// Counts the calls, so that one that was given up by its caller cannot answer after the next.
+    /// The number of the last call. One before it was given up by its caller: it changes nothing and answers nothing, even
+    /// if it gets its turn after the last one was answered.
     turn: u64,
 }
 
@@ -243,7 +244,8 @@ impl Watchers {
         streams.get(&follow.stream).map(|(number, stream)| (*number, Arc::clone(stream)))
     }
 
-    /// Takes in what changed since the last answer. `None` if the caller and this member disagree about which that is.
+    /// Takes in what changed since the last answer. `None` if the caller and this member disagree about which that is, or
+    /// the caller has called again since.
     fn begin(
         &self,
         number: u64,
@@ -253,7 +255,10 @@ impl Watchers {
         // In the order of the state's thread: index first, then a stream.
         let mut ranges = self.state.interest.ranges();
         let mut cursors = stream.cursors();
-        if follow.after + 1 == cursors.answered {
+        if follow.call <= cursors.turn {
+            return Ok(None);
+        }
+        if follow.after.checked_add(1) == Some(cursors.answered) {
             cursors.take_back(number, &mut ranges);
         } else if follow.after != cursors.answered {
             return Ok(None);
@@ -273,7 +278,7 @@ impl Watchers {
             // What it has missed so far is in history.
             cursors.ready.insert(id);
         }
-        cursors.turn += 1;
+        cursors.turn = follow.call;
         Ok(Some(cursors.turn))
     }
 
@@ -503,8 +508,11 @@ mod tests {
         Cursor { range: range.into(), next, puts: true, deletes: true, prev: false }
     }
 
+    /// A call of stream 1, numbered as it is made.
     fn step(after: u64, added: Vec<(CursorId, Cursor)>, wait: Duration) -> Follow {
-        Follow { stream: 1, after, added, removed: vec![], wait, bytes_max: 1 << 20 }
+        static CALLS: AtomicU64 = AtomicU64::new(1);
+        let call = CALLS.fetch_add(1, Ordering::Relaxed);
+        Follow { stream: 1, call, after, added, removed: vec![], wait, bytes_max: 1 << 20 }
     }
 
     /// The revisions in an answer, and its number and progress.
@@ -560,14 +568,30 @@ mod tests {
         let first = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
         assert_eq!(taken(watchers.follow(first).await.unwrap()), (1, 4, vec![2, 3, 4]));
         commit(&state, 3..5, |_| "k".into());
-        let second = step(1, vec![], NOW);
-        let answer = taken(watchers.follow(second.clone()).await.unwrap());
+        let answer = taken(watchers.follow(step(1, vec![], NOW)).await.unwrap());
         assert_eq!(answer, (2, 6, vec![5, 6]));
         // The caller did not get it, and asks again after the first.
-        assert_eq!(taken(watchers.follow(second).await.unwrap()), answer);
+        assert_eq!(taken(watchers.follow(step(1, vec![], NOW)).await.unwrap()), answer);
         assert_eq!(taken(watchers.follow(step(2, vec![], NOW)).await.unwrap()), (3, 6, vec![]));
         // Two steps back is a caller that this member does not know.
         assert_eq!(watchers.follow(step(1, vec![], NOW)).await.unwrap(), Followed::Unknown);
+    }
+
+    /// A call that was given up may get its turn after the one that was made in its place, and even after that one was
+    /// answered: the two are tasks of their own. It once took that answer back, and gave another one under its number.
+    #[tokio::test]
+    async fn a_call_that_comes_late_takes_nothing_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let first = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
+        assert_eq!(taken(watchers.follow(first).await.unwrap()), (1, 1, vec![]));
+        let late = step(1, vec![], LONG);
+        commit(&state, 0..1, |_| "k".into());
+        assert_eq!(taken(watchers.follow(step(1, vec![], NOW)).await.unwrap()), (2, 2, vec![2]));
+        commit(&state, 1..2, |_| "k".into());
+        assert_eq!(watchers.follow(late).await.unwrap(), Followed::Unknown);
+        assert_eq!(taken(watchers.follow(step(2, vec![], NOW)).await.unwrap()), (3, 3, vec![3]));
     }
 
     #[tokio::test]

@@ -193,6 +193,12 @@ impl Stream {
             self.woken.notify_one();
         }
     }
+
+    /// The answer to a call that nobody waits for any more. If it was woken then the wake-up was meant for the next.
+    fn too_late(&self) -> Followed {
+        self.woken.notify_one();
+        Followed::Unknown
+    }
 }
 
 /// The streams of one caller: one connection, or one client in this process. Dropping it forgets them.
@@ -295,7 +301,7 @@ impl Watchers {
         // Read before the ready cursors are: whoever is not among them now has seen everything up to here.
         let progress = self.state.interest.woken();
         let Some(reading) = stream.cursors().take_ready(turn) else {
-            return Ok(Some(Followed::Unknown));
+            return Ok(Some(stream.too_late()));
         };
         // The view is opened after the cursors are taken. A commit that woke one before is in this view; one that wakes
         // it later finds it not ready, and makes it so again. And it is read without the lock, so that no commit waits
@@ -307,7 +313,7 @@ impl Watchers {
         let answer = {
             let mut cursors = stream.cursors();
             if cursors.turn != turn {
-                return Ok(Some(Followed::Unknown));
+                return Ok(Some(stream.too_late()));
             }
             let (news, progress) = cursors.settle(read, progress, &mut ended);
             if news.is_empty() && !idle {
@@ -592,6 +598,26 @@ mod tests {
         commit(&state, 1..2, |_| "k".into());
         assert_eq!(watchers.follow(late).await.unwrap(), Followed::Unknown);
         assert_eq!(taken(watchers.follow(step(2, vec![], NOW)).await.unwrap()), (3, 3, vec![3]));
+    }
+
+    /// The wake-up is for the stream, and whoever gets it may be a call that nobody waits for any more.
+    #[tokio::test]
+    async fn a_call_that_was_given_up_does_not_keep_the_wake_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        let first = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
+        taken(watchers.follow(first).await.unwrap());
+        let mut old = std::pin::pin!(watchers.follow(step(1, vec![], LONG)));
+        let moment = Duration::from_millis(1);
+        assert!(tokio::time::timeout(moment, old.as_mut()).await.is_err());
+        let mut new = std::pin::pin!(watchers.follow(step(1, vec![], LONG)));
+        assert!(tokio::time::timeout(moment, new.as_mut()).await.is_err());
+        commit(&state, 0..1, |_| "k".into());
+        let new = tokio::time::timeout(LONG / 10, new);
+        let (old, new) = futures::join!(old, new);
+        assert_eq!(old.unwrap(), Followed::Unknown);
+        assert_eq!(taken(new.expect("woken at once").unwrap()), (2, 2, vec![2]));
     }
 
     #[tokio::test]

@@ -34,6 +34,10 @@ use tokio::time::{Instant, timeout_at};
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// The most cursors of one stream.
 const CURSORS_MAX: usize = 1 << 20;
+/// The most streams of one caller. It needs one, and begins another when it is in doubt about that.
+const STREAMS_MAX: usize = 4;
+/// The turn of a stream that was forgotten: any call of it comes too late.
+const FORGOTTEN: u64 = u64::MAX;
 
 /// Which cursors a touched key wakes.
 #[derive(Debug)]
@@ -246,6 +250,13 @@ impl Watchers {
             let stream = Arc::new(Stream::default());
             self.state.interest.ranges().streams.insert(number, Arc::clone(&stream));
             streams.insert(follow.stream, (number, stream));
+            if streams.len() > STREAMS_MAX
+                && let Some(oldest) = streams.values().map(|(number, _)| *number).min()
+            {
+                streams.extract_if(|_, (number, _)| *number == oldest).for_each(|(_, oldest)| {
+                    forget(&self.state.interest, oldest.0, &oldest.1);
+                });
+            }
         }
         streams.get(&follow.stream).map(|(number, stream)| (*number, Arc::clone(stream)))
     }
@@ -342,9 +353,12 @@ impl Drop for Watchers {
 fn forget(interest: &Interest, number: u64, stream: &Stream) {
     let mut ranges = interest.ranges();
     ranges.streams.remove(&number);
-    for (id, cursor) in std::mem::take(&mut stream.cursors().waiting) {
+    let mut cursors = stream.cursors();
+    for (id, cursor) in std::mem::take(&mut cursors.waiting) {
         ranges.remove((number, id), &cursor.range);
     }
+    cursors.turn = FORGOTTEN;
+    stream.woken.notify_one();
 }
 
 impl Cursors {
@@ -618,6 +632,22 @@ mod tests {
         let (old, new) = futures::join!(old, new);
         assert_eq!(old.unwrap(), Followed::Unknown);
         assert_eq!(taken(new.expect("woken at once").unwrap()), (2, 2, vec![2]));
+    }
+
+    /// Each time that a caller is in doubt it begins a new stream, and forgets the old one.
+    #[tokio::test]
+    async fn a_caller_that_begins_anew_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        for stream in 0..1000 {
+            let mut follow = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
+            follow.stream = stream;
+            taken(watchers.follow(follow).await.unwrap());
+        }
+        let ranges = state.interest.ranges();
+        assert!(ranges.streams.len() < 10, "{} streams", ranges.streams.len());
+        assert!(ranges.keys.values().all(|waiters| waiters.len() < 10));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! watches that take a lost answer back) and breaks everything that a network may break, on demand.
 
 use super::Client;
+use super::home::Home;
 use super::link::Service;
 use crate::api::{
     Applied, Call, Command, Cursor, CursorId, Follow, Followed, News, NodeStatus, Position,
@@ -123,7 +124,8 @@ impl Fake {
             let fake = fake.clone();
             async move { fake.call(call).await }
         });
-        Client::over(Service::new(service), Handle::current(), Duration::from_secs(10))
+        let home = Home::new(Handle::current());
+        Client::over(Service::new(service), home, Duration::from_secs(10))
     }
 
     /// Lets the next call of that kind go wrong.

@@ -333,7 +333,7 @@ impl Follower {
             let ask = self.compose();
             let Some(answer) = self.ask(&ask).await else { continue };
             if let Err(wait) = self.digest(&ask, answer) {
-                self.link.sleep(wait).await;
+                tokio::time::sleep(wait).await;
             }
         }
     }

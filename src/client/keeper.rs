@@ -112,6 +112,10 @@ impl Life {
         loop {
             changes.mark_unchanged();
             let Some(until) = self.until() else { return };
+            if link.has_ended() {
+                // Nothing renews it any more. To know it now is better than at the deadline.
+                return self.lose();
+            }
             let _ = select(pin!(changes.changed()), pin!(link.sleep_until(until))).await;
         }
     }
@@ -329,7 +333,7 @@ impl Task {
         let renewal = self.due.first().map(|(at, _)| *at);
         let chore = self.chores.front().filter(|_| !self.chores_under_way).map(|_| self.chores_at);
         let at = renewal.into_iter().chain(chore).min();
-        let mut alarm = pin!(at.map(|at| self.link.sleep_until(at)));
+        let mut alarm = pin!(at.map(tokio::time::sleep_until));
         poll_fn(|context| {
             if !self.alone
                 && let Poll::Ready(word) = self.words.poll_recv(context)
@@ -495,6 +499,17 @@ impl Task {
             self.chores_at = now + self.chores_backoff.next();
         }
         self.chores.extend(again.into_iter().map(|(chore, _)| chore));
+    }
+}
+
+impl Drop for Task {
+    /// Nothing renews its leases any more.
+    fn drop(&mut self) {
+        self.words.close();
+        while let Ok(word) = self.words.try_recv() {
+            self.hear(word);
+        }
+        self.kept.values().for_each(|kept| kept.life.lose());
     }
 }
 

@@ -12,11 +12,13 @@
 //!
 //! Invariants
 //! - no call waits longer than its deadline, whatever the service does;
-//! - timers belong to the client's runtime, so that a request may be awaited on any executor;
+//! - timers belong to the client's runtime, so that a request may be awaited on any executor, and after the end of that
+//!   runtime everything fails with [`Reason::Closed`] at once;
 //! - a client never sees time go back: the newest revision it has seen goes along with every serializable read.
 //!
 //! It does not retry. A write that is sent twice may happen twice, and only the caller knows whether that matters.
 
+use super::home::Home;
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Consistency, Revision, TxnOp, TxnOutcome, limits};
@@ -27,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
@@ -38,7 +40,7 @@ pub(crate) type Service = BoxCloneSyncService<Call, Response, Error>;
 #[derive(Clone)]
 pub(crate) struct Link {
     service: Service,
-    runtime: Handle,
+    home: Home,
     /// How long a call waits if it does not say so itself.
     timeout: Duration,
     /// The newest revision that this client has seen.
@@ -59,12 +61,17 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(service: Service, runtime: Handle, timeout: Duration) -> Self {
-        Self { service, runtime, timeout, seen: Arc::new(AtomicU64::new(0)) }
+    pub(crate) fn new(service: Service, home: Home, timeout: Duration) -> Self {
+        Self { service, home, timeout, seen: Arc::new(AtomicU64::new(0)) }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
+        self.home.runtime()
+    }
+
+    /// Whether the runtime has ended, and everything with it that would answer or renew.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.home.has_ended()
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -81,11 +88,22 @@ impl Link {
         api::check(&request, Duration::ZERO)?;
         let timeout = timeout.unwrap_or(self.timeout).min(limits::CALL_TIMEOUT_MAX);
         let is_write = request.is_write();
+        if self.has_ended() {
+            return Err(Error::new(Reason::Closed));
+        }
         let answer = self.service.clone().oneshot(Call { request, timeout });
-        let error = match select(pin!(answer), pin!(self.sleep(timeout))).await {
-            Either::Left((Ok(response), _)) => return Ok(response),
-            Either::Left((Err(error), _)) => error,
-            Either::Right(_) => Error::new(Reason::DeadlinePassed { waited: timeout }),
+        // All of it inside, for whatever answers in this process has timers as well.
+        let answer = self.home.inside(async {
+            match select(pin!(answer), pin!(tokio::time::sleep(timeout))).await {
+                Either::Left((answer, _)) => answer,
+                Either::Right(_) => Err(Error::new(Reason::DeadlinePassed { waited: timeout })),
+            }
+        });
+        let error = match answer.await {
+            Some(Ok(response)) => return Ok(response),
+            Some(Err(error)) => error,
+            None if is_write => Error::new(Reason::Closed).unknown_outcome(),
+            None => Error::new(Reason::Closed),
         };
         // A timeout says nothing about the other side, whoever noticed it.
         let unknown = is_write && error.kind() == ErrorKind::Timeout;
@@ -170,16 +188,14 @@ impl Link {
         self.seen.fetch_max(revision.get(), Ordering::Relaxed);
     }
 
-    /// A timer of the client's own runtime.
-    pub(crate) fn sleep(&self, duration: Duration) -> Sleep {
-        let _inside = self.runtime.enter();
-        tokio::time::sleep(duration)
+    /// Waits, or until the runtime has ended.
+    pub(crate) async fn sleep(&self, duration: Duration) {
+        self.home.inside(async { tokio::time::sleep(duration).await }).await;
     }
 
-    /// The same, for a point in time.
-    pub(crate) fn sleep_until(&self, deadline: Instant) -> Sleep {
-        let _inside = self.runtime.enter();
-        tokio::time::sleep_until(deadline)
+    /// The same, up to a point in time.
+    pub(crate) async fn sleep_until(&self, deadline: Instant) {
+        self.home.inside(async { tokio::time::sleep_until(deadline).await }).await;
     }
 }
 

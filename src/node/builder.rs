@@ -2,6 +2,7 @@
 
 use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
+use crate::client::home::Home;
 use crate::error::{Error, Reason, Result};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
@@ -209,7 +210,8 @@ impl NodeBuilder {
         };
         let runtime = PrivateRuntime::start()?;
         let running = runtime.run(self.run(founders)).await?;
-        Ok(Node { running: Some(running), runtime })
+        let home = Home::new(runtime.handle());
+        Ok(Node { running: Some(running), home, runtime })
     }
 
     /// Everything from the lock to the first call, on the node's own runtime.

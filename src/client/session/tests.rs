@@ -266,3 +266,18 @@ async fn a_key_that_arrives_late_is_found() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(fake.count(Kind::Propose), calls);
 }
+
+/// The runtime of the node ends before the session does: it is lost at once, and no timer of the dead runtime is touched.
+#[test]
+fn a_session_ends_with_the_runtime_of_its_client() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (one, other) = (runtime(), runtime());
+    let session = one.block_on(async { open(&Fake::new()).await });
+    let waiting = session.clone();
+    let mut lost = Box::pin(async move { waiting.lost().await });
+    let moment = Duration::from_millis(1);
+    assert!(other.block_on(async { timeout(moment, lost.as_mut()).await }).is_err());
+    drop(one);
+    other.block_on(lost);
+    assert!(!session.is_alive());
+}

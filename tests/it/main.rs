@@ -4,3 +4,4 @@ mod crash;
 mod group;
 mod kit;
 mod lifecycle;
+mod recipes;

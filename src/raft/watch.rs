@@ -32,6 +32,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// The most bytes of events in one answer, whatever the caller asks for.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// What the news of a cursor take beside their changes, and what its end takes, text included; roughly.
+const NEWS_BYTES: usize = 32;
+const ENDED_BYTES: usize = 128;
 /// The most cursors of one stream.
 const CURSORS_MAX: usize = 1 << 20;
 /// The most streams of one caller. It needs one, and begins another when it is in doubt about that.
@@ -482,10 +485,14 @@ fn read(
             match view.events(&cursor, view.revision(), room)? {
                 Ok(events) => {
                     let bytes: usize = events.changes.iter().map(changes_bytes).sum();
-                    room = room.saturating_sub(bytes);
+                    let is_news = events.more || !events.changes.is_empty();
+                    room = room.saturating_sub(bytes + if is_news { NEWS_BYTES } else { 0 });
                     Read::Events(events)
                 }
-                Err(reason) => Read::Ended(reason),
+                Err(reason) => {
+                    room = room.saturating_sub(ENDED_BYTES);
+                    Read::Ended(reason)
+                }
             }
         };
         all.push((id, read));
@@ -691,6 +698,36 @@ mod tests {
         let ranges = state.interest.ranges();
         assert!(ranges.streams.is_empty() && ranges.keys.is_empty() && ranges.prefixes.is_empty());
         assert!(ranges.prefix_lengths.is_empty() && ranges.others.is_empty());
+    }
+
+    /// Also of ends there may be more than fit into one answer, as when a snapshot has left all cursors behind.
+    #[tokio::test]
+    async fn ends_take_room_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..10, |_| "k".into());
+        let compact = Command::Compact(Revision::from(8));
+        let body = Body::Command(Arc::new(Proposal::from(compact)));
+        state.apply_for_test(&[Entry {
+            position: LogPosition { term: 1, node: 1, index: 10 },
+            body,
+        }]);
+        let added = (0..100).map(|id| (CursorId(id), cursor("k", 2))).collect();
+        let mut follow = step(0, added, NOW);
+        let mut ended = BTreeSet::new();
+        for number in 1..100 {
+            follow.bytes_max = 1000;
+            let answer = watchers.follow(follow).await.unwrap();
+            let Followed::Step { news, .. } = answer else { panic!("{answer:?}") };
+            assert!(news.len() < 50, "{} ends in one answer", news.len());
+            for (id, news) in news {
+                assert!(matches!(news, News::Ended(Reason::Compacted { .. })));
+                assert!(ended.insert(id), "{id:?} ended twice");
+            }
+            follow = step(number, vec![], NOW);
+        }
+        assert_eq!(ended.len(), 100);
     }
 
     #[tokio::test]

@@ -133,7 +133,7 @@ pub(crate) struct Query {
 }
 
 /// Names one watch of a caller. A caller never uses a number twice on one stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct CursorId(pub(crate) u64);
 
 /// One step of a stream of watches.

@@ -27,11 +27,14 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 /// The most bytes of events in one answer, whatever the caller asks for.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// How long cursors are read before other tasks get their turn on the thread, which belongs to the whole node.
+const READ_AT_ONCE: Duration = Duration::from_millis(5);
 /// What the news of a cursor take beside their changes, and what its end takes, text included; roughly.
 const NEWS_BYTES: usize = 32;
 const ENDED_BYTES: usize = 128;
@@ -176,6 +179,8 @@ struct Cursors {
     ready: BTreeSet<CursorId>,
     /// Those that are being read, outside of the lock, with where they stood.
     reading: BTreeMap<CursorId, Cursor>,
+    /// Where to begin, for there was not enough room or time for those from here on: each gets its turn.
+    first: CursorId,
     /// The number of the last answer, and where its cursors stood before it.
     answered: u64,
     before: BTreeMap<CursorId, Cursor>,
@@ -234,6 +239,10 @@ impl Watchers {
             let woken = stream.woken.notified();
             if let Some(answer) = self.answer(number, &stream, turn, bytes_max, false)? {
                 return Ok(answer);
+            }
+            if stream.cursors().has_more_to_read() && Instant::now() < deadline {
+                tokio::task::yield_now().await;
+                continue;
             }
             if timeout_at(deadline, woken).await.is_err() {
                 let answer = self.answer(number, &stream, turn, bytes_max, true)?;
@@ -393,7 +402,12 @@ impl Cursors {
         self.answered -= 1;
     }
 
-    /// The cursors to read, in `turn`.
+    /// Whether there are cursors that the last read did not get around to, or that were woken since.
+    fn has_more_to_read(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The cursors to read, in `turn`, in the order in which they are to be read.
     fn take_ready(&mut self, turn: u64) -> Option<Vec<(CursorId, Cursor)>> {
         if self.turn != turn {
             return None;
@@ -402,7 +416,8 @@ impl Cursors {
         let waiting = &self.waiting;
         self.reading =
             ready.into_iter().filter_map(|id| Some((id, waiting.get(&id)?.clone()))).collect();
-        Some(self.reading.iter().map(|(id, cursor)| (*id, cursor.clone())).collect())
+        let in_order = self.reading.range(self.first..).chain(self.reading.range(..self.first));
+        Some(in_order.map(|(id, cursor)| (*id, cursor.clone())).collect())
     }
 
     /// The call that was reading is void: its cursors stand where they stood.
@@ -424,6 +439,8 @@ impl Cursors {
     ) -> (Vec<(CursorId, News)>, Revision) {
         let mut news = Vec::new();
         let mut reading = std::mem::take(&mut self.reading);
+        let left = read.iter().find(|(_, read)| matches!(read, Read::NoRoom)).map(|(id, _)| *id);
+        self.first = left.unwrap_or(CursorId(0));
         for (id, read) in read {
             let (Some(was), Some(waiting)) = (reading.remove(&id), self.waiting.get_mut(&id))
             else {
@@ -466,20 +483,22 @@ enum Read {
     Events(Events),
     /// Compacted.
     Ended(Reason),
-    /// The answer was full before its turn.
+    /// The answer was full, or time was up, before its turn.
     NoRoom,
 }
 
-/// Reads what the cursors have, up to `bytes_max` together.
+/// Reads what the cursors have, up to `bytes_max` together, and of one cursor at least.
 fn read(
     view: &View,
     cursors: Vec<(CursorId, Cursor)>,
     bytes_max: usize,
 ) -> Result<Vec<(CursorId, Read)>, Fault> {
     let mut room = bytes_max;
+    let until = Instant::now() + READ_AT_ONCE;
     let mut all = Vec::with_capacity(cursors.len());
     for (id, cursor) in cursors {
-        let read = if room == 0 {
+        let is_late = !all.is_empty() && Instant::now() >= until;
+        let read = if room == 0 || is_late {
             Read::NoRoom
         } else {
             match view.events(&cursor, view.revision(), room)? {
@@ -517,7 +536,6 @@ mod tests {
     use crate::api::{Command, Proposal};
     use crate::mvcc::{Body, Entry, LogPosition};
     use crate::types::{Op, TxnOp};
-    use std::time::Duration;
 
     /// Commits one put for each index, each on its own, as fast as the state's thread can.
     fn commit(state: &Arc<State>, indexes: std::ops::Range<u64>, key: impl Fn(u64) -> String) {
@@ -698,6 +716,41 @@ mod tests {
         let ranges = state.interest.ranges();
         assert!(ranges.streams.is_empty() && ranges.keys.is_empty() && ranges.prefixes.is_empty());
         assert!(ranges.prefix_lengths.is_empty() && ranges.others.is_empty());
+    }
+
+    /// Thousands of cursors that have much to look through, all at once: the thread belongs to others as well.
+    #[tokio::test]
+    async fn a_step_is_short_however_much_there_is_to_read() {
+        const CURSORS: u64 = 2000;
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        commit(&state, 0..2000, |_| "busy".into());
+        let quiet = |id| cursor(KeyRange::prefix(format!("quiet/{id:04}")), 2);
+        let added = (0..CURSORS).map(|id| (CursorId(id), quiet(id))).collect();
+        let mut follow = std::pin::pin!(watchers.follow(step(0, added, LONG)));
+        // All of it in one poll takes seconds, as this is compiled for tests.
+        let longest = std::cell::Cell::new(Duration::ZERO);
+        let mut last = Instant::now();
+        let others = std::pin::pin!(async {
+            loop {
+                longest.set(longest.get().max(last.elapsed()));
+                last = Instant::now();
+                tokio::task::yield_now().await;
+            }
+        });
+        let committed = std::pin::pin!(async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            commit(&state, 2000..2001, |_| format!("quiet/{:04}", CURSORS - 1));
+            std::future::pending::<()>().await;
+        });
+        let mut background = futures::future::join(others, committed);
+        let answer = futures::future::select(follow.as_mut(), &mut background).await;
+        let futures::future::Either::Left((answer, _)) = answer else { unreachable!("endless") };
+        let (_, progress, revisions) = taken(answer.unwrap());
+        assert_eq!(revisions, [2002]);
+        assert!(progress <= 2002);
+        assert!(longest.get() < Duration::from_millis(500), "{longest:?} in one poll");
     }
 
     /// Also of ends there may be more than fit into one answer, as when a snapshot has left all cursors behind.

@@ -20,6 +20,7 @@ pub use builder::NodeBuilder;
 
 use crate::api::{Call, Response};
 use crate::client::Client;
+use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::lmdb::{self, FolderLock};
 use crate::raft::gateway::Gateway;
@@ -63,6 +64,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// ```
 pub struct Node {
     running: Option<Running>,
+    /// Where its clients live. It ends before the runtime does.
+    home: Home,
     runtime: PrivateRuntime,
 }
 
@@ -109,7 +112,7 @@ impl Node {
     pub fn client(&self) -> Client {
         let gateway = Gateway::new(Arc::clone(self.shared()));
         let service = BoxCloneSyncService::<Call, Response, Error>::new(gateway);
-        Client::over(service, self.runtime.handle(), TIMEOUT)
+        Client::over(service, self.home.clone(), TIMEOUT)
     }
 
     /// This member's id.
@@ -244,6 +247,7 @@ impl Node {
     pub async fn shutdown(mut self) -> Result<()> {
         let running = self.running.take().expect("a node runs until it is shut down");
         let done = self.runtime.run(running.shutdown()).await;
+        self.home.end();
         self.runtime.end().await;
         done
     }
@@ -265,6 +269,7 @@ impl fmt::Debug for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        self.home.end();
         // Clients may outlive the node; its folder must not stay open for them.
         if let Some(running) = &self.running {
             running.member.shared.state.abandon();

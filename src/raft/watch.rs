@@ -25,7 +25,7 @@ use crate::mvcc::{Events, View};
 use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -52,6 +52,8 @@ pub(crate) struct Interest {
     /// All wake-ups up to this revision have been given.
     woken: AtomicU64,
     next_stream: AtomicU64,
+    /// The member is being shut down: nobody waits here any more.
+    closed: AtomicBool,
 }
 
 /// Names a cursor on this member.
@@ -73,6 +75,7 @@ impl Interest {
             ranges: Mutex::default(),
             woken: AtomicU64::new(head.get()),
             next_stream: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -105,6 +108,16 @@ impl Interest {
         }
         drop(ranges);
         self.woken.store(head.get(), Ordering::Release);
+    }
+
+    /// Ends all calls that wait for news, and those to come.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.ranges().streams.values().for_each(|stream| stream.woken.notify_one());
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 }
 
@@ -237,6 +250,9 @@ impl Watchers {
         let Some(turn) = self.begin(number, &stream, follow)? else { return Ok(Followed::Unknown) };
         loop {
             let woken = stream.woken.notified();
+            if self.state.interest.is_closed() {
+                return Err(Reason::Closed.into());
+            }
             if let Some(answer) = self.answer(number, &stream, turn, bytes_max, false)? {
                 return Ok(answer);
             }
@@ -746,11 +762,27 @@ mod tests {
         });
         let mut background = futures::future::join(others, committed);
         let answer = futures::future::select(follow.as_mut(), &mut background).await;
-        let futures::future::Either::Left((answer, _)) = answer else { unreachable!("endless") };
+        let futures::future::Either::Left((answer, _)) = answer;
         let (_, progress, revisions) = taken(answer.unwrap());
         assert_eq!(revisions, [2002]);
         assert!(progress <= 2002);
         assert!(longest.get() < Duration::from_millis(500), "{longest:?} in one poll");
+    }
+
+    #[tokio::test]
+    async fn a_member_that_is_shut_down_sends_those_who_wait_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let watchers = Watchers::new(Arc::clone(&state));
+        taken(watchers.follow(step(0, vec![(CursorId(1), cursor("k", 2))], NOW)).await.unwrap());
+        let mut waiting = std::pin::pin!(watchers.follow(step(1, vec![], LONG)));
+        let moment = Duration::from_millis(1);
+        assert!(tokio::time::timeout(moment, waiting.as_mut()).await.is_err());
+        state.interest.close();
+        let ended = tokio::time::timeout(LONG / 10, waiting).await.expect("at once");
+        assert_eq!(*ended.unwrap_err().reason(), Reason::Closed);
+        let next = watchers.follow(step(1, vec![], LONG)).await;
+        assert_eq!(*next.unwrap_err().reason(), Reason::Closed);
     }
 
     /// Also of ends there may be more than fit into one answer, as when a snapshot has left all cursors behind.

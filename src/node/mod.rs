@@ -282,6 +282,8 @@ impl Running {
         let Self { member, server, door, lock } = self;
         member.hand_over().await;
         door.close();
+        // Remote watches would wait for news until the grace is over.
+        member.shared.state.interest.close();
         if let Some(server) = server {
             server.shutdown(GRACE).await;
         }

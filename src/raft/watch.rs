@@ -25,7 +25,7 @@ use crate::mvcc::{Events, View};
 use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -52,6 +52,8 @@ pub(crate) struct Interest {
     /// All wake-ups up to this revision have been given.
     woken: AtomicU64,
     next_stream: AtomicU64,
+    /// The member is being shut down: nobody waits here any more.
+    closed: AtomicBool,
 }
 
 /// Names a cursor on this member.
@@ -73,6 +75,7 @@ impl Interest {
             ranges: Mutex::default(),
             woken: AtomicU64::new(head.get()),
             next_stream: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -105,6 +108,16 @@ impl Interest {
         }
         drop(ranges);
         self.woken.store(head.get(), Ordering::Release);
+    }
+
+    /// Ends all calls that wait for news, and those to come.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.ranges().streams.values().for_each(|stream| stream.woken.notify_one());
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 }
 
@@ -237,6 +250,9 @@ impl Watchers {
         let Some(turn) = self.begin(number, &stream, follow)? else { return Ok(Followed::Unknown) };
         loop {
             let woken = stream.woken.notified();
+            if self.state.interest.is_closed() {
+                return Err(Reason::Closed.into());
+            }
             if let Some(answer) = self.answer(number, &stream, turn, bytes_max, false)? {
                 return Ok(answer);
             }

@@ -237,6 +237,22 @@ async fn a_step_is_short_however_much_there_is_to_read() {
     assert!(longest.get() < Duration::from_millis(500), "{longest:?} in one poll");
 }
 
+#[tokio::test]
+async fn a_member_that_is_shut_down_sends_those_who_wait_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    let watchers = Watchers::new(Arc::clone(&state));
+    taken(watchers.follow(step(0, vec![(CursorId(1), cursor("k", 2))], NOW)).await.unwrap());
+    let mut waiting = std::pin::pin!(watchers.follow(step(1, vec![], LONG)));
+    let moment = Duration::from_millis(1);
+    assert!(tokio::time::timeout(moment, waiting.as_mut()).await.is_err());
+    state.interest.close();
+    let ended = tokio::time::timeout(LONG / 10, waiting).await.expect("at once");
+    assert_eq!(*ended.unwrap_err().reason(), Reason::Closed);
+    let next = watchers.follow(step(1, vec![], LONG)).await;
+    assert_eq!(*next.unwrap_err().reason(), Reason::Closed);
+}
+
 /// Also of ends there may be more than fit into one answer, as when a snapshot has left all cursors behind.
 #[tokio::test]
 async fn ends_take_room_too() {

@@ -133,7 +133,7 @@ pub(crate) struct Query {
 }
 
 /// Names one watch of a caller. A caller never uses a number twice on one stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct CursorId(pub(crate) u64);
 
 /// One step of a stream of watches.
@@ -141,10 +141,13 @@ pub(crate) struct CursorId(pub(crate) u64);
 /// The node remembers the cursors of a stream while its connection lives, so that a step carries only what changed.
 /// `after` numbers the answers: it is the last that the caller has received, and 0 begins the stream anew. A node that
 /// is asked again after the same number takes the lost answer back; one that does not know the stream says so, and the
-/// caller begins anew with all its cursors. So no lost, late or repeated message can lose an event.
+/// caller begins anew with all its cursors. `call` numbers the questions, from 1: one that was given up and gets its turn
+/// after a later one is void. Else it would take that one's answer back and give another under the same number, which
+/// the caller would seem to have received. So no lost, late or repeated message can lose an event.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Follow {
     pub(crate) stream: u64,
+    pub(crate) call: u64,
     pub(crate) after: u64,
     pub(crate) added: Vec<(CursorId, Cursor)>,
     pub(crate) removed: Vec<CursorId>,

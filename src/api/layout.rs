@@ -96,6 +96,7 @@ layout!(struct Cursor { range, next, puts, deletes, prev });
 impl Layout for Follow {
     fn write(&self, out: &mut Vec<u8>) {
         self.stream.write(out);
+        self.call.write(out);
         self.after.write(out);
         self.added.write(out);
         self.removed.write(out);
@@ -106,6 +107,7 @@ impl Layout for Follow {
     fn read(input: &mut Input) -> Result<Self, Malformed> {
         Ok(Self {
             stream: u64::read(input)?,
+            call: u64::read(input)?,
             after: u64::read(input)?,
             added: read_list(input, limits::BATCH_MAX)?,
             removed: read_list(input, limits::BATCH_MAX)?,

@@ -4,6 +4,7 @@
 //! watches that take a lost answer back) and breaks everything that a network may break, on demand.
 
 use super::Client;
+use super::home::Home;
 use super::link::Service;
 use crate::api::{
     Applied, Call, Command, Cursor, CursorId, Follow, Followed, News, Position, Proposal, Query,
@@ -92,6 +93,8 @@ pub(crate) struct World {
 #[derive(Default)]
 struct Stream {
     number: u64,
+    /// The number of the last call.
+    call: u64,
     /// The cursors before and after the last answer.
     before: BTreeMap<CursorId, Cursor>,
     after: BTreeMap<CursorId, Cursor>,
@@ -129,7 +132,8 @@ impl Fake {
             let fake = fake.clone();
             async move { fake.call(call).await }
         });
-        Client::over(Service::new(service), Handle::current(), Duration::from_secs(10))
+        let home = Home::new(Handle::current());
+        Client::over(Service::new(service), home, Duration::from_secs(10))
     }
 
     /// Lets the next call of that kind go wrong.
@@ -542,10 +546,19 @@ impl World {
         if self.forgetful && follow.after > 0 {
             return Some(Followed::Unknown);
         }
+        assert!(follow.call > 0, "calls are numbered from 1");
+        // A stream that is begun anew keeps its number, and its calls go on counting.
+        let newest = self.streams.get(&follow.stream).map_or(0, |stream| stream.call);
+        if follow.call < newest {
+            return Some(Followed::Unknown);
+        }
         if follow.after == 0 {
             self.streams.insert(follow.stream, Stream::default());
         }
-        let Some(stream) = self.streams.get(&follow.stream) else { return Some(Followed::Unknown) };
+        let Some(stream) = self.streams.get_mut(&follow.stream) else {
+            return Some(Followed::Unknown);
+        };
+        stream.call = follow.call;
         let before = match follow.after {
             after if after == stream.number => stream.after.clone(),
             // The answer was lost: take it back.

@@ -155,6 +155,8 @@ struct Follower {
     joining: VecDeque<WatchId>,
     removed: VecDeque<CursorId>,
     stream: u64,
+    /// The number of the last call.
+    call: u64,
     /// The number of the last answer; 0 begins the stream.
     after: u64,
     cursor_ids: u64,
@@ -196,6 +198,7 @@ impl Follower {
             joining: VecDeque::new(),
             removed: VecDeque::new(),
             stream: random(),
+            call: 0,
             after: 0,
             cursor_ids: 0,
             progress,
@@ -216,7 +219,7 @@ impl Follower {
             let ask = self.compose();
             let Some(answer) = self.ask(&ask).await else { continue };
             if let Err(wait) = self.digest(&ask, answer) {
-                self.link.sleep(wait).await;
+                tokio::time::sleep(wait).await;
             }
         }
     }
@@ -276,12 +279,13 @@ impl Follower {
         }
         let removed: Vec<_> =
             self.removed.drain(..self.removed.len().min(limits::BATCH_MAX)).collect();
-        let Self { stream, after, .. } = *self;
+        self.call += 1;
+        let Self { stream, call, after, .. } = *self;
         let patient = after > 0 && added.is_empty() && removed.is_empty();
         // Not exactly the same for all clients, so that they do not all come back together.
         let wait = if patient { jitter(WAIT) } else { Duration::ZERO };
         let bytes_max = ANSWER_BYTES_MAX;
-        let follow = Follow { stream, after, added, removed, wait, bytes_max };
+        let follow = Follow { stream, call, after, added, removed, wait, bytes_max };
         Ask { follow, joining, patient }
     }
 

@@ -50,16 +50,14 @@ const CHORES_MAX: usize = 65_536;
 const CHORES_PER_CALL: usize = 256;
 /// Chores may be done twice, so a call that carries them is given up early, and repeated.
 const CHORES_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a key is looked for, if the call that would write it was not answered.
-const SEEK: Duration = Duration::from_secs(30);
+/// How long a key is looked for, if the call that would write it was not answered: longer than any call can take.
+const SEEK: Duration = Duration::from_secs(limits::CALL_TIMEOUT_MAX.as_secs() + 30);
 
 /// Something to be done after its asker has gone.
 #[derive(Debug)]
 struct Chore {
     what: What,
     life: Arc<Life>,
-    /// Needless from here on.
-    until: Instant,
     /// To be done again although nothing was found, up to then.
     seek: Option<Instant>,
     /// How long to wait before it is done again.
@@ -69,12 +67,11 @@ struct Chore {
 
 #[derive(Clone, Debug)]
 enum What {
-    Revoke,
-    /// Delete a key if it is still of the life that began at `created`, or, without that, at all.
-    Delete {
-        key: Bytes,
-        created: Option<Revision>,
-    },
+    /// End the lease, which nobody renews any more, so that the group has ended it by `until`.
+    Revoke { until: Instant },
+    /// Delete a key if it is still of the life that began at `created`, or, without that, at all. Needed for as long as
+    /// the session lives: the key holds others up, and only with the lease it would go by itself.
+    Delete { key: Bytes, created: Option<Revision> },
 }
 
 /// One of the chores that are under way.
@@ -97,7 +94,8 @@ impl Drop for Counted {
 /// What the keeper is told.
 #[derive(Debug)]
 enum Word {
-    Keep(Arc<Life>),
+    /// With when the lease was asked for.
+    Keep(Arc<Life>, Instant),
     Forget(LeaseId),
     Do(Chore),
 }
@@ -121,9 +119,9 @@ impl Keeper {
         Self { words, chores: Arc::default(), task }
     }
 
-    /// Renews a lease until it is lost or forgotten.
-    pub(super) fn keep(&self, life: Arc<Life>) -> Result<()> {
-        self.words.send(Word::Keep(life)).map_err(|_| Error::new(Reason::Closed))
+    /// Renews a lease that was asked for at `sent` until it is lost or forgotten.
+    pub(super) fn keep(&self, life: Arc<Life>, sent: Instant) -> Result<()> {
+        self.words.send(Word::Keep(life, sent)).map_err(|_| Error::new(Reason::Closed))
     }
 
     pub(super) fn forget(&self, lease: LeaseId) {
@@ -134,10 +132,9 @@ impl Keeper {
     pub(super) fn revoke(&self, life: Arc<Life>) {
         // At most one for each session, so it is not refused.
         let (counted, _) = Counted::one_more(&self.chores);
-        // When it has not been renewed for so long, the group ends it by itself.
         let until = Instant::now() + life.ttl().min(limits::TTL_MAX);
         life.lose();
-        self.say(Chore::new(What::Revoke, life, until, None, counted));
+        self.say(Chore::new(What::Revoke { until }, life, None, counted));
     }
 
     /// Deletes a key of a session, some time soon. Without `created`, the key may be about to be written, and is
@@ -149,11 +146,8 @@ impl Keeper {
             life.lose();
             return;
         }
-        let now = Instant::now();
-        let seek = created.is_none().then(|| now + SEEK);
-        let until = now + life.ttl().min(limits::TTL_MAX);
-        let what = What::Delete { key, created };
-        self.say(Chore::new(what, life.clone(), until, seek, counted));
+        let seek = created.is_none().then(|| Instant::now() + SEEK);
+        self.say(Chore::new(What::Delete { key, created }, life.clone(), seek, counted));
     }
 
     fn say(&self, chore: Chore) {
@@ -267,8 +261,8 @@ impl Task {
 
     fn hear(&mut self, word: Word) {
         match word {
-            Word::Keep(life) => {
-                let at = Instant::now() + life.ttl().min(limits::TTL_MAX) / RENEW_PART;
+            Word::Keep(life, sent) => {
+                let at = sent + life.ttl().min(limits::TTL_MAX) / RENEW_PART;
                 let ceiling = (life.ttl() / 20).min(Duration::from_millis(500));
                 let backoff = Backoff::new(ceiling / 8, ceiling);
                 self.due.insert((at, life.lease()));
@@ -276,7 +270,7 @@ impl Task {
             }
             Word::Forget(lease) => self.forget(lease),
             Word::Do(chore) => {
-                if matches!(chore.what, What::Revoke) {
+                if matches!(chore.what, What::Revoke { .. }) {
                     self.forget(chore.life.lease());
                 }
                 self.later(Instant::now(), chore);
@@ -424,26 +418,33 @@ impl Task {
     }
 }
 
+impl Drop for Task {
+    /// Nothing renews its leases any more.
+    fn drop(&mut self) {
+        self.words.close();
+        while let Ok(word) = self.words.try_recv() {
+            self.hear(word);
+        }
+        self.kept.values().for_each(|kept| kept.life.lose());
+    }
+}
+
 impl Chore {
-    fn new(
-        what: What,
-        life: Arc<Life>,
-        until: Instant,
-        seek: Option<Instant>,
-        counted: Counted,
-    ) -> Self {
-        Self { what, life, until, seek, backoff: Backoff::outage(), _counted: counted }
+    fn new(what: What, life: Arc<Life>, seek: Option<Instant>, counted: Counted) -> Self {
+        Self { what, life, seek, backoff: Backoff::outage(), _counted: counted }
     }
 
     fn is_needed(&self, now: Instant) -> bool {
-        let deletes = matches!(self.what, What::Delete { .. });
-        // The keys of a lost lease go with it.
-        now < self.until && (!deletes || self.life.is_alive())
+        match self.what {
+            What::Revoke { until } => now < until,
+            // The keys of a lost lease go with it.
+            What::Delete { .. } => self.life.is_alive(),
+        }
     }
 
     fn proposal(&self) -> Proposal {
         Proposal::from(match &self.what {
-            What::Revoke => Command::Revoke(self.life.lease()),
+            What::Revoke { .. } => Command::Revoke(self.life.lease()),
             What::Delete { key, created } => Command::Txn(TxnOp {
                 when: created
                     .map(|it| Compare::create_revision(key).equals(it))

@@ -16,7 +16,6 @@
 //! The clock is tokio's, which on most platforms stands still while the machine is suspended. After a suspend a session
 //! may believe in itself until its first renewal fails. That is what fencing tokens are for.
 
-use super::alarm::Rang;
 use super::link::Link;
 use crate::error::{Error, Reason, Result};
 use crate::types::{LeaseId, limits};
@@ -84,12 +83,11 @@ impl Life {
         loop {
             changes.mark_unchanged();
             let Some(until) = self.until() else { return };
-            let (change, deadline) = (pin!(changes.changed()), pin!(link.sleep_until(until)));
-            match select(change, deadline).await {
-                // The keeper is gone as well: nobody renews the lease any more.
-                Either::Right((Rang::Gone, _)) => self.lose(),
-                Either::Right((Rang::Due, _)) | Either::Left(_) => {}
+            if link.has_ended() {
+                // The keeper has ended as well: nothing renews it any more. To know it now is better than at the deadline.
+                return self.lose();
             }
+            let _ = select(pin!(changes.changed()), pin!(link.sleep_until(until))).await;
         }
     }
 

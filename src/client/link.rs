@@ -12,13 +12,13 @@
 //!
 //! Invariants
 //! - no call waits longer than its deadline, whatever the service does;
-//! - the client's own runtime keeps the time, so that a request may be awaited on any executor; when that runtime is gone
-//!   then so is the client, and every call says so;
+//! - timers belong to the client's runtime, so that a request may be awaited on any executor, and after the end of that
+//!   runtime everything fails with [`Reason::Closed`] at once;
 //! - a client never sees time go back: the newest revision it has seen goes along with every serializable read.
 //!
 //! It does not retry. A write that is sent twice may happen twice, and only the caller knows whether that matters.
 
-use super::alarm::{Alarm, Alarms, Rang};
+use super::home::Home;
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Consistency, Revision, TxnOp, TxnOutcome, limits};
@@ -40,8 +40,7 @@ pub(crate) type Service = BoxCloneSyncService<Call, Response, Error>;
 #[derive(Clone)]
 pub(crate) struct Link {
     service: Service,
-    runtime: Handle,
-    alarms: Arc<Alarms>,
+    home: Home,
     /// How long a call waits if it does not say so itself.
     timeout: Duration,
     /// The newest revision that this client has seen.
@@ -62,13 +61,17 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(service: Service, runtime: Handle, timeout: Duration) -> Self {
-        let alarms = Arc::new(Alarms::new(runtime.clone()));
-        Self { service, runtime, alarms, timeout, seen: Arc::default() }
+    pub(crate) fn new(service: Service, home: Home, timeout: Duration) -> Self {
+        Self { service, home, timeout, seen: Arc::default() }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
+        self.home.runtime()
+    }
+
+    /// Whether the runtime has ended, and everything with it that would answer or renew.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.home.has_ended()
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -84,18 +87,24 @@ impl Link {
         // The shortest time to live is the group's to say.
         api::check(&request, Duration::ZERO)?;
         let timeout = timeout.unwrap_or(self.timeout).min(limits::CALL_TIMEOUT_MAX);
-        if self.alarms.is_gone() {
+        let is_write = request.is_write();
+        if self.has_ended() {
             return Err(closed());
         }
-        let is_write = request.is_write();
         let answer = self.service.clone().oneshot(Call { request, timeout });
-        let error = match select(pin!(answer), pin!(self.sleep(timeout))).await {
-            Either::Left((Ok(response), _)) => return Ok(response),
-            Either::Left((Err(error), _)) => error,
-            Either::Right((Rang::Due, _)) => Error::new(Reason::DeadlinePassed { waited: timeout }),
+        // All of it inside, for whatever answers in this process has timers as well.
+        let answer = self.home.inside(async {
+            match select(pin!(answer), pin!(tokio::time::sleep(timeout))).await {
+                Either::Left((answer, _)) => answer,
+                Either::Right(_) => Err(Error::new(Reason::DeadlinePassed { waited: timeout })),
+            }
+        });
+        let error = match answer.await {
+            Some(Ok(response)) => return Ok(response),
+            Some(Err(error)) => error,
             // It was under way when the client's runtime ended.
-            Either::Right((Rang::Gone, _)) if is_write => closed().unknown_outcome(),
-            Either::Right((Rang::Gone, _)) => closed(),
+            None if is_write => closed().unknown_outcome(),
+            None => closed(),
         };
         // A timeout says nothing about the other side, whoever noticed it.
         let unknown = is_write && error.kind() == ErrorKind::Timeout;
@@ -180,15 +189,14 @@ impl Link {
         self.seen.fetch_max(revision.get(), Ordering::Relaxed);
     }
 
-    /// A wait on the client's own runtime. It ends early if that ends; the next call then says so.
-    pub(crate) fn sleep(&self, duration: Duration) -> Alarm {
-        // The longest that anything here waits for is a lease.
-        self.sleep_until(Instant::now() + duration.min(limits::TTL_MAX))
+    /// Waits, or until the runtime has ended.
+    pub(crate) async fn sleep(&self, duration: Duration) {
+        self.home.inside(async { tokio::time::sleep(duration).await }).await;
     }
 
-    /// The same, for a point in time.
-    pub(crate) fn sleep_until(&self, deadline: Instant) -> Alarm {
-        self.alarms.at(deadline)
+    /// The same, up to a point in time.
+    pub(crate) async fn sleep_until(&self, deadline: Instant) {
+        self.home.inside(async { tokio::time::sleep_until(deadline).await }).await;
     }
 }
 

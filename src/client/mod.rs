@@ -31,11 +31,11 @@
 //!
 //! It does not retry, and it does not change over to another endpoint once connected.
 
-mod alarm;
 pub(crate) mod backoff;
 #[cfg(test)]
 pub(crate) mod fake;
 mod follow;
+pub(crate) mod home;
 mod keeper;
 mod lease;
 mod life;
@@ -63,12 +63,12 @@ pub use watch::{Watch, WatchBuilder};
 use crate::error::Result;
 use crate::types::{KeyRange, KeyValue, Revision};
 use follow::Hub;
+use home::Home;
 use keeper::Keeper;
 use link::{Link, Service};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::runtime::Handle;
 
 /// How long a call waits if nothing else was said.
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -108,9 +108,9 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client of whatever answers `service`. Its background tasks and timers run on `runtime`.
-    pub(crate) fn over(service: Service, runtime: Handle, timeout: Duration) -> Self {
-        let link = Link::new(service, runtime, timeout);
+    /// A client of whatever answers `service`. Its background tasks and timers live at `home`.
+    pub(crate) fn over(service: Service, home: Home, timeout: Duration) -> Self {
+        let link = Link::new(service, home, timeout);
         Self { shared: Arc::new(Shared { link, hub: OnceLock::new(), keeper: OnceLock::new() }) }
     }
 

@@ -5,6 +5,7 @@
 //!
 //! It does not change over to another endpoint later.
 
+use super::home::Home;
 use super::link::Service;
 use super::{Client, TIMEOUT_DEFAULT};
 use crate::error::{Error, Reason, Result};
@@ -78,7 +79,7 @@ impl ClientBuilder {
             let stub =
                 RpcClient::new(endpoint, Endpoint::client(), self.plaintext, runtime.clone());
             let service = Service::new(stub);
-            let client = Client::over(service, runtime.clone(), self.timeout);
+            let client = Client::over(service, Home::new(runtime.clone()), self.timeout);
             match client.status().await {
                 Ok(_) => return Ok(client),
                 Err(error) if error.is_retryable() => failure = error,

@@ -28,6 +28,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// A heartbeat: one lease, kept alive until this is closed or every clone is dropped.
@@ -66,9 +67,33 @@ struct Inner {
     /// How many names were made for keys of this session.
     nonces: AtomicU64,
     /// Somebody said `close`.
-    closed: AtomicBool,
-    /// The lease is known to be gone.
+    closed: watch::Sender<bool>,
+    /// The lease is known to be gone, or the keeper sees to it.
     revoked: AtomicBool,
+}
+
+impl Inner {
+    /// Has the lease revoked in the background, unless that was done. Does not wait, spawn or panic.
+    fn revoke_later(&self) {
+        if !self.revoked.swap(true, Ordering::Relaxed) {
+            self.client.keeper().revoke(self.life.clone());
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.revoke_later();
+    }
+}
+
+/// A `close` that may fail or be dropped, while others still hold the session.
+struct Closing<'a>(&'a Inner);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.revoke_later();
+    }
 }
 
 impl fmt::Debug for Session {
@@ -112,11 +137,11 @@ impl Client {
             client: self.clone(),
             life: life.clone(),
             nonces: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
             revoked: AtomicBool::new(false),
         };
         let session = Session { inner: Arc::new(inner) };
-        self.keeper().keep(life)?;
+        self.keeper().keep(life, sent)?;
         if session.is_alive() { Ok(session) } else { Err(Error::new(Reason::SessionLost)) }
     }
 }
@@ -218,8 +243,9 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub async fn close(self) -> Result<()> {
-        self.inner.closed.store(true, Ordering::Relaxed);
+        self.inner.closed.send_replace(true);
         self.lose();
+        let _closing = Closing(&self.inner);
         match self.client().lease_revoke(self.lease_id()).await {
             Err(error) if !matches!(error.reason(), Reason::LeaseNotFound { .. }) => Err(error),
             Ok(()) | Err(_) => {
@@ -230,9 +256,10 @@ impl Session {
         }
     }
 
-    /// Whether its end was wanted.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.inner.closed.load(Ordering::Relaxed)
+    /// Completes when somebody closes it, also after it was lost.
+    pub(crate) async fn closed(&self) {
+        // It has a sender for as long as there is a session.
+        let _ = self.inner.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     /// Counts the session as lost from now on.
@@ -249,14 +276,6 @@ impl Session {
     /// about to be written, so it must be one that nobody writes twice. Does not wait, spawn or panic.
     pub(crate) fn delete_later(&self, key: Bytes, created: Option<Revision>) {
         self.client().keeper().delete(&self.inner.life, key, created);
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if !*self.revoked.get_mut() {
-            self.client.keeper().revoke(self.life.clone());
-        }
     }
 }
 

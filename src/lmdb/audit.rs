@@ -503,6 +503,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stdout, reason = "a test says its seed")]
     fn whatever_lmdb_writes_is_believed_and_no_damage_ends_the_audit_in_a_panic() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("data.mdb");

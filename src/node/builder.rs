@@ -2,6 +2,7 @@
 
 use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
+use crate::client::home::Home;
 use crate::error::{Error, Reason, Result};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
@@ -239,7 +240,10 @@ impl NodeBuilder {
         };
         let mut runtime = PrivateRuntime::start()?;
         match runtime.run(self.run(founders)).await {
-            Ok(running) => Ok(Node { running: Some(running), runtime }),
+            Ok(running) => {
+                let home = Home::new(runtime.handle());
+                Ok(Node { running: Some(running), home, runtime })
+            }
             Err(error) => {
                 // The port and the folder are free when the caller hears of it.
                 runtime.end().await;

@@ -20,6 +20,7 @@ pub use builder::NodeBuilder;
 
 use crate::api::{Call, Response};
 use crate::client::Client;
+use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::lmdb::{self, FolderLock};
 use crate::raft::gateway::Gateway;
@@ -65,6 +66,8 @@ const GRACE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 
 /// ```
 pub struct Node {
     running: Option<Running>,
+    /// Where its clients live. It ends before the runtime does.
+    home: Home,
     runtime: PrivateRuntime,
 }
 
@@ -111,7 +114,7 @@ impl Node {
     pub fn client(&self) -> Client {
         let gateway = Gateway::new(Arc::clone(self.shared()));
         let service = BoxCloneSyncService::<Call, Response, Error>::new(gateway);
-        Client::over(service, self.runtime.handle(), TIMEOUT)
+        Client::over(service, self.home.clone(), TIMEOUT)
     }
 
     /// This member's id.
@@ -251,6 +254,7 @@ impl Node {
         let running = self.running.take().expect("a node runs until it is shut down");
         let _dropped = Abandon(Arc::clone(&running.member.shared.state));
         let done = self.runtime.run(running.shutdown()).await;
+        self.home.end();
         self.runtime.end().await;
         done
     }
@@ -272,6 +276,7 @@ impl fmt::Debug for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        self.home.end();
         drop(self.running.as_ref().map(|it| Abandon(Arc::clone(&it.member.shared.state))));
     }
 }
@@ -291,6 +296,8 @@ impl Running {
         let Self { member, server, door, lock } = self;
         member.hand_over().await;
         door.close();
+        // Remote watches would wait for news until the grace is over.
+        member.shared.state.interest.close();
         if let Some(server) = server {
             server.shutdown(GRACE).await;
         }

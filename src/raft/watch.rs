@@ -25,15 +25,25 @@ use crate::mvcc::{Events, View};
 use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 /// The most bytes of events in one answer, whatever the caller asks for.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// How long cursors are read before other tasks get their turn on the thread, which belongs to the whole node.
+const READ_AT_ONCE: Duration = Duration::from_millis(5);
+/// What the news of a cursor take beside their changes, and what its end takes, text included; roughly.
+const NEWS_BYTES: usize = 32;
+const ENDED_BYTES: usize = 128;
 /// The most cursors of one stream.
 const CURSORS_MAX: usize = 1 << 20;
+/// The most streams of one caller. It needs one, and begins another when it is in doubt about that.
+const STREAMS_MAX: usize = 4;
+/// The turn of a stream that was forgotten: any call of it comes too late.
+const FORGOTTEN: u64 = u64::MAX;
 
 /// Which cursors a touched key wakes.
 #[derive(Debug)]
@@ -42,6 +52,8 @@ pub(crate) struct Interest {
     /// All wake-ups up to this revision have been given.
     woken: AtomicU64,
     next_stream: AtomicU64,
+    /// The member is being shut down: nobody waits here any more.
+    closed: AtomicBool,
 }
 
 /// Names a cursor on this member.
@@ -63,6 +75,7 @@ impl Interest {
             ranges: Mutex::default(),
             woken: AtomicU64::new(head.get()),
             next_stream: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -95,6 +108,16 @@ impl Interest {
         }
         drop(ranges);
         self.woken.store(head.get(), Ordering::Release);
+    }
+
+    /// Ends all calls that wait for news, and those to come.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.ranges().streams.values().for_each(|stream| stream.woken.notify_one());
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 }
 
@@ -169,10 +192,13 @@ struct Cursors {
     ready: BTreeSet<CursorId>,
     /// Those that are being read, outside of the lock, with where they stood.
     reading: BTreeMap<CursorId, Cursor>,
+    /// Where to begin, for there was not enough room or time for those from here on: each gets its turn.
+    first: CursorId,
     /// The number of the last answer, and where its cursors stood before it.
     answered: u64,
     before: BTreeMap<CursorId, Cursor>,
-    /// Counts the calls, so that one that was given up by its caller cannot answer after the next.
+    /// The number of the last call. One before it was given up by its caller: it changes nothing and answers nothing, even
+    /// if it gets its turn after the last one was answered.
     turn: u64,
 }
 
@@ -191,6 +217,12 @@ impl Stream {
             drop(cursors);
             self.woken.notify_one();
         }
+    }
+
+    /// The answer to a call that nobody waits for any more. If it was woken then the wake-up was meant for the next.
+    fn too_late(&self) -> Followed {
+        self.woken.notify_one();
+        Followed::Unknown
     }
 }
 
@@ -218,8 +250,15 @@ impl Watchers {
         let Some(turn) = self.begin(number, &stream, follow)? else { return Ok(Followed::Unknown) };
         loop {
             let woken = stream.woken.notified();
+            if self.state.interest.is_closed() {
+                return Err(Reason::Closed.into());
+            }
             if let Some(answer) = self.answer(number, &stream, turn, bytes_max, false)? {
                 return Ok(answer);
+            }
+            if stream.cursors().has_more_to_read() && Instant::now() < deadline {
+                tokio::task::yield_now().await;
+                continue;
             }
             if timeout_at(deadline, woken).await.is_err() {
                 let answer = self.answer(number, &stream, turn, bytes_max, true)?;
@@ -228,22 +267,36 @@ impl Watchers {
         }
     }
 
-    /// The stream that is meant; a new one if the caller begins anew.
+    /// The stream that is meant; a new one if the caller begins anew. `None` if it is not known, or the caller has called
+    /// again since: a stream that is begun anew keeps its number, and its calls go on counting.
     fn stream(&self, follow: &Follow) -> Option<(u64, Arc<Stream>)> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if follow.after == 0 {
+            let is_late = |stream: &Stream| follow.call <= stream.cursors().turn;
+            if streams.get(&follow.stream).is_some_and(|(_, stream)| is_late(stream)) {
+                return None;
+            }
             if let Some((number, stream)) = streams.remove(&follow.stream) {
                 forget(&self.state.interest, number, &stream);
             }
             let number = self.state.interest.next_stream.fetch_add(1, Ordering::Relaxed);
             let stream = Arc::new(Stream::default());
+            stream.cursors().turn = follow.call.saturating_sub(1);
             self.state.interest.ranges().streams.insert(number, Arc::clone(&stream));
             streams.insert(follow.stream, (number, stream));
+            if streams.len() > STREAMS_MAX
+                && let Some(oldest) = streams.values().map(|(number, _)| *number).min()
+            {
+                streams.extract_if(|_, (number, _)| *number == oldest).for_each(|(_, oldest)| {
+                    forget(&self.state.interest, oldest.0, &oldest.1);
+                });
+            }
         }
         streams.get(&follow.stream).map(|(number, stream)| (*number, Arc::clone(stream)))
     }
 
-    /// Takes in what changed since the last answer. `None` if the caller and this member disagree about which that is.
+    /// Takes in what changed since the last answer. `None` if the caller and this member disagree about which that is, or
+    /// the caller has called again since.
     fn begin(
         &self,
         number: u64,
@@ -253,7 +306,10 @@ impl Watchers {
         // In the order of the state's thread: index first, then a stream.
         let mut ranges = self.state.interest.ranges();
         let mut cursors = stream.cursors();
-        if follow.after + 1 == cursors.answered {
+        if follow.call <= cursors.turn {
+            return Ok(None);
+        }
+        if follow.after.checked_add(1) == Some(cursors.answered) {
             cursors.take_back(number, &mut ranges);
         } else if follow.after != cursors.answered {
             return Ok(None);
@@ -273,7 +329,7 @@ impl Watchers {
             // What it has missed so far is in history.
             cursors.ready.insert(id);
         }
-        cursors.turn += 1;
+        cursors.turn = follow.call;
         Ok(Some(cursors.turn))
     }
 
@@ -290,7 +346,7 @@ impl Watchers {
         // Read before the ready cursors are: whoever is not among them now has seen everything up to here.
         let progress = self.state.interest.woken();
         let Some(reading) = stream.cursors().take_ready(turn) else {
-            return Ok(Some(Followed::Unknown));
+            return Ok(Some(stream.too_late()));
         };
         // The view is opened after the cursors are taken. A commit that woke one before is in this view; one that wakes
         // it later finds it not ready, and makes it so again. And it is read without the lock, so that no commit waits
@@ -302,7 +358,7 @@ impl Watchers {
         let answer = {
             let mut cursors = stream.cursors();
             if cursors.turn != turn {
-                return Ok(Some(Followed::Unknown));
+                return Ok(Some(stream.too_late()));
             }
             let (news, progress) = cursors.settle(read, progress, &mut ended);
             if news.is_empty() && !idle {
@@ -331,9 +387,12 @@ impl Drop for Watchers {
 fn forget(interest: &Interest, number: u64, stream: &Stream) {
     let mut ranges = interest.ranges();
     ranges.streams.remove(&number);
-    for (id, cursor) in std::mem::take(&mut stream.cursors().waiting) {
+    let mut cursors = stream.cursors();
+    for (id, cursor) in std::mem::take(&mut cursors.waiting) {
         ranges.remove((number, id), &cursor.range);
     }
+    cursors.turn = FORGOTTEN;
+    stream.woken.notify_one();
 }
 
 impl Cursors {
@@ -365,7 +424,12 @@ impl Cursors {
         self.answered -= 1;
     }
 
-    /// The cursors to read, in `turn`.
+    /// Whether there are cursors that the last read did not get around to, or that were woken since.
+    fn has_more_to_read(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The cursors to read, in `turn`, in the order in which they are to be read.
     fn take_ready(&mut self, turn: u64) -> Option<Vec<(CursorId, Cursor)>> {
         if self.turn != turn {
             return None;
@@ -374,7 +438,8 @@ impl Cursors {
         let waiting = &self.waiting;
         self.reading =
             ready.into_iter().filter_map(|id| Some((id, waiting.get(&id)?.clone()))).collect();
-        Some(self.reading.iter().map(|(id, cursor)| (*id, cursor.clone())).collect())
+        let in_order = self.reading.range(self.first..).chain(self.reading.range(..self.first));
+        Some(in_order.map(|(id, cursor)| (*id, cursor.clone())).collect())
     }
 
     /// The call that was reading is void: its cursors stand where they stood.
@@ -396,6 +461,8 @@ impl Cursors {
     ) -> (Vec<(CursorId, News)>, Revision) {
         let mut news = Vec::new();
         let mut reading = std::mem::take(&mut self.reading);
+        let left = read.iter().find(|(_, read)| matches!(read, Read::NoRoom)).map(|(id, _)| *id);
+        self.first = left.unwrap_or(CursorId(0));
         for (id, read) in read {
             let (Some(was), Some(waiting)) = (reading.remove(&id), self.waiting.get_mut(&id))
             else {
@@ -438,29 +505,35 @@ enum Read {
     Events(Events),
     /// Compacted.
     Ended(Reason),
-    /// The answer was full before its turn.
+    /// The answer was full, or time was up, before its turn.
     NoRoom,
 }
 
-/// Reads what the cursors have, up to `bytes_max` together.
+/// Reads what the cursors have, up to `bytes_max` together, and of one cursor at least.
 fn read(
     view: &View,
     cursors: Vec<(CursorId, Cursor)>,
     bytes_max: usize,
 ) -> Result<Vec<(CursorId, Read)>, Fault> {
     let mut room = bytes_max;
+    let until = Instant::now() + READ_AT_ONCE;
     let mut all = Vec::with_capacity(cursors.len());
     for (id, cursor) in cursors {
-        let read = if room == 0 {
+        let is_late = !all.is_empty() && Instant::now() >= until;
+        let read = if room == 0 || is_late {
             Read::NoRoom
         } else {
             match view.events(&cursor, view.revision(), room)? {
                 Ok(events) => {
                     let bytes: usize = events.changes.iter().map(changes_bytes).sum();
-                    room = room.saturating_sub(bytes);
+                    let is_news = events.more || !events.changes.is_empty();
+                    room = room.saturating_sub(bytes + if is_news { NEWS_BYTES } else { 0 });
                     Read::Events(events)
                 }
-                Err(reason) => Read::Ended(reason),
+                Err(reason) => {
+                    room = room.saturating_sub(ENDED_BYTES);
+                    Read::Ended(reason)
+                }
             }
         };
         all.push((id, read));
@@ -480,160 +553,4 @@ fn changes_bytes(changes: &crate::types::Changes) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::{Command, Proposal};
-    use crate::mvcc::{Body, Entry, LogPosition};
-    use crate::types::{Op, TxnOp};
-    use std::time::Duration;
-
-    /// Commits one put for each index, each on its own, as fast as the state's thread can.
-    fn commit(state: &Arc<State>, indexes: std::ops::Range<u64>, key: impl Fn(u64) -> String) {
-        for index in indexes {
-            let put = Op::put(key(index), "v");
-            let command = Command::Txn(TxnOp::single(put.0));
-            let body = Body::Command(Arc::new(Proposal::from(command)));
-            let position = LogPosition { term: 1, node: 1, index };
-            state.apply_for_test(&[Entry { position, body }]);
-        }
-    }
-
-    fn cursor(range: impl Into<KeyRange>, next: u64) -> Cursor {
-        let next = Position::start_of(Revision::from(next));
-        Cursor { range: range.into(), next, puts: true, deletes: true, prev: false }
-    }
-
-    fn step(after: u64, added: Vec<(CursorId, Cursor)>, wait: Duration) -> Follow {
-        Follow { stream: 1, after, added, removed: vec![], wait, bytes_max: 1 << 20 }
-    }
-
-    /// The revisions in an answer, and its number and progress.
-    fn taken(followed: Followed) -> (u64, u64, Vec<u64>) {
-        let Followed::Step { number, progress, news } = followed else { panic!("{followed:?}") };
-        let revisions = news.into_iter().flat_map(|(_, news)| match news {
-            News::Changes { changes, .. } => changes.into_iter().map(|it| it.revision.get()),
-            News::Ended(reason) => panic!("{reason}"),
-        });
-        (number, progress.get(), revisions.collect())
-    }
-
-    const NOW: Duration = Duration::ZERO;
-    const LONG: Duration = Duration::from_secs(60);
-
-    /// A commit between opening the view and taking the woken cursors was once lost: its wake found the cursor ready, and
-    /// the view was older. So the cursors are taken first.
-    #[test]
-    fn no_commit_hides_behind_the_one_before_it() {
-        const COMMITS: u64 = 20_000;
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let follower = std::thread::spawn({
-            let state = Arc::clone(&state);
-            move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-                runtime.unwrap().block_on(async {
-                    let watchers = Watchers::new(state);
-                    let (mut next, mut after) = (2, 0);
-                    let mut added = vec![(CursorId(1), cursor(KeyRange::prefix("k"), 2))];
-                    while next < COMMITS + 2 {
-                        let follow = step(after, std::mem::take(&mut added), LONG);
-                        let (number, _, revisions) = taken(watchers.follow(follow).await.unwrap());
-                        after = number;
-                        for revision in revisions {
-                            assert_eq!(revision, next, "an event is lost, or comes twice");
-                            next += 1;
-                        }
-                    }
-                });
-            }
-        });
-        commit(&state, 0..COMMITS, |index| format!("k{}", index % 7));
-        follower.join().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_lost_answer_is_given_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let watchers = Watchers::new(Arc::clone(&state));
-        commit(&state, 0..3, |_| "k".into());
-        let first = step(0, vec![(CursorId(1), cursor("k", 2))], NOW);
-        assert_eq!(taken(watchers.follow(first).await.unwrap()), (1, 4, vec![2, 3, 4]));
-        commit(&state, 3..5, |_| "k".into());
-        let second = step(1, vec![], NOW);
-        let answer = taken(watchers.follow(second.clone()).await.unwrap());
-        assert_eq!(answer, (2, 6, vec![5, 6]));
-        // The caller did not get it, and asks again after the first.
-        assert_eq!(taken(watchers.follow(second).await.unwrap()), answer);
-        assert_eq!(taken(watchers.follow(step(2, vec![], NOW)).await.unwrap()), (3, 6, vec![]));
-        // Two steps back is a caller that this member does not know.
-        assert_eq!(watchers.follow(step(1, vec![], NOW)).await.unwrap(), Followed::Unknown);
-    }
-
-    #[tokio::test]
-    async fn an_untouched_cursor_moves_on_and_is_not_compacted() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let watchers = Watchers::new(Arc::clone(&state));
-        let added = vec![(CursorId(1), cursor("quiet", 2))];
-        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
-        commit(&state, 0..10, |_| "loud".into());
-        let compact = Command::Compact(Revision::from(8));
-        let body = Body::Command(Arc::new(Proposal::from(compact)));
-        let position = LogPosition { term: 1, node: 1, index: 10 };
-        state.apply_for_test(&[Entry { position, body }]);
-        let (number, progress, _) = taken(watchers.follow(step(1, vec![], NOW)).await.unwrap());
-        assert_eq!((number, progress), (2, 11));
-        commit(&state, 11..12, |_| "quiet".into());
-        let (_, _, revisions) = taken(watchers.follow(step(2, vec![], LONG)).await.unwrap());
-        assert_eq!(revisions, [12]);
-    }
-
-    #[tokio::test]
-    async fn every_form_of_range_is_woken_and_nothing_is_left_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let watchers = Watchers::new(Arc::clone(&state));
-        let ranges = [
-            KeyRange::key("b"),
-            KeyRange::prefix("b"),
-            KeyRange::from("a".."c"),
-            KeyRange::from("b"..),
-            KeyRange::all(),
-        ];
-        let added = ranges.into_iter().enumerate();
-        let added = added.map(|(id, range)| (CursorId(id as u64), cursor(range, 2))).collect();
-        taken(watchers.follow(step(0, added, NOW)).await.unwrap());
-        commit(&state, 0..1, |_| "b".into());
-        let (_, _, revisions) = taken(watchers.follow(step(1, vec![], LONG)).await.unwrap());
-        assert_eq!(revisions, [2; 5]);
-        drop(watchers);
-        let ranges = state.interest.ranges();
-        assert!(ranges.streams.is_empty() && ranges.keys.is_empty() && ranges.prefixes.is_empty());
-        assert!(ranges.prefix_lengths.is_empty() && ranges.others.is_empty());
-    }
-
-    #[tokio::test]
-    async fn an_answer_that_is_full_does_not_claim_progress_for_the_rest() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let watchers = Watchers::new(Arc::clone(&state));
-        commit(&state, 0..100, |index| format!("k{}", index % 2));
-        let added =
-            (0..2).map(|id| (CursorId(id), cursor(KeyRange::key(format!("k{id}")), 2))).collect();
-        let mut follow = step(0, added, NOW);
-        follow.bytes_max = 200;
-        let mut seen = 0;
-        for _ in 0..1000 {
-            let (number, progress, revisions) = taken(watchers.follow(follow).await.unwrap());
-            seen += revisions.len();
-            assert!(progress == 101 || seen < 100, "progress {progress} after {seen} events");
-            follow = step(number, vec![], NOW);
-            follow.bytes_max = 200;
-            if seen == 100 {
-                break;
-            }
-        }
-        assert_eq!(seen, 100);
-    }
-}
+mod tests;

@@ -22,9 +22,11 @@ use crate::error::{Reason, Result};
 use crate::types::{Compare, Event, FencingToken, KeyValue, OpResult, Revision};
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::{Either, select};
 use futures::stream::{self, BoxStream};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 const KIND: &str = "election";
@@ -120,8 +122,8 @@ impl Election {
     /// the lead is lost, and only then is there another campaign: under a new session, of the same time to live, if
     /// this one is lost.
     ///
-    /// Ends when `work` does, whether well or with an error, after resigning; and, before the next campaign, when the
-    /// session of this election was closed. To end it at once, drop the future.
+    /// Ends when `work` does, whether well or with an error, after resigning; and, by dropping `work`, as soon as the
+    /// session of this election is closed.
     ///
     /// # Errors
     ///
@@ -148,19 +150,29 @@ impl Election {
     ///     .await?;
     /// # Ok(()) }
     /// ```
-    pub async fn lead<F, Fut>(&self, name: impl Into<String>, mut work: F) -> Result<()>
+    pub async fn lead<F, Fut>(&self, name: impl Into<String>, work: F) -> Result<()>
     where
         F: FnMut(Arc<Leadership>) -> Fut,
         Fut: Future<Output = Result<()>>,
     {
-        let name = name.into();
+        // The session that the caller has, whatever session it leads under by then.
+        let closed = pin!(self.session.closed());
+        match select(closed, pin!(self.lead_on(name.into(), work))).await {
+            Either::Left(_) => Err(Reason::SessionLost.into()),
+            Either::Right((result, _)) => result,
+        }
+    }
+
+    async fn lead_on<F, Fut>(&self, name: String, mut work: F) -> Result<()>
+    where
+        F: FnMut(Arc<Leadership>) -> Fut,
+        Fut: Future<Output = Result<()>>,
+    {
         let mut election = self.clone();
         let mut backoff = Backoff::outage();
         loop {
             let leadership = match election.campaign(&*name).await {
                 Ok(leadership) => Arc::new(leadership),
-                // Closed, and not lost: that was meant to end this.
-                Err(error) if self.session.is_closed() => return Err(error),
                 Err(error) if matches!(error.reason(), Reason::SessionLost) => {
                     self.session.client().link().sleep(backoff.next()).await;
                     election = election.revived().await?;

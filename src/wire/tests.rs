@@ -257,6 +257,7 @@ fn write() -> Request {
 
 fn follow() -> Request {
     Request::Follow(Follow {
+        call: 1,
         stream: 1,
         after: 0,
         added: Vec::new(),

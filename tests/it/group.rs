@@ -183,3 +183,23 @@ async fn a_lock_passes_on_and_its_old_holder_is_fenced_off() {
     drop(second);
     group.shutdown().await;
 }
+
+/// A node that is shut down sends the watches of remote clients away at once, rather than wait until they have news.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_does_not_wait_for_the_watches_of_others() {
+    let mut group = Nodes::start(3).await;
+    let node = (group.leader().await + 1) % 3;
+    let client = Client::connect([group.addresses[node].clone()]).await.unwrap();
+    let mut watch = client.watch("k").await.unwrap();
+    let written = client.put("k", "v").await.unwrap();
+    assert_eq!(watch.recv().await.unwrap().revision, written);
+    let started = Instant::now();
+    group.stop(node).await;
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    // And they come back with the node.
+    group.client((node + 1) % 3).put("k", "w").await.unwrap();
+    group.restart(node).await;
+    assert_eq!(watch.recv().await.unwrap().revision, written.next());
+    drop(watch);
+    group.shutdown().await;
+}

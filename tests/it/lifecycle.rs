@@ -1,7 +1,7 @@
 //! Starting and stopping: nothing is left behind, and what was dropped can be started again.
 
 use crate::kit::{HEARTBEAT, until};
-use quorate::{Client, KeyRange, Node};
+use quorate::{Client, ErrorKind, KeyRange, Node, Op};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -138,4 +138,71 @@ fn a_node_may_be_dropped_anywhere() {
         runtime.block_on(Node::builder(&path).heartbeat(HEARTBEAT).solo()).ok()
     });
     runtime.block_on(node.shutdown()).unwrap();
+}
+
+/// Whatever waits for a node in the application when that ends is told so, and does not panic.
+#[test]
+fn what_waits_for_a_node_outlives_it() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for orderly in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let node = Node::builder(folder.path()).heartbeat(HEARTBEAT).solo().await.unwrap();
+            let client = node.client();
+            let ttl = Duration::from_secs(30);
+            let (one, other) =
+                (client.session(ttl).await.unwrap(), client.session(ttl).await.unwrap());
+            let lock = one.lock("l").await.unwrap();
+            let mut waiting = tokio::task::JoinSet::new();
+            waiting.spawn({
+                let one = one.clone();
+                async move { one.lost().await }
+            });
+            waiting.spawn(async move { assert!(other.lock("l").await.is_err()) });
+            waiting.spawn({
+                let client = client.clone();
+                async move { while client.put("k", "v").await.is_ok() {} }
+            });
+            waiting.spawn({
+                let mut watch = client.watch("other").await.unwrap();
+                async move { assert_eq!(watch.recv().await.unwrap_err().kind(), ErrorKind::Closed) }
+            });
+            client.put("k", "v").await.unwrap();
+            if orderly {
+                node.shutdown().await.unwrap()
+            } else {
+                drop(node)
+            }
+            let all = async {
+                while let Some(ended) = waiting.join_next().await {
+                    ended.unwrap()
+                }
+            };
+            tokio::time::timeout(ttl / 3, all).await.expect("long before any deadline");
+            drop(lock);
+            assert_eq!(client.put("k", "v").await.unwrap_err().kind(), ErrorKind::Closed);
+            assert!(!one.is_alive());
+        }
+    });
+}
+
+/// A client needs no runtime around it: it has that of its node.
+#[test]
+fn any_executor_will_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let node = runtime.block_on(Node::builder(folder.path()).heartbeat(HEARTBEAT).solo()).unwrap();
+    drop(runtime);
+    let client = node.client();
+    futures::executor::block_on(async {
+        let session = client.session(Duration::from_secs(5)).await.unwrap();
+        let lock = session.lock("l").await.unwrap();
+        let mut watch = client.watch("k").await.unwrap();
+        let written = client.txn().when(lock.held()).then(Op::put("k", "v")).await.unwrap();
+        assert_eq!(watch.recv().await.unwrap().revision, written.revision);
+        assert!(client.get("k").await.unwrap().is_some());
+        lock.release().await.unwrap();
+        session.close().await.unwrap();
+    });
+    drop(node);
 }

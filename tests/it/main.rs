@@ -8,3 +8,4 @@ mod crash;
 mod group;
 mod kit;
 mod lifecycle;
+mod recipes;

@@ -3,6 +3,7 @@
 use crate::client::Session;
 use crate::client::fake::{Fake, Fault, Kind};
 use crate::error::{ErrorKind, Reason};
+use crate::types::limits;
 use futures::future::join_all;
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -190,6 +191,31 @@ async fn a_closed_node_loses_its_sessions() {
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
+/// The first renewal is due a third of the ttl after the grant was *sent*, like every other.
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_grant_took_long_is_renewed_in_time() {
+    let fake = Fake::new();
+    fake.next(Kind::Propose, Fault::DelayAnswer(TTL * 2 / 3));
+    let session = open(&fake).await;
+    sleep(TTL * 2).await;
+    assert!(session.is_alive());
+}
+
+/// A guard or a task may still hold the session, whatever became of `close`.
+#[tokio::test(start_paused = true)]
+async fn a_close_that_fails_goes_on_although_there_are_clones() {
+    for fault in [Fault::Hang, Fault::Refuse(Reason::NoLeader), Fault::LoseAnswer] {
+        let fake = Fake::new();
+        let session = open(&fake).await;
+        let _clone = session.clone();
+        session.client().put("k", "v").lease(session.lease_id()).await.unwrap();
+        fake.next(Kind::Propose, fault);
+        let _ = timeout(Duration::from_secs(1), session.close()).await;
+        sleep(Duration::from_secs(1)).await;
+        assert!(fake.keys().is_empty());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_took_too_long_is_no_session() {
     let fake = Fake::new();
@@ -231,7 +257,8 @@ async fn a_key_that_arrives_late_is_found() {
     let fake = Fake::new();
     let session = open(&fake).await;
     session.delete_later("late".into(), None);
-    sleep(Duration::from_secs(4)).await;
+    // As long as a call may take.
+    sleep(limits::CALL_TIMEOUT_MAX).await;
     fake.put("late", "v");
     sleep(Duration::from_secs(4)).await;
     assert!(fake.keys().is_empty());
@@ -263,4 +290,19 @@ fn what_waits_when_the_runtime_ends_is_told_so() {
     assert!(!session.is_alive());
     let after = other.block_on(session.client().put("k", "v").into_future()).unwrap_err();
     assert!(!after.may_have_applied(), "it was never sent");
+}
+
+/// The runtime of the node ends before the session does: it is lost at once, and no timer of the dead runtime is touched.
+#[test]
+fn a_session_ends_with_the_runtime_of_its_client() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (one, other) = (runtime(), runtime());
+    let session = one.block_on(async { open(&Fake::new()).await });
+    let waiting = session.clone();
+    let mut lost = Box::pin(async move { waiting.lost().await });
+    let moment = Duration::from_millis(1);
+    assert!(other.block_on(async { timeout(moment, lost.as_mut()).await }).is_err());
+    drop(one);
+    other.block_on(lost);
+    assert!(!session.is_alive());
 }

@@ -174,3 +174,22 @@ async fn leading_ends_well_with_its_work_and_when_the_session_is_closed() {
     session.clone().close().await.unwrap();
     assert_eq!(lead.await.unwrap_err().reason(), &Reason::SessionLost);
 }
+
+/// It is the caller's own session that ends it, also when it leads under one that it made itself.
+#[tokio::test(start_paused = true)]
+async fn leading_under_a_new_session_ends_when_the_first_one_is_closed() {
+    let fake = Fake::new();
+    let session = open(&fake.client()).await;
+    let first = session.lease_id();
+    let election = session.election("e");
+    let mut lead = Box::pin(election.lead("me", async |_| std::future::pending().await));
+    assert!(timeout(Duration::from_secs(1), lead.as_mut()).await.is_err());
+    fake.expire(first);
+    assert!(timeout(TTL, lead.as_mut()).await.is_err());
+    assert_eq!(fake.keys().len(), 1, "it leads again");
+    let (closed, led) = tokio::join!(session.clone().close(), timeout(TTL, lead));
+    closed.unwrap();
+    assert_eq!(led.expect("ends").unwrap_err().reason(), &Reason::SessionLost);
+    sleep(Duration::from_secs(1)).await;
+    assert!(fake.keys().is_empty(), "and has withdrawn");
+}

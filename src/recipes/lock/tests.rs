@@ -90,6 +90,20 @@ async fn a_dropped_guard_lets_the_next_one_in() {
     assert!(other.is_alive());
 }
 
+/// The call that was to give the lock up is not answered for longer than the ttl, while the session lives on: it is
+/// repeated until it is done.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_guard_is_given_up_however_long_it_takes() {
+    let fake = Fake::new();
+    let session = open(&fake.client()).await;
+    let lock = session.lock("l").await.unwrap();
+    fake.next(Kind::Propose, Fault::Hang);
+    drop(lock);
+    sleep(TTL * 3).await;
+    assert!(session.is_alive());
+    assert!(fake.keys().is_empty(), "nobody else would ever get the lock");
+}
+
 /// Wherever the wait is given up, nobody waits for it.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_wait_leaves_the_line() {

@@ -105,7 +105,6 @@ async fn a_key_that_has_changed_does_not_vanish() {
 
 /// The names of the tables are bytes on the disk as well. A table that cannot be found must not be made anew.
 #[tokio::test]
-#[expect(clippy::host_endian_bytes, reason = "LMDB's own nodes are as the machine is")]
 async fn a_table_whose_name_has_changed_is_not_made_anew() {
     let folder = Folder::filled().await;
     let tables = ["latest", "val", "ev", "kidx", "lease", "lease_keys", "dedup", "meta"];

@@ -113,8 +113,8 @@ async fn a_table_whose_name_has_changed_is_not_made_anew() {
     for (file, tables) in files {
         for table in tables {
             let node_of = |name: &str| {
-                // A node of LMDB's main table: the size of the name, the name, the size of a page.
-                let mut bytes = (name.len() as u16).to_ne_bytes().to_vec();
+                // A node of LMDB's main table: the size of the name, the name, and a number that is zero.
+                let mut bytes = vec![u8::try_from(name.len()).unwrap(), 0];
                 bytes.extend_from_slice(name.as_bytes());
                 bytes.extend_from_slice(&[0; 4]);
                 bytes

@@ -32,12 +32,12 @@ async fn key_is_refused(client: &Client, key: &[u8], reason: Reason, text: &str)
     check(client.watch(range()).with_existing().await, &reason, text);
     // In a transaction: among good operations, in a condition, in the branch that is not taken, and deeper.
     let good = || client.txn().then(Op::put(bystander.clone(), "v"));
-    check(good().then(Op::put(key.to_vec(), "v")).await, &reason, text);
-    check(good().then(Op::get(key.to_vec())).await, &reason, text);
+    check(good().then(Op::put(key, "v")).await, &reason, text);
+    check(good().then(Op::get(key)).await, &reason, text);
     check(good().then(Op::delete(range())).await, &reason, text);
     check(good().when(Compare::exists(key)).await, &reason, text);
-    check(good().otherwise(Op::put(key.to_vec(), "v")).await, &reason, text);
-    check(good().then(Op::txn([], [Op::put(key.to_vec(), "v")], [])).await, &reason, text);
+    check(good().otherwise(Op::put(key, "v")).await, &reason, text);
+    check(good().then(Op::txn([], [Op::put(key, "v")], [])).await, &reason, text);
     let bystander = client.get(bystander).await.unwrap();
     assert_eq!(bystander, None, "a transaction that was refused has done half of it");
 }

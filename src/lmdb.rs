@@ -14,6 +14,7 @@
 //!   released by the thread that took it, or the next writer waits for ever;
 //! - the LMDB in the binary is the one that was compiled with this crate ([`LMDB_VERSION`]): two of them in one binary
 //!   are merged silently by the linker, and the other one would write another file format;
+//! - a file is looked over before LMDB maps it ([`audit`]), for LMDB believes every number in it;
 //! - a write that failed is never tried again: after a failed sync nobody knows what is on the disk.
 
 mod audit;

@@ -2,8 +2,12 @@
 
 use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
+<<<<<<< HEAD
 use crate::client::home::Home;
 use crate::error::{Error, Reason, Result};
+=======
+use crate::error::{Error, Fault, Reason, Result};
+>>>>>>> badinput
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
@@ -263,6 +267,12 @@ impl NodeBuilder {
         let map_bytes = self.map_bytes.min(STATE_MAP_BYTES_MAX).next_multiple_of(MAP_STEP);
         let map_bytes = usize::try_from(map_bytes).unwrap_or(usize::MAX);
         let state = State::open(&self.folder, map_bytes)?;
+        if log.is_pristine() && state.head().borrow().applied.is_some() {
+            // Begun anew, it would be another group with the same data, or a member that has forgotten its votes.
+            let folder = self.folder.display();
+            let lost = format!("{folder} has a state, and has lost the log that led to it");
+            return Err(Fault::corrupt(lost).into());
+        }
         let records = Records::open(&log).await?;
         let solo = founders.is_none();
         let founders = founders.unwrap_or_else(|| Founders::alone(&self.name));

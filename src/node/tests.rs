@@ -145,7 +145,7 @@ async fn a_shutdown_does_not_wait_for_ever_for_a_stalled_disk() {
     let write = client.put("k", "stuck").timeout(Duration::from_millis(100)).await;
     assert!(write.unwrap_err().may_have_applied());
     let error = timeout(LONG, node.shutdown()).await.expect("it hangs").unwrap_err();
-    assert_eq!(error.kind(), crate::ErrorKind::Storage);
+    assert_eq!(error.kind(), crate::error::ErrorKind::Storage);
     // The thread that may still write keeps the folder to itself.
     let again = solo(folder.path()).await.unwrap_err();
     assert!(matches!(again.reason(), Reason::AlreadyOpen { .. }), "{again}");
@@ -173,10 +173,8 @@ async fn a_log_of_large_entries_is_cut_by_its_bytes() {
     for number in 0..64 {
         client.put(format!("k{number}"), value.clone()).await.unwrap();
     }
-    let raft = node.shared().raft.clone();
     let purged = async {
-        use openraft::async_runtime::WatchReceiver;
-        while raft.metrics().borrow_watched().purged.is_none_or(|id| id.index < 30) {
+        while node.shared().purged() < Some(30) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

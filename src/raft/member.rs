@@ -104,6 +104,12 @@ impl Shared {
         Some(client)
     }
 
+    /// The log index up to which the log was cut.
+    #[cfg(test)]
+    pub(crate) fn purged(&self) -> Option<u64> {
+        self.raft.metrics().borrow_watched().purged.map(|id| id.index)
+    }
+
     /// What this member knows about itself and its group.
     pub(crate) fn status(&self) -> Status {
         let leadership = self.leadership();

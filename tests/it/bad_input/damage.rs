@@ -300,3 +300,35 @@ async fn a_state_that_is_not_named_or_not_there_is_refused() {
     read_all(&node.client()).await.unwrap();
     node.shutdown().await.unwrap();
 }
+
+/// One half of a folder is not taken for a new one: a log that is lost is missed, and so is a state that the log does
+/// not reach back to. A state that it does reach back to is made again.
+#[tokio::test]
+async fn a_folder_that_has_lost_a_part_is_refused_or_made_whole() {
+    let folder = Folder::filled().await;
+    let aside = folder.0.path().join("aside");
+    fs::rename(folder.path().join("raft"), &aside).unwrap();
+    for _ in 0..2 {
+        let error = folder.start().await.unwrap_err();
+        is_corrupt(&error, "has a state, and has lost the log that led to it");
+    }
+    fs::remove_dir_all(folder.path().join("raft")).unwrap();
+    fs::rename(&aside, folder.path().join("raft")).unwrap();
+
+    let lose_the_state = || {
+        fs::remove_dir_all(folder.state().parent().unwrap()).unwrap();
+        fs::remove_file(folder.path().join("CURRENT")).unwrap();
+    };
+    lose_the_state();
+    let node = folder.start().await.unwrap();
+    read_all(&node.client()).await.unwrap();
+    node.shutdown().await.unwrap();
+
+    let node = builder(&folder.path()).snapshot_every(10).solo().await.unwrap();
+    for number in 0..30 {
+        node.client().put(format!("more/{number}"), "v").await.unwrap();
+    }
+    node.shutdown().await.unwrap();
+    lose_the_state();
+    is_corrupt(&folder.start().await.unwrap_err(), "purged");
+}

@@ -2,12 +2,8 @@
 
 use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
-<<<<<<< HEAD
 use crate::client::home::Home;
-use crate::error::{Error, Reason, Result};
-=======
 use crate::error::{Error, Fault, Reason, Result};
->>>>>>> badinput
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
 use crate::raft::founding::{Desk, Founders};

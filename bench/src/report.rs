@@ -93,8 +93,8 @@ pub(crate) enum Figure {
 /// What one side did in all rounds of a row.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Column {
-    /// The figure of the row, one for each round, in order.
-    pub(crate) rounds: Vec<f64>,
+    /// The figure of the row, one for each round, in order; absent where the round failed.
+    pub(crate) rounds: Vec<Option<f64>>,
     /// Their median.
     pub(crate) value: f64,
     /// Operations that were measured, over all rounds. 0 if the row does not count operations.
@@ -103,8 +103,10 @@ pub(crate) struct Column {
     pub(crate) errors: u64,
     /// The time of one operation over all rounds, in milliseconds. Absent if the row does not time operations.
     pub(crate) latency: Option<Latency>,
+    /// Why the first of them did.
+    pub(crate) first_error: Option<String>,
     /// The median time of each round, in milliseconds, for the ratio of latencies.
-    pub(crate) p50_rounds: Vec<f64>,
+    pub(crate) p50_rounds: Vec<Option<f64>>,
     /// Further figures: bytes of memory, of disk, seconds of processor …
     pub(crate) extra: BTreeMap<String, f64>,
 }
@@ -137,7 +139,7 @@ pub(crate) struct Ratios {
 pub(crate) struct Ratio {
     /// The geometric mean of the rounds.
     pub(crate) mean: f64,
-    /// The spread: where the mean of many such runs lies with 99 % confidence, by Student's t over the rounds.
+    /// The spread: where the mean of many such runs lies with 95 % confidence, by Student's t over the rounds.
     pub(crate) low: f64,
     pub(crate) high: f64,
 }

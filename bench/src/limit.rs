@@ -1,8 +1,8 @@
 //! The physical limits of the machine, measured beside every comparison.
 //!
-//! A figure without them says little: a put waits for a disk and for the network, and both differ a hundredfold
-//! between machines. Who reads a report later can tell from these what a store could have done at best, and whether two
-//! reports came from machines that are alike at all.
+//! A figure without them says little: a put waits for a disk and for the network, and both differ a hundredfold between
+//! machines. Who reads a report later can tell from these what a store could have done at best, and whether two reports
+//! came from machines that are alike at all.
 //!
 //! ```text
 //! fdatasync      one write in place, and it is on the disk      what a put of a single caller waits for
@@ -11,8 +11,8 @@
 //! copy           64 MiB from memory to memory                   what large values cost
 //! ```
 //!
-//! Each is measured for a fixed time and not for a fixed number of turns, so that a slow disk makes the result coarse and
-//! not the run long. The plain system calls are used, without a runtime, because a limit must not contain what is
+//! Each is measured for a fixed time and not for a fixed number of turns, so that a slow disk makes the result coarse
+//! and not the run long. The plain system calls are used, without a runtime, because a limit must not contain what is
 //! compared with it.
 
 use crate::report::{Limits, Machine};

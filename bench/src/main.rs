@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 mod limit;
+mod plots;
 mod report;
 mod store;
 

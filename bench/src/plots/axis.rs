@@ -7,7 +7,8 @@
 //! Invariants, whatever the data:
 //!
 //! - `low` and `high` are finite, and `low < high`. A single value gets room on both sides.
-//! - Values without a place, such as zero on a logarithmic axis, have been left out before; see [`Axis::has`].
+//! - Values without a place, such as zero on a logarithmic axis, have been left out before; see [`is_log`] and
+//!   [`is_share`].
 
 use std::ops::RangeInclusive;
 

@@ -1,9 +1,8 @@
 //! A sheet of paper: one SVG with a title, a legend, two axes and a footer, and the strokes that go on it.
 //!
-//! plotters draws lines, marks and texts here, but the layout is ours. Its own estimates a text's width from the number
-//! of bytes, and its ticks on logarithmic axes are few; both showed as labels that overlapped. What a text measures is
-//! not known before a browser shows it, so the widths here are those of a broad typeface, and nothing stands close to
-//! where a text ends.
+//! plotters draws lines, marks and texts here, but the layout is ours. Without a font library its own estimates a text's
+//! width from the number of bytes, and it knows nothing of nines. What a text measures is not known before a browser
+//! shows it, so the widths here are those of a broad typeface, and nothing stands close to where a text ends.
 //!
 //! ```text
 //! title                                  bold

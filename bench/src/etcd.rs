@@ -1,8 +1,8 @@
 //! etcd as a [`Store`]: its gRPC API over one HTTP/2 connection to one member.
 //!
-//! A user of etcd takes a client library. This is the least that one would do, and no less quick than the official Go
-//! client: calls run side by side on the connection, all watches share one stream and so do all renewals of leases.
-//! Locks and elections are etcd's own services, so that a member does the waiting and not the caller over the wire.
+//! A user of etcd takes a client library. This is the least that one would do, arranged like the official Go client:
+//! calls run side by side on the connection, all watches share one stream and so do all renewals of leases. Locks and
+//! elections are etcd's own services, so that a member does the waiting and not the caller over the wire.
 //!
 //! ```text
 //! Etcd (clones) ─┬─ call ────────▶ KV, Lease, Lock, Election, Maintenance ─┐

@@ -1,7 +1,9 @@
 //! Lease renewals: all of them on one stream, the next sent before the one before it is answered.
 //!
-//! etcd serves such a stream strictly in turn. That is its own doing: its Go client shares one stream per connection in
-//! the same way, but sends on a timer; here a caller sends when it likes and hears of its own renewal.
+//! Go's client shares one stream per connection in the same way, but sends on a timer; here a caller sends when it likes
+//! and hears of its own renewal. etcd serves a stream strictly in turn. That costs little on the leader, which only looks
+//! into its memory; but a follower asks the leader each time, and reads the next request when it has been answered. A
+//! workload that renews at followers needs several connections to see what etcd can do.
 
 use super::rpc::{LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 use super::shared::{Open, Shared, Waiting};

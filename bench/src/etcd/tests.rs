@@ -9,6 +9,7 @@ use crate::store::{Change, Fresh, Held, Session as _, Store, Watch as _};
 use bytes::Bytes;
 use futures::future::{FutureExt, join_all, try_join_all};
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -20,8 +21,10 @@ const TTL: Duration = Duration::from_secs(5);
 /// A group of one, ended when dropped.
 struct Member {
     process: Child,
-    endpoint: String,
+    binary: PathBuf,
     folder: TempDir,
+    ports: [u16; 2],
+    endpoint: String,
 }
 
 impl Member {
@@ -29,22 +32,24 @@ impl Member {
     async fn start() -> Option<Self> {
         let binary = server::find().inspect_err(|why| eprintln!("not tested: {why}")).ok()?;
         let folder = tempfile::tempdir().unwrap();
-        let [peer, client] = free_ports();
-        let start = Start {
-            index: 0,
-            folder: folder.path(),
-            peer_ports: &[peer],
-            client_ports: &[client],
-            heartbeat_ms: 100,
-            election_ms: 1000,
-            existing: false,
-        };
-        let process = server::command(&binary, &start).unwrap().spawn().unwrap();
-        let member = Self { process, endpoint: format!("127.0.0.1:{client}"), folder };
+        let ports = free_ports();
+        let process = spawn(&binary, folder.path(), ports);
+        let endpoint = format!("127.0.0.1:{}", ports[1]);
+        let member = Self { process, binary, folder, ports, endpoint };
         let status = timeout(PATIENCE, member.led()).await.expect("a leader");
         assert!(status.is_leader);
-        assert_eq!(status.version, server::version(&binary).unwrap());
+        assert_eq!(status.version, server::version(&member.binary).unwrap());
         Some(member)
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    async fn restart(&mut self) {
+        self.process = spawn(&self.binary, self.folder.path(), self.ports);
+        timeout(PATIENCE, self.led()).await.expect("a leader");
     }
 
     async fn led(&self) -> Status {
@@ -71,6 +76,20 @@ impl Drop for Member {
     }
 }
 
+fn spawn(binary: &Path, folder: &Path, [peer, client]: [u16; 2]) -> Child {
+    let start = Start {
+        index: 0,
+        folder,
+        peer_ports: &[peer],
+        client_ports: &[client],
+        heartbeat_ms: 100,
+        election_ms: 1000,
+        existing: false,
+    };
+    server::command(binary, &start).unwrap().spawn().unwrap()
+}
+
+/// One for its peers, of which it has none, and one for clients.
 fn free_ports() -> [u16; 2] {
     let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
@@ -198,25 +217,11 @@ async fn when_the_member_dies_watches_and_renewals_fail_and_a_new_one_serves_new
     let lease = etcd.grant(TTL).await.unwrap();
     etcd.keep_alive(lease).await.unwrap();
 
-    member.process.kill().unwrap();
-    member.process.wait().unwrap();
+    member.kill();
     assert!(timeout(PATIENCE, watch.next()).await.expect("an end").is_err());
     assert!(timeout(PATIENCE, etcd.keep_alive(lease)).await.expect("an end").is_err());
 
-    let binary = server::find().unwrap();
-    let port = member.endpoint.rsplit(':').next().unwrap().parse().unwrap();
-    let [peer, _] = free_ports();
-    let start = Start {
-        index: 0,
-        folder: member.folder.path(),
-        peer_ports: &[peer],
-        client_ports: &[port],
-        heartbeat_ms: 100,
-        election_ms: 1000,
-        existing: false,
-    };
-    member.process = server::command(&binary, &start).unwrap().spawn().unwrap();
-    timeout(PATIENCE, member.led()).await.expect("a leader");
+    member.restart().await;
     etcd.keep_alive(lease).await.unwrap();
     let mut watch = etcd.watch(&bytes("w/")).await.unwrap();
     etcd.put(&bytes("w/1"), &bytes("v")).await.unwrap();

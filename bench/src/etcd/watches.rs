@@ -29,8 +29,8 @@ type Events = Result<Vec<Event>, Status>;
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     pending: VecDeque<oneshot::Sender<Begun>>,
-    // Unbounded: etcd would drop a watch that does not keep up or hold its events back for it, and a workload that
-    // does not read its watch ends after seconds.
+    // Unbounded, as in Go's client: if one watch could make the stream wait, it would hold up all others. The
+    // workload bounds it, by writing for a few seconds only.
     watching: HashMap<i64, mpsc::UnboundedSender<Events>>,
 }
 

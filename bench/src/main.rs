@@ -48,6 +48,11 @@ enum Command {
     Compare(Compare),
     /// Run one workload steadily, for a profiler to look at.
     Profile(Profile),
+    /// Measure the physical limits of this machine.
+    Limit {
+        #[arg(long, default_value = "target/bench")]
+        data: PathBuf,
+    },
     /// Print the table of a report.
     Show {
         report: PathBuf,
@@ -122,6 +127,7 @@ fn main() -> ExitCode {
     let done = match Options::parse().command {
         Command::Compare(options) => in_runtime(compare(options)),
         Command::Profile(options) => in_runtime(profile(options)),
+        Command::Limit { data } => limits(&data),
         Command::Show { report, markdown } => show(&report, markdown),
         Command::Agree { one, other } => agree(&one, &other),
         Command::Agent { role } => agent::run(&role),
@@ -186,15 +192,17 @@ async fn compare(options: Compare) -> Result {
         return Err("no workload has such a name".into());
     }
     eprintln!("about {:.0} s", run.estimate().as_secs_f64());
-    let began = tokio::time::Instant::now();
+    let (began, date) = (tokio::time::Instant::now(), format!("{:.0}", jiff::Timestamp::now()));
+    std::fs::create_dir_all(&options.common.data)?;
+    let limits = limit::measure(&options.common.data, !options.full)?;
     let rows = run.carry_out().await?;
     let report = Report {
         schema: report::SCHEMA,
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         scale: run.scale.name.to_owned(),
-        date: String::new(),
+        date,
         seconds: began.elapsed().as_secs_f64(),
-        machine: Default::default(),
+        machine: limit::machine(&options.common.data),
         durability: "fsync on a majority before a write is acknowledged".to_owned(),
         members: options.common.members as u32,
         heartbeat_ms: options.common.heartbeat_ms,
@@ -202,15 +210,18 @@ async fn compare(options: Compare) -> Result {
         rounds: run.scale.rounds,
         versions,
         absent,
-        limits: Default::default(),
+        limits,
         rows,
     };
     print!("{}", table::text(&report)?);
+    limit::print(&report.limits);
     if let Some(folder) = options.json.parent() {
         std::fs::create_dir_all(folder)?;
     }
     std::fs::write(&options.json, serde_json::to_vec_pretty(&report)?)?;
+    let plots = plots::draw(&report, &options.plots)?;
     eprintln!("the report is in {}", options.json.display());
+    eprintln!("{} plots are in {}", plots.len(), options.plots.display());
     Ok(())
 }
 
@@ -251,6 +262,12 @@ async fn profile(options: Profile) -> Result {
         }
     }
     group.end().await
+}
+
+fn limits(data: &PathBuf) -> Result {
+    std::fs::create_dir_all(data)?;
+    limit::print(&limit::measure(data, false)?);
+    Ok(())
 }
 
 fn read(path: &PathBuf) -> Result<Report> {

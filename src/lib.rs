@@ -24,6 +24,9 @@
 #![cfg_attr(not(feature = "node"), allow(dead_code, unused_imports))]
 
 mod api;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 pub mod client;
 mod codec;
 mod error;

@@ -63,8 +63,9 @@ pub(crate) enum Sync {
     Strict,
     /// It may be gone, whole; the one before it is there. Saves one of two flushes.
     LastCommitMayBeLost,
-    /// Perhaps nothing that makes sense. For tests that lose no power, and open thousands of environments.
-    #[cfg(test)]
+    /// Perhaps nothing that makes sense. For tests that lose no power, and open thousands of environments; and for
+    /// benchmarks of everything but the disk.
+    #[cfg(any(test, feature = "bench"))]
     Never,
 }
 
@@ -73,7 +74,7 @@ impl Sync {
     fn is_durable(self) -> bool {
         match self {
             Self::Strict | Self::LastCommitMayBeLost => true,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "bench"))]
             Self::Never => false,
         }
     }
@@ -145,8 +146,8 @@ fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
         Sync::LastCommitMayBeLost => unsafe {
             open.flags(EnvFlags::NO_META_SYNC);
         },
-        // SAFETY: tests do not lose power.
-        #[cfg(test)]
+        // SAFETY: neither tests nor benchmarks lose power.
+        #[cfg(any(test, feature = "bench"))]
         Sync::Never => unsafe {
             open.flags(EnvFlags::NO_SYNC);
         },

@@ -21,12 +21,16 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("raft", &["types", "error", "codec", "api", "lmdb", "wire", "mvcc"]),
     ("node", &["types", "error", "api", "lmdb", "wire", "client", "raft"]),
     ("recipes", &["types", "error", "client"]),
+    ("bench", &["types", "error", "codec", "api", "lmdb", "wire", "mvcc", "raft"]), // with its feature only
 ];
 
 /// For each dependency, the only modules that may name it.
 const LIVES_IN: &[(&str, &[&str])] = &[
     ("bincode", &["codec"]),
-    ("bytes", &["types", "codec", "api", "wire", "mvcc", "client", "raft", "node", "recipes"]),
+    (
+        "bytes",
+        &["types", "codec", "api", "wire", "mvcc", "client", "raft", "node", "recipes", "bench"],
+    ),
     ("crc32c", &["wire", "mvcc", "raft"]),
     ("futures", &["wire", "client", "raft", "node", "recipes"]),
     ("getrandom", &["client", "raft"]),

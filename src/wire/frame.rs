@@ -177,6 +177,19 @@ fn checksum(head: &[u8], payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(head), payload)
 }
 
+/// Appends a request with this payload to `out`. For `crate::bench`.
+#[cfg(feature = "bench")]
+pub(crate) fn framed(payload: Bytes, out: &mut BytesMut) {
+    Frame { frame_type: FrameType::Request, method: 1, id: 1, payload }.encode(out);
+}
+
+/// The payload of the frame at the front of `buffer`, received as members receive it. For `crate::bench`.
+#[cfg(feature = "bench")]
+pub(crate) fn unframed(buffer: &mut BytesMut) -> Option<Bytes> {
+    let accept = Accept { payload_max: super::limits::RAFT_BYTES_MAX, crc_required: true };
+    Frame::decode(buffer, accept).ok().flatten().map(|frame| frame.payload)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

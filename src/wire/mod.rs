@@ -51,6 +51,8 @@ mod socket;
 mod tests;
 mod transport;
 
+#[cfg(feature = "bench")]
+pub(crate) use frame::{framed, unframed};
 pub(crate) use listener::{Handler, Listener, Server, Welcome, bind, serve};
 pub(crate) use peer::PeerClient;
 pub(crate) use preamble::{Endpoint, Hello, Kind, PeerKind, Preamble, Status};

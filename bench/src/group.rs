@@ -387,7 +387,8 @@ impl Group {
     pub(crate) fn memory(&self) -> Memory {
         let pids = self.pids();
         let all: Vec<Memory> = pids.iter().map(|pid| proc::memory(*pid)).collect();
-        let mean = |of: fn(&Memory) -> u64| all.iter().map(of).sum::<u64>() / all.len().max(1) as u64;
+        let mean =
+            |of: fn(&Memory) -> u64| all.iter().map(of).sum::<u64>() / all.len().max(1) as u64;
         Memory { resident: mean(|it| it.resident), anonymous: mean(|it| it.anonymous) }
     }
 
@@ -436,7 +437,9 @@ impl Group {
         let members = members.filter_map(|(index, member)| Some((index, member.as_ref()?.pid()?)));
         let mut said: Vec<String> =
             members.map(|(index, pid)| format!("{} {pid}", name(index))).collect();
-        said.extend(self.remote.as_ref().and_then(|(it, _)| Some(format!("callers {}", it.process.id()?))));
+        said.extend(
+            self.remote.as_ref().and_then(|(it, _)| Some(format!("callers {}", it.process.id()?))),
+        );
         said.join(", ")
     }
 

@@ -45,9 +45,7 @@ pub(crate) async fn measure(
             let job = Job::Distinct { from, to, callers: *callers, value_bytes: 256 };
             Ok(by(plan.figure, group.work(column, &job).await?))
         }
-        Task::WatchLatency => {
-            Ok(timed(group.work(column, &Job::WatchLatency { run_ms }).await?))
-        }
+        Task::WatchLatency => Ok(timed(group.work(column, &Job::WatchLatency { run_ms }).await?)),
         Task::FanOut { watchers, putters } => {
             let open = Job::OpenWatches { count: *watchers, apart: false };
             group.work(column, &open).await?;

@@ -108,8 +108,11 @@ macro_rules! numbers {
                 out.extend_from_slice(&self.to_be_bytes());
             }
             fn read(input: &mut Input) -> Result<Self, Malformed> {
-                let mut bytes = input.take(size_of::<$type>())?;
-                Ok(bytes.$get())
+                // In place: a slice of its own would count a reference, only to be dropped at once.
+                if input.remaining() < size_of::<$type>() {
+                    return Err(Malformed);
+                }
+                Ok(input.bytes.$get())
             }
         }
     )*};

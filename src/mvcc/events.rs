@@ -121,7 +121,7 @@ impl<'txn> Reader<'txn> {
             if !gathering.wants(key, is_put) {
                 continue;
             }
-            if !gathering.add(at, Change::open(row_key, row)?)? {
+            if !gathering.add(at, Change::of_content(row_key, content)?)? {
                 return Ok(gathering.stop_before(at));
             }
         }

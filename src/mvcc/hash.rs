@@ -25,9 +25,12 @@ const LEASE: u8 = 2;
 const SETTINGS: u8 = 3;
 const MEMBERSHIP: u8 = 4;
 
+/// What an image takes with a value that is kept in its row, so that the buffer need not grow.
+const ROOM: usize = 320;
+
 /// What a key adds to the hash.
 pub(super) fn of_key(key: &[u8], image: &Image) -> u128 {
-    let mut bytes = Vec::with_capacity(1 + 4 + key.len() + 64);
+    let mut bytes = Vec::with_capacity(1 + 4 + key.len() + ROOM);
     KEY.write(&mut bytes);
     // The length keeps the key apart from what follows it.
     crate::codec::layout::write_length(key.len(), &mut bytes);

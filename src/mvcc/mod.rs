@@ -174,6 +174,12 @@ impl Store {
         Ok(self.env.real_disk_size()?)
     }
 
+    /// How many write transactions there have been.
+    #[cfg(test)]
+    pub(crate) fn commits(&self) -> usize {
+        self.env.info().last_txn_id
+    }
+
     /// The state of now, which stays as it is while others are applied. Too many views at once are no damage: the fault
     /// then has [`Reason::TooManyRequests`].
     pub(crate) fn view(&self) -> Result<View, Fault> {

@@ -82,13 +82,16 @@ impl Table {
     }
 }
 
+/// What most rows fit in: a change with both values in it, and keys of a usual length.
+const ROW_ROOM: usize = 1024;
+
 /// A record that is a row of a table.
 pub(super) trait Record: Layout {
     const TABLE: Table;
 
     /// The row that holds this record under `key`.
     fn seal(&self, key: &[u8]) -> Vec<u8> {
-        let mut row = Vec::with_capacity(128);
+        let mut row = Vec::with_capacity(ROW_ROOM);
         row.push(VERSION);
         self.write(&mut row);
         checksum(Self::TABLE, key, &row).write(&mut row);
@@ -97,7 +100,11 @@ pub(super) trait Record: Layout {
 
     /// The record in the row under `key`.
     fn open(key: &[u8], row: &[u8]) -> Result<Self, Fault> {
-        let content = content(Self::TABLE, key, row)?;
+        Self::of_content(key, content(Self::TABLE, key, row)?)
+    }
+
+    /// The record in the content of the row under `key`, which was checked.
+    fn of_content(key: &[u8], content: &[u8]) -> Result<Self, Fault> {
         let record = Self::from_bytes(Bytes::copy_from_slice(content));
         record.map_err(|Malformed| Self::TABLE.corrupt(key))
     }

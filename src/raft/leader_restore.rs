@@ -10,7 +10,8 @@
 use super::config::{Retention, Timing, config};
 use super::log::LogStore;
 use super::log::tests::seam;
-use super::machine::{Gate, Machine, SnapshotData, State};
+use super::machine::{Gate, Machine, SnapshotData};
+use super::state::State;
 use super::{Payload, Peer, Types, Vote};
 use crate::api::{Command, Proposal};
 use crate::types::{Op, TxnOp};
@@ -109,7 +110,7 @@ impl Member {
     async fn start(id: u64, folder: &Path, router: &Router, restore: bool) -> Self {
         let log = LogStore::open(&folder.join("raft"), MAP).unwrap();
         let state = State::open(folder, MAP).unwrap();
-        let machine = Machine { state: Arc::clone(&state), gate: Gate::Log(log.clone()) };
+        let machine = Machine::new(Arc::clone(&state), Gate::Log(log.clone()));
         let timing = Timing { heartbeat: Duration::from_millis(150) };
         let mut config = config(timing, Retention::default());
         if restore {

@@ -1,348 +1,38 @@
-//! The state of this member: commands come out of the log here, in order, and become a new state.
+//! What openraft drives: entries come out of the log here, in order, and go to the state; snapshots are made and installed.
 //!
 //! ```text
-//! openraft's apply worker ─▶ gate: the log is on the disk up to here ─▶ state thread ─▶ Store::apply, one transaction
-//!                                                                          ├─▶ head: what is applied (reads wait for it)
-//!                                                                          ├─▶ leases: granted and ended
-//!                                                                          ├─▶ watches: wake those that were touched
-//!                                                                          └─▶ answers
+//! openraft's apply worker ─▶ gate: the log is on the disk up to here ─▶ state: applied, published, answered
+//!                        ◀─ handed in
 //! ```
+//!
+//! openraft applies one piece of the log after the other, and hears of each when it is *handed in*: what it takes for
+//! applied may still wait for the state's thread. Nothing of ours goes by openraft's word for that, reads least of all;
+//! they ask the state. In return the state's disk is no more often waited for than it has to be.
 //!
 //! Invariants
 //! - the state never becomes durable at an index before the log is durable up to it, truncations included: otherwise a
 //!   loss of power could leave a state that its log contradicts. The install of a snapshot, whose entries never were in
 //!   the log, flushes the log first and then swaps;
-//! - an effect is visible to every reader before anybody is told of it, and before `apply` returns;
+//! - snapshots are taken and installed in the order of what was handed in;
 //! - data and the position it was applied at are read from one view, also for a snapshot;
 //! - an `Err` from here stops the node. A rejection by the rules is no `Err`.
 
-use super::format::{log_id, position};
-use super::leases::Lessor;
+use super::format::{entry_bytes, log_id, position};
 use super::log::{LogStore, io_error};
-use super::watch::Interest;
+use super::state::{Loaded, State};
 use super::{Entry, EntryPayload, LogId, StoredMembership, Types};
 use crate::codec::layout::Layout;
-use crate::error::{Error, ErrorKind, Fault, Reason};
-use crate::lmdb::Worker;
-use crate::mvcc::{
-    self, Body, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View,
-};
-use crate::types::Revision;
-use bytes::Bytes;
+use crate::error::Fault;
+use crate::mvcc::{self, Body, SnapshotReader, View};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{
-    ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
+    EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
 };
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
-const COMPACT_ROWS: usize = 1000;
-
-/// States up to this size are checked as a whole when they are opened. A checksum tells a row that has changed; a row
-/// that is not found any more, because its key or the way to it has changed, is only told by all others.
-const VERIFIED_BYTES: u64 = 32 << 20;
-
-type Work = Box<dyn FnOnce() + Send>;
 type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
 type SnapshotMetaOf = openraft::alias::SnapshotMetaOf<Types>;
-
-/// How far this member is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Head {
-    pub(crate) revision: Revision,
-    /// The log index that was applied last.
-    pub(crate) applied: Option<u64>,
-}
-
-/// The applied state, shared by all who read it.
-#[derive(Debug)]
-pub(crate) struct State {
-    /// Gone once the node is shut down, so that a client that outlives it does not keep the folder open.
-    store: RwLock<Option<Store>>,
-    generations: Mutex<Generations>,
-    map_bytes: usize,
-    worker: Mutex<Option<Worker<Work>>>,
-    head: watch::Sender<Head>,
-    pub(crate) interest: Interest,
-    pub(crate) lessor: Lessor,
-    fault: watch::Sender<Option<Error>>,
-}
-
-impl State {
-    /// Opens the newest state in `folder`, or makes an empty one.
-    pub(crate) fn open(folder: &Path, map_bytes: usize) -> Result<Arc<Self>, Fault> {
-        Self::open_with(folder, map_bytes, Store::open)
-    }
-
-    /// The same, with the store opened by `open`.
-    fn open_with(
-        folder: &Path,
-        map_bytes: usize,
-        open: impl FnOnce(&Path, usize) -> Result<Store, Fault>,
-    ) -> Result<Arc<Self>, Fault> {
-        let generations = Generations::open(folder)?;
-        let store = open(&generations.current(), map_bytes)?;
-        // After a crash of the process the last commit is there, but perhaps not on the disk. The log may be cut up to
-        // it from now on.
-        store.force_sync()?;
-        let view = store.view()?;
-        if store.bytes()? <= VERIFIED_BYTES {
-            view.verify()?;
-        }
-        let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
-        drop(view);
-        let worker = Worker::spawn("quorate-state", |work: Vec<Work>| {
-            work.into_iter().for_each(|work| work());
-        })?;
-        let state = Arc::new(Self {
-            store: RwLock::new(Some(store)),
-            generations: Mutex::new(generations),
-            map_bytes,
-            worker: Mutex::new(Some(worker)),
-            head: watch::Sender::new(head),
-            interest: Interest::new(head.revision),
-            lessor: Lessor::default(),
-            fault: watch::Sender::new(None),
-        });
-        state.compact();
-        Ok(state)
-    }
-
-    /// A state whose commits cost no flush, for tests that need many.
-    #[cfg(test)]
-    pub(crate) fn open_unsynced(folder: &Path) -> Arc<Self> {
-        let open = |folder: &Path, map_bytes| {
-            Store::open_with(folder, map_bytes, crate::lmdb::Sync::Never)
-        };
-        Self::open_with(folder, 256 << 20, open).unwrap()
-    }
-
-    /// On the state's thread, as after a commit of the log.
-    #[cfg(test)]
-    pub(crate) fn apply_for_test(self: &Arc<Self>, entries: &[mvcc::Entry]) {
-        self.apply(entries, entries.iter().map(|_| None).collect()).unwrap();
-    }
-
-    /// A consistent view of what is applied.
-    pub(crate) fn view(&self) -> Result<View, Fault> {
-        self.store()?.view()
-    }
-
-    /// How far this member is, now and from now on.
-    pub(crate) fn head(&self) -> watch::Receiver<Head> {
-        self.head.subscribe()
-    }
-
-    /// The first fault of this member that is not openraft's business, such as a record that changed on the disk.
-    pub(crate) fn fault(&self) -> watch::Receiver<Option<Error>> {
-        self.fault.subscribe()
-    }
-
-    /// Takes note of a fault, which stops the node, and returns it as the answer to whoever ran into it. Too many readers
-    /// at once, or one that came after the end, are no reason to stop.
-    pub(crate) fn fail(&self, fault: Fault) -> Error {
-        let error = Error::from(fault);
-        if error.kind() != ErrorKind::Storage {
-            return error;
-        }
-        self.fault.send_if_modified(|first| {
-            let is_first = first.is_none();
-            first.get_or_insert_with(|| error.clone());
-            is_first
-        });
-        error
-    }
-
-    /// The same, before openraft puts it into words of its own.
-    fn stop(&self, fault: Fault) -> io::Error {
-        self.fail(fault.clone());
-        io_error(fault)
-    }
-
-    /// Runs `work` on the state's thread, after everything that was sent there before.
-    pub(crate) async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Arc<Self>) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Fault> {
-        let (done, result) = oneshot::channel();
-        let state = Arc::clone(self);
-        self.send(Box::new(move || {
-            // Whoever asked may have gone.
-            let _ = done.send(work(&state));
-        }))?;
-        result.await.unwrap_or_else(|_| Err(self.cause()))
-    }
-
-    fn send(&self, work: Work) -> Result<(), Fault> {
-        match self.worker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            Some(worker) => worker.send(work),
-            None => Err(Fault::from_reason(Reason::Closed)),
-        }
-    }
-
-    /// Why the state's thread does not answer.
-    fn cause(&self) -> Fault {
-        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        worker.as_ref().map_or_else(|| Fault::from_reason(Reason::Closed), Worker::cause)
-    }
-
-    fn store(&self) -> Result<Store, Fault> {
-        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
-        store.clone().ok_or_else(|| Fault::from_reason(Reason::Closed))
-    }
-
-    /// On the state's thread: applies a batch, publishes it, and answers.
-    fn apply(
-        self: &Arc<Self>,
-        entries: &[mvcc::Entry],
-        responders: Vec<Option<ApplyResponder<Types>>>,
-    ) -> Result<(), Fault> {
-        let batch = self.store()?.apply(entries);
-        // Before those who wait for answers can see that there will be none, so that they are told why.
-        let batch = batch.inspect_err(|fault| drop(self.fail(fault.clone())))?;
-        let applied = entries.last().map(|entry| entry.position.index);
-        self.lessor.note(&batch.leases);
-        self.publish(Head { revision: batch.revision, applied });
-        self.interest.wake(&batch.touched, batch.revision);
-        if batch.compacted.is_some() {
-            self.compact();
-        }
-        for (responder, outcome) in responders.into_iter().zip(batch.outcomes) {
-            if let Some(responder) = responder {
-                responder.send(outcome);
-            }
-        }
-        Ok(())
-    }
-
-    fn publish(&self, head: Head) {
-        self.head.send_modify(|now| {
-            assert!(now.revision <= head.revision, "revisions go forward: {head:?} after {now:?}");
-            *now = head;
-        });
-    }
-
-    /// Removes compacted history, a step at a time, with whatever else is sent to the thread in between.
-    fn compact(self: &Arc<Self>) {
-        let state = Arc::clone(self);
-        // If the thread has ended there is nothing to compact for.
-        let _ = self.send(Box::new(move || {
-            let Ok(store) = state.store() else { return };
-            match store.compact_step(COMPACT_ROWS) {
-                Ok(true) => {}
-                Ok(false) => state.compact(),
-                Err(fault) => drop(state.fail(fault)),
-            }
-        }));
-    }
-
-    /// An empty state beside the current one, to load a snapshot into.
-    pub(crate) fn draft(&self) -> Result<Draft, Fault> {
-        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        // What an earlier snapshot replaced has no readers any more.
-        generations.remove_older()?;
-        let folder = DraftFolder(generations.draft());
-        drop(generations);
-        let loader = SnapshotLoader::new(&folder.0, self.map_bytes)?;
-        Ok(Draft { loader, folder })
-    }
-
-    /// On the state's thread: puts a loaded state in the place of the current one.
-    fn swap(&self, loaded: Loaded) -> Result<(), Fault> {
-        let view = loaded.store.view()?;
-        let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
-        drop(view);
-        // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
-        let folder = loaded.folder.keep();
-        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        generations.publish(&folder)?;
-        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        if store.is_none() {
-            // The node has ended meanwhile, and nobody would close it.
-            return Err(Fault::from_reason(Reason::Closed));
-        }
-        *store = Some(loaded.store);
-        drop(store);
-        self.publish(head);
-        self.interest.wake_all(head.revision);
-        Ok(())
-    }
-
-    /// Ends the thread and closes the environment, and waits for both; returns whether the second happened within
-    /// `limit`.
-    pub(crate) fn close(&self, limit: Duration) -> bool {
-        let (worker, store) = self.take_apart();
-        if let Some(worker) = worker {
-            worker.join();
-        }
-        store.is_none_or(|store| store.close(limit))
-    }
-
-    /// The same without waiting: the thread ends after what it was given, and the environment with its last reader.
-    pub(crate) fn abandon(&self) {
-        drop(self.take_apart());
-    }
-
-    fn take_apart(&self) -> (Option<Worker<Work>>, Option<Store>) {
-        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        (worker, self.store.write().unwrap_or_else(PoisonError::into_inner).take())
-    }
-}
-
-/// A snapshot that is being received.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    loader: SnapshotLoader,
-    folder: DraftFolder,
-}
-
-impl Draft {
-    pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), LoadError> {
-        self.loader.push(chunk)
-    }
-
-    /// Validates the whole of it and makes it durable.
-    pub(crate) fn finish(self) -> Result<Loaded, LoadError> {
-        Ok(Loaded { store: self.loader.finish()?, folder: self.folder })
-    }
-}
-
-/// A whole, valid and durable state that is not the current one yet.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    store: Store,
-    folder: DraftFolder,
-}
-
-/// A folder that goes away with its owner, unless it has become the current state.
-#[derive(Debug)]
-struct DraftFolder(PathBuf);
-
-impl DraftFolder {
-    fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.0)
-    }
-}
-
-impl Drop for DraftFolder {
-    fn drop(&mut self) {
-        if !self.0.as_os_str().is_empty() {
-            // What stays is removed when the node starts again.
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-}
-
-impl Loaded {
-    /// What openraft has to know of it.
-    pub(crate) fn meta(&self) -> Result<SnapshotMetaOf, Fault> {
-        meta(&self.store.view()?)
-    }
-}
 
 /// The content of a snapshot.
 #[derive(Debug)]
@@ -367,7 +57,8 @@ fn applied(view: &View) -> Result<(Option<LogId>, StoredMembership), Fault> {
     Ok((view.applied().map(log_id), membership))
 }
 
-fn meta(view: &View) -> Result<SnapshotMetaOf, Fault> {
+/// What openraft has to know of a snapshot.
+pub(super) fn meta(view: &View) -> Result<SnapshotMetaOf, Fault> {
     let (last_log_id, last_membership) = applied(view)?;
     Ok(SnapshotMeta { last_log_id, last_membership })
 }
@@ -402,51 +93,81 @@ impl Gate {
 /// What openraft drives.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
-    pub(crate) state: Arc<State>,
-    pub(crate) gate: Gate,
+    state: Arc<State>,
+    gate: Gate,
+    /// The log index that was handed in last.
+    handed_in: Option<u64>,
 }
 
 impl Machine {
-    async fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
+    pub(crate) fn new(state: Arc<State>, gate: Gate) -> Self {
+        let handed_in = state.head().borrow().applied;
+        Self { state, gate, handed_in }
+    }
+
+    async fn hand_in(&mut self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
-        self.gate.pass(last.log_id.index).await?;
+        let last = last.log_id.index;
+        self.gate.pass(last).await?;
         self.check_gapless(&batch)?;
-        let (entries, responders): (Vec<_>, Vec<_>) =
+        let bytes = batch.iter().map(|(entry, _)| entry_bytes(entry)).sum();
+        let (entries, responders) =
             batch.into_iter().map(|(entry, responder)| (plain(&entry), responder)).unzip();
-        self.state.run(move |state| state.apply(&entries, responders)).await
+        self.state.hand_in(entries, responders, bytes).await?;
+        self.handed_in = Some(last);
+        Ok(())
     }
 
     /// The log is applied without gaps: each entry exists, and none is left out.
     fn check_gapless(&self, batch: &[EntryResponder<Types>]) -> Result<(), Fault> {
-        let applied = self.state.head.borrow().applied;
-        let first = applied.map_or(0, |index| index + 1);
+        let before = self.handed_in;
+        let first = before.map_or(0, |index| index + 1);
         let mut expected = first..;
         let gap = batch.iter().find(|(entry, _)| expected.next() != Some(entry.log_id.index));
         match (gap, &self.gate) {
             (Some((entry, _)), Gate::Log(_)) => Err(Fault::assertion(format!(
-                "log entry {} was to be applied, after {applied:?}",
+                "log entry {} was to be applied, after {before:?}",
                 entry.log_id.index
             ))),
             _ => Ok(()),
         }
     }
 
-    async fn install(&self, meta: &SnapshotMetaOf, data: SnapshotData) -> Result<(), Fault> {
+    async fn install(&mut self, wanted: &SnapshotMetaOf, data: SnapshotData) -> Result<(), Fault> {
         let loaded = match data {
             SnapshotData::Loaded(loaded) => loaded,
             SnapshotData::View(view) => copy(&self.state, *view)?,
         };
-        let content = loaded.meta()?;
-        if content != *meta {
-            return Err(Fault::assertion(format!("a snapshot of {content} came as one of {meta}")));
+        let content = meta(&loaded.view()?)?;
+        if content != *wanted {
+            return Err(Fault::assertion(format!(
+                "a snapshot of {content} came as one of {wanted}"
+            )));
         }
         self.gate.flush().await?;
-        self.state.run(move |state| state.swap(loaded)).await
+        self.state.run(move |state| state.swap(loaded)).await?;
+        self.handed_in = content.last_log_id.map(|id| id.index);
+        Ok(())
+    }
+
+    /// The state after everything that was handed in.
+    async fn view(&self) -> Result<View, Fault> {
+        self.state.run(|state| state.view()).await
+    }
+
+    /// Takes note of a fault before openraft puts it into words of its own.
+    fn stop(&self, fault: Fault) -> io::Error {
+        stop(&self.state, fault)
     }
 }
 
+fn stop(state: &State, fault: Fault) -> io::Error {
+    state.fail(fault.clone());
+    io_error(fault)
+}
+
 /// Loads a view into a state of its own.
-fn copy(state: &State, view: View) -> Result<Loaded, Fault> {
+pub(super) fn copy(state: &State, view: View) -> Result<Loaded, Fault> {
     let mut draft = state.draft()?;
     let mut reader = SnapshotReader::new(view);
     while let Some(chunk) = reader.next_chunk(1 << 20)? {
@@ -470,7 +191,8 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        self.state.view().and_then(|view| applied(&view)).map_err(|fault| self.state.stop(fault))
+        let view = self.view().await;
+        view.and_then(|view| applied(&view)).map_err(|fault| self.stop(fault))
     }
 
     async fn apply<S>(&mut self, entries: S) -> io::Result<()>
@@ -478,12 +200,13 @@ impl RaftStateMachine<Types> for Machine {
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
     {
         let batch = entries.try_collect().await?;
-        self.apply_batch(batch).await.map_err(|fault| self.state.stop(fault))
+        self.hand_in(batch).await.map_err(|fault| self.stop(fault))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        // The view is taken here, in the order of the applied entries, and read beside those that follow.
-        Builder { state: Arc::clone(&self.state), view: Mutex::new(Some(self.state.view())) }
+        // The view is taken here, in the order of the entries, and read beside those that follow.
+        let view = self.view().await;
+        Builder { state: Arc::clone(&self.state), view: Mutex::new(Some(view)) }
     }
 
     async fn install_snapshot(
@@ -491,18 +214,16 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMetaOf,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        self.install(meta, snapshot).await.map_err(|fault| self.state.stop(fault))
+        self.install(meta, snapshot).await.map_err(|fault| self.stop(fault))
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
-        let current = || {
-            let view = self.state.view()?;
-            if view.applied().is_none() {
-                return Ok(None);
-            }
-            Ok(Some(Snapshot { meta: meta(&view)?, snapshot: SnapshotData::View(Box::new(view)) }))
-        };
-        current().map_err(|fault| self.state.stop(fault))
+        let view = self.view().await.map_err(|fault| self.stop(fault))?;
+        if view.applied().is_none() {
+            return Ok(None);
+        }
+        let meta = meta(&view).map_err(|fault| self.stop(fault))?;
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::View(Box::new(view)) }))
     }
 }
 
@@ -519,7 +240,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let view = self.view.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let stop = |fault| self.state.stop(fault);
+        let stop = |fault| stop(&self.state, fault);
         let view = view.unwrap_or_else(|| self.state.view()).map_err(stop)?;
         // openraft cuts the log up to what is reported here, so it has to be on the disk first.
         self.state.run(|state| state.store()?.force_sync()).await.map_err(stop)?;
@@ -537,7 +258,9 @@ mod tests {
     use crate::types::{Op, TxnOp};
     use futures::{StreamExt, stream};
     use openraft::storage::{IOFlushed, RaftLogStorage};
+    use std::path::Path;
     use std::pin::pin;
+    use std::time::Duration;
 
     fn put(index: u64) -> Entry {
         let put = Op::put(format!("k{index}"), "v");
@@ -549,12 +272,13 @@ mod tests {
     fn open(folder: &Path) -> (LogStore, Machine) {
         let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
         let state = State::open(folder, 64 << 20).unwrap();
-        (log.clone(), Machine { state, gate: Gate::Log(log) })
+        (log.clone(), Machine::new(state, Gate::Log(log)))
     }
 
     async fn apply(machine: &mut Machine, entries: Vec<Entry>) -> io::Result<()> {
         let entries = entries.into_iter().map(|entry| Ok((entry, None)));
-        machine.apply(stream::iter(entries).boxed()).await
+        machine.apply(stream::iter(entries).boxed()).await?;
+        machine.view().await.map(drop).map_err(io_error)
     }
 
     /// If the state were ahead of the log, a loss of power would leave a state that its log contradicts.
@@ -638,42 +362,5 @@ mod tests {
         let (_log, mut target) = open(folders[1].path());
         assert!(target.install_snapshot(&snapshot.meta, snapshot.snapshot).await.is_err());
         assert_eq!(target.state.view().unwrap().applied(), None);
-    }
-
-    /// A state, and a snapshot of it that is ready to take its place.
-    fn state_and_loaded(folder: &Path) -> (Arc<State>, Loaded) {
-        let state = State::open_unsynced(folder);
-        let position = mvcc::LogPosition { term: 1, node: 1, index: 0 };
-        state.apply_for_test(&[mvcc::Entry { position, body: Body::Blank }]);
-        let loaded = copy(&state, state.view().unwrap()).unwrap();
-        (state, loaded)
-    }
-
-    #[test]
-    fn a_state_that_may_have_been_named_current_is_not_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (state, loaded) = state_and_loaded(folder.path());
-        let draft = loaded.folder.0.clone();
-        // Nobody can tell what a failure left behind: here it is before the new name, it could be after.
-        let current = folder.path().join("CURRENT");
-        std::fs::remove_file(&current).unwrap();
-        std::fs::create_dir_all(current.join("in the way")).unwrap();
-        state.swap(loaded).unwrap_err();
-        assert!(draft.join("data.mdb").exists());
-    }
-
-    #[test]
-    fn a_snapshot_that_comes_after_the_end_opens_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let (state, loaded) = state_and_loaded(folder.path());
-        state.abandon();
-        state.swap(loaded).unwrap_err();
-        assert!(state.view().is_err());
-        let limit = Duration::from_secs(5);
-        assert!(
-            Store::open(&Generations::open(folder.path()).unwrap().current(), 256 << 20)
-                .unwrap()
-                .close(limit)
-        );
     }
 }

@@ -14,9 +14,10 @@ use super::config::{Retention, Timing, config};
 use super::founding::Desk;
 use super::identity::Identity;
 use super::log::{Health, LogStore};
-use super::machine::{Gate, Head, Machine, State};
+use super::machine::{Gate, Machine};
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
+use super::state::{Head, State};
 use crate::api::{Command, Proposal};
 use crate::error::{Error, Fault, Reason};
 use crate::types::{NodeId, Status};
@@ -210,7 +211,7 @@ impl Member {
         let Parts { identity, timing, retention, log, state, desk, plaintext } = parts;
         let refusals = Refusals::default();
         let network = Network::new(identity, timing, plaintext, refusals.clone());
-        let machine = Machine { state: Arc::clone(&state), gate: Gate::Log(log.clone()) };
+        let machine = Machine::new(Arc::clone(&state), Gate::Log(log.clone()));
         let config = Arc::new(config(timing, retention));
         let raft = Raft::new(identity.node, config, network, log.clone(), machine).await;
         let raft = raft.map_err(|fatal| {

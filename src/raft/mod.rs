@@ -31,6 +31,7 @@ pub(crate) mod member;
 pub(crate) mod network;
 pub(crate) mod reads;
 pub(crate) mod server;
+pub(crate) mod state;
 pub(crate) mod watch;
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 //! A message that speaks for somebody else than its connection does is refused: Raft's messages carry no target, and a
 //! mixed-up address would otherwise be a vote in another's name.
 
-use super::machine::Draft;
+use super::machine::{SnapshotData, meta};
 use super::member::Shared;
 use super::network::method;
+use super::state::Draft;
 use super::{Types, Vote};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
@@ -145,10 +146,10 @@ impl PeerServer {
         let receiving = self.take(from).ok_or_else(|| malformed("snapshot: it has not begun"))?;
         let loaded = self.blocking(move || {
             let loaded = receiving.draft.finish()?;
-            Ok((loaded.meta()?, loaded))
+            Ok((meta(&loaded.view()?)?, loaded))
         });
         let (meta, loaded) = loaded.await?;
-        let snapshot = Snapshot { meta, snapshot: super::machine::SnapshotData::Loaded(loaded) };
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Loaded(loaded) };
         let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await;
         answer.map(|answer| answer.vote.to_bytes()).map_err(|_| self.shared.stopped())
     }

@@ -18,7 +18,7 @@
 //! - a commit that touched nothing of a cursor's range neither wakes it nor costs it anything;
 //! - an answer is taken back if its caller asks again after the one before it.
 
-use super::machine::State;
+use super::state::State;
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position};
 use crate::error::{Error, Fault, Reason};
 use crate::mvcc::{Events, View};

@@ -94,7 +94,9 @@ impl Link {
         let answer = self.service.clone().oneshot(Call { request, timeout });
         // All of it inside, for whatever answers in this process has timers as well.
         let answer = self.home.inside(async {
-            match select(pin!(answer), pin!(tokio::time::sleep(timeout))).await {
+            // Made when it is first waited for: most reads of a member in this process never are.
+            let timer = async { tokio::time::sleep(timeout).await };
+            match select(pin!(answer), pin!(timer)).await {
                 Either::Left((answer, _)) => answer,
                 Either::Right(_) => Err(Error::new(Reason::DeadlinePassed { waited: timeout })),
             }

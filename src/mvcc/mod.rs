@@ -126,6 +126,7 @@ pub(crate) enum LeaseChange {
 pub(crate) struct Store {
     env: lmdb::Env,
     tables: Tables,
+    newest: view::Newest,
 }
 
 impl std::fmt::Debug for Store {
@@ -147,7 +148,7 @@ impl Store {
     ) -> Result<Self, Fault> {
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::open(&env)?;
-        Ok(Self { env, tables })
+        Ok(Self { env, tables, newest: view::Newest::default() })
     }
 
     /// Applies entries, all in one transaction. Only the state's one writer thread may call this.
@@ -187,7 +188,7 @@ impl Store {
             Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) => {
                 Err(Fault::from_reason(Reason::TooManyRequests))
             }
-            txn => View::new(txn?, self.tables),
+            txn => View::new(txn?, self.tables, &self.newest),
         }
     }
 

@@ -23,6 +23,7 @@
 
 use super::records::{Record, Table, check_row};
 use super::tables::Tables;
+use super::view::Newest;
 use super::{Store, View, keys, lmdb, open_environment, verify};
 use crate::codec::layout::Layout;
 use crate::error::{Fault, Reason};
@@ -261,7 +262,7 @@ impl SnapshotLoader {
             return Err(LoadError::Malformed("the snapshot ends too early"));
         }
         let Self { env, tables, .. } = self;
-        let store = Store { env, tables };
+        let store = Store { env, tables, newest: Newest::default() };
         let view = match store.view() {
             Ok(view) => view,
             Err(_) => return Err(LoadError::Malformed("the snapshot has no head")),

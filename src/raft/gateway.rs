@@ -24,8 +24,9 @@ use super::member::{ADMISSION_UNITS, Leadership, Shared};
 use super::watch::Watchers;
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
+use crate::mvcc::View;
 use crate::types::{Consistency, LeaseId, LeaseStatus, NodeId, OpKind, TxnOp, TxnOutcome, limits};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use openraft::errors::ClientWriteError;
 use std::sync::Arc;
@@ -58,13 +59,18 @@ impl tower::Service<Call> for Gateway {
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
+        // What waits for nothing needs no task, no timer and no future that could hold all the rest.
+        if let Some(answer) = self.at_once(&call.request) {
+            return ready(answer).boxed();
+        }
         let gateway = self.clone();
         async move { gateway.answer(call).await }.boxed()
     }
 }
 
 /// What became of a write that this member tried.
-enum Tried {
+#[derive(Debug)]
+pub(crate) enum Tried {
     Answered(Result<Applied, Error>),
     /// It is surely in no log.
     NotAppended(Error),
@@ -74,6 +80,21 @@ impl Gateway {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let watchers = Arc::new(Watchers::new(Arc::clone(&shared.state)));
         Self { shared, watchers }
+    }
+
+    /// The answer to a serializable read, if this member has come far enough.
+    fn at_once(&self, request: &Request) -> Option<Result<Response, Error>> {
+        let Request::Query(query) = request else { return None };
+        if query.consistency != Consistency::Serializable {
+            return None;
+        }
+        let read = || {
+            api::check(request, self.shared.timing.ttl_floor())?;
+            let view = self.view()?;
+            let is_there = query.revision_min.is_none_or(|revision| view.revision() >= revision);
+            is_there.then(|| self.read(&view, query)).transpose()
+        };
+        read().transpose().map(|outcome| outcome.map(Response::Query))
     }
 
     async fn answer(&self, call: Call) -> Result<Response, Error> {
@@ -189,7 +210,7 @@ impl Gateway {
         let leader = leadership.leader.map(NodeId::from);
         match self.shared.leader_client(leadership) {
             Some(_) if forwarded => refuse(Reason::NotLeader { leader }),
-            Some(client) => forward(&client, batch, deadline).await,
+            Some(client) => self.shared.convoy.send(&client, batch, deadline).await,
             None => refuse(Reason::NoLeader),
         }
     }
@@ -270,8 +291,15 @@ impl Gateway {
             let reached = self.shared.reached(|head| head.revision >= revision);
             timeout_at(deadline, reached).await.map_err(|_| late(started))??;
         }
+        self.read(&self.view()?, &query)
+    }
+
+    fn view(&self) -> Result<View, Error> {
+        self.shared.state.view().map_err(|fault| self.shared.state.fail(fault))
+    }
+
+    fn read(&self, view: &View, query: &Query) -> Result<TxnOutcome, Error> {
         let fail = |fault| self.shared.state.fail(fault);
-        let view = self.shared.state.view().map_err(fail)?;
         view.query(&query.txn).map_err(fail)?.map_err(Error::from)
     }
 
@@ -360,7 +388,7 @@ impl Gateway {
         let lessor = &self.shared.state.lessor;
         let remaining = lessor.remaining(only).ok_or_else(|| Error::from(Reason::NoLeader))?;
         let fail = |fault| self.shared.state.fail(fault);
-        let view = self.shared.state.view().map_err(fail)?;
+        let view = self.view()?;
         let mut leases = Vec::with_capacity(remaining.len());
         for (id, remaining) in remaining {
             let lease = view.lease(id).map_err(fail)?;
@@ -373,40 +401,6 @@ impl Gateway {
             leases.push(status);
         }
         Ok(Response::Leases(leases))
-    }
-}
-
-/// Sends proposals to the leader's gateway.
-async fn forward(
-    client: &crate::wire::RpcClient,
-    batch: &[&Payload],
-    deadline: Instant,
-) -> Vec<Tried> {
-    let proposals = batch.iter().map(|payload| Proposal::clone(&payload.proposal)).collect();
-    let timeout = deadline.saturating_duration_since(Instant::now());
-    let request = Request::Propose { proposals, forwarded: true };
-    match client.call(Call { request, timeout }).await {
-        Ok(Response::Propose(outcomes)) if outcomes.len() == batch.len() => {
-            outcomes.into_iter().map(sort).collect()
-        }
-        Ok(_) => {
-            let malformed = Reason::Malformed { what: "answer of the leader".to_owned() };
-            let error = Error::from(malformed).unknown_outcome();
-            batch.iter().map(|_| Tried::Answered(Err(error.clone()))).collect()
-        }
-        Err(error) => batch.iter().map(|_| sort(Err(error.clone()))).collect(),
-    }
-}
-
-/// Whether the leader's answer to a forwarded proposal is one, or says that it did not append it.
-fn sort(outcome: Result<Applied, Error>) -> Tried {
-    match outcome {
-        Err(error) if error.may_have_applied() => Tried::Answered(Err(error)),
-        // A leader that is shutting down, or a connection that could not be made, took nothing.
-        Err(error) if error.is_retryable() || *error.reason() == Reason::Closed => {
-            Tried::NotAppended(error)
-        }
-        outcome => Tried::Answered(outcome),
     }
 }
 

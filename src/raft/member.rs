@@ -11,6 +11,7 @@
 
 use super::Types;
 use super::config::{Retention, Timing, config};
+use super::convoy::{Convoy, travel};
 use super::founding::Desk;
 use super::identity::Identity;
 use super::log::{Health, LogStore};
@@ -50,7 +51,7 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Leadership {
     pub(crate) term: u64,
     pub(crate) leader: Option<u64>,
-    pub(crate) address: Option<String>,
+    pub(crate) address: Option<Arc<str>>,
     pub(crate) is_me: bool,
 }
 
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) raft: Raft,
     pub(crate) state: Arc<State>,
     pub(crate) reads: Reads,
+    pub(crate) convoy: Convoy,
     pub(crate) desk: Desk,
     pub(crate) admission: Semaphore,
     disk: Health,
@@ -89,19 +91,19 @@ impl Shared {
     }
 
     pub(crate) fn head(&self) -> Head {
-        *self.state.head().borrow()
+        self.state.now()
     }
 
     /// The way to the gateway of the leader, if it is another member.
     pub(crate) fn leader_client(&self, leadership: &Leadership) -> Option<RpcClient> {
         let address = leadership.address.as_ref().filter(|_| !leadership.is_me)?;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(address) {
+        if let Some(client) = clients.get(&**address) {
             return Some(client.clone());
         }
         let who = Endpoint { group: self.identity.group, node: self.identity.node };
-        let client = RpcClient::new(address.clone(), who, self.plaintext, self.runtime.clone());
-        clients.insert(address.clone(), client.clone());
+        let client = RpcClient::new(address.to_string(), who, self.plaintext, self.runtime.clone());
+        clients.insert(address.to_string(), client.clone());
         Some(client)
     }
 
@@ -157,6 +159,9 @@ impl Shared {
 
     /// Waits until the entry at `index` is applied here.
     pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
+        if self.head().applied >= Some(index) {
+            return Ok(());
+        }
         self.reached(|head| head.applied >= Some(index)).await
     }
 
@@ -218,6 +223,7 @@ impl Member {
             super::fatal(&fatal).map_or_else(|| Error::from(Reason::Closed), Error::from)
         })?;
         let (reads, waiting) = Reads::new();
+        let (convoy, passengers) = Convoy::new();
         let (failed, failures) = watch::channel(None);
         let shared = Arc::new(Shared {
             identity,
@@ -225,6 +231,7 @@ impl Member {
             raft,
             state,
             reads,
+            convoy,
             desk,
             admission: Semaphore::new(ADMISSION_UNITS as usize),
             disk: log.health(),
@@ -237,6 +244,7 @@ impl Member {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(rounds(Arc::clone(&shared), waiting));
+        tasks.spawn(travel(Arc::clone(&shared), passengers));
         tasks.spawn(follow_leadership(Arc::clone(&shared)));
         tasks.spawn(reign(Arc::clone(&shared)));
         tasks.spawn(expire(Arc::clone(&shared)));
@@ -352,7 +360,7 @@ async fn follow_leadership(shared: Arc<Shared>) {
             let leader = metrics.current_leader;
             let members = metrics.membership_config.membership();
             let peer = leader.and_then(|leader| members.get_node(&leader));
-            let address = peer.map(|peer| peer.address.clone());
+            let address = peer.map(|peer| peer.address.as_str().into());
             Leadership { term: metrics.vote.leader_id.term, leader, address, is_me }
         };
         shared.leadership.send_if_modified(|before| {

@@ -20,6 +20,7 @@
 //! - nothing here is `Err` to openraft unless this node must stop.
 
 pub(crate) mod config;
+pub(crate) mod convoy;
 pub(crate) mod format;
 pub(crate) mod founding;
 pub(crate) mod gateway;

@@ -143,6 +143,11 @@ impl State {
         self.store()?.view()
     }
 
+    /// How far this member is.
+    pub(crate) fn now(&self) -> Head {
+        *self.head.borrow()
+    }
+
     /// How far this member is, now and from now on.
     pub(crate) fn head(&self) -> watch::Receiver<Head> {
         self.head.subscribe()

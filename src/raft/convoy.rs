@@ -1,0 +1,320 @@
+//! The way from a member's gateway to the leader's: small writes travel together.
+//!
+//! A call between members costs both of them about as much as the write that it carries. So only a few are under way at
+//! once; who finds a place goes at once and alone, and those who find none wait, and go with the next call.
+//!
+//! ```text
+//! write ── a place is free ──────────────────────────────▶ call ─┐
+//! write ─┐                                                       ├─▶ the leader's gateway
+//! write ─┼─ none is ──▶ waiting ── a place becomes free ─▶ call ─┘
+//! write ─┘                          all of them
+//! ```
+//!
+//! Invariants
+//! - no more than [`PLACES`] calls of small writes are under way, so that a busy member's calls grow instead of their
+//!   number;
+//! - a write that has not left when its caller's time is up never leaves, and its caller is told that it was not
+//!   appended; one that has left has an unknown outcome;
+//! - what could have a large answer, or has to wait for a lease, travels alone: together, answers could be larger than
+//!   one may be, and one would hold up the others.
+
+use super::Payload;
+use super::gateway::Tried;
+use super::member::Shared;
+use crate::api::{Applied, Call, Command, Proposal, Request, Response};
+use crate::error::{Error, Reason};
+use crate::types::{OpKind, TxnOp, limits};
+use crate::wire::RpcClient;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+/// Calls of small writes that may be under way.
+const PLACES: usize = 4;
+/// Requests that may wait for one.
+const WAITING_MAX: usize = 4096;
+/// Bytes of proposals after which a call takes no more on.
+const CALL_BYTES: usize = 1 << 20;
+
+/// Where writes are sent to the leader from.
+#[derive(Clone, Debug)]
+pub(crate) struct Convoy {
+    places: Arc<Semaphore>,
+    waiting: mpsc::Sender<Passenger>,
+}
+
+/// A request that waits for a call to go with.
+#[derive(Debug)]
+pub(crate) struct Passenger {
+    payloads: Vec<Payload>,
+    deadline: Instant,
+    /// Set by whoever comes first: the call that takes it along, or its caller who gives up.
+    settled: Arc<AtomicBool>,
+    answer: oneshot::Sender<Vec<Tried>>,
+}
+
+impl Convoy {
+    /// The two ends; the other is for [`travel`].
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Passenger>) {
+        let (waiting, passengers) = mpsc::channel(WAITING_MAX);
+        (Self { places: Arc::new(Semaphore::new(PLACES)), waiting }, passengers)
+    }
+
+    /// Sends proposals to the leader, and returns what became of each.
+    ///
+    /// # Cancel safety
+    /// What has not left when the future is dropped never leaves.
+    pub(crate) async fn send(
+        &self,
+        leader: &RpcClient,
+        batch: &[&Payload],
+        deadline: Instant,
+    ) -> Vec<Tried> {
+        if !batch.iter().all(|payload| is_small(&payload.proposal.command)) {
+            return forward(leader, batch, deadline).await;
+        }
+        match self.places.try_acquire() {
+            Ok(_place) => forward(leader, batch, deadline).await,
+            Err(_) => self.wait(batch, deadline).await,
+        }
+    }
+
+    async fn wait(&self, batch: &[&Payload], deadline: Instant) -> Vec<Tried> {
+        let started = Instant::now();
+        let not_appended = |reason: Reason| {
+            let error = Error::from(reason);
+            batch.iter().map(|_| Tried::NotAppended(error.clone())).collect::<Vec<_>>()
+        };
+        let (answer, mut answered) = oneshot::channel();
+        let settled = Arc::new(AtomicBool::new(false));
+        let _given_up = GivenUp(Arc::clone(&settled));
+        let payloads = batch.iter().map(|payload| (*payload).clone()).collect();
+        let passenger = Passenger { payloads, deadline, settled: Arc::clone(&settled), answer };
+        let late = || Reason::DeadlinePassed { waited: started.elapsed() };
+        match timeout_at(deadline, self.waiting.send(passenger)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return not_appended(Reason::Closed),
+            Err(_) => return not_appended(late()),
+        }
+        match timeout_at(deadline, &mut answered).await {
+            Ok(Ok(tried)) => tried,
+            // Nobody has taken it along, and nobody will.
+            _ if !settled.swap(true, Ordering::Relaxed) => not_appended(late()),
+            Ok(Err(_)) => unknown(batch.len(), &Reason::Closed.into()),
+            Err(_) => unknown(batch.len(), &late().into()),
+        }
+    }
+}
+
+/// Keeps a write whose caller has gone from leaving.
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Takes those who wait along, until nobody can wait any more.
+pub(crate) async fn travel(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Passenger>) {
+    let mut calls = JoinSet::new();
+    let mut left_behind = None;
+    loop {
+        let first = match left_behind.take() {
+            Some(passenger) => Some(passenger),
+            None => waiting.recv().await,
+        };
+        let Some(first) = first else { return };
+        // First a place, then whoever waits by then.
+        let place = Arc::clone(&shared.convoy.places).acquire_owned().await;
+        let place = place.expect("the places are never closed");
+        let aboard;
+        (aboard, left_behind) = board(first, &mut waiting);
+        while calls.try_join_next().is_some() {}
+        calls.spawn(take_along(Arc::clone(&shared), aboard, place));
+    }
+}
+
+/// As many of those who wait as one call takes, and the first who has to wait for the next.
+fn board(
+    first: Passenger,
+    waiting: &mut mpsc::Receiver<Passenger>,
+) -> (Vec<Passenger>, Option<Passenger>) {
+    let (mut aboard, mut count, mut bytes) = (Vec::new(), 0, 0);
+    let mut next = Some(first);
+    while let Some(passenger) = next.take().or_else(|| waiting.try_recv().ok()) {
+        count += passenger.payloads.len();
+        bytes += passenger.payloads.iter().map(|payload| payload.bytes.len()).sum::<usize>();
+        if !aboard.is_empty() && (bytes > CALL_BYTES || count > limits::BATCH_MAX) {
+            return (aboard, Some(passenger));
+        }
+        aboard.push(passenger);
+    }
+    (aboard, None)
+}
+
+/// One call.
+async fn take_along(shared: Arc<Shared>, mut aboard: Vec<Passenger>, _place: OwnedSemaphorePermit) {
+    aboard.retain(|passenger| !passenger.settled.swap(true, Ordering::Relaxed));
+    let Some(deadline) = aboard.iter().map(|passenger| passenger.deadline).max() else { return };
+    let batch: Vec<&Payload> = aboard.iter().flat_map(|it| &it.payloads).collect();
+    let tried = match shared.leader_client(&shared.leadership()) {
+        Some(leader) => forward(&leader, &batch, deadline).await,
+        // They look for the leader again, which may be this member by now.
+        None => {
+            let nobody = || Tried::NotAppended(Reason::NoLeader.into());
+            batch.iter().map(|_| nobody()).collect()
+        }
+    };
+    let mut tried = tried.into_iter();
+    for passenger in aboard {
+        let own = tried.by_ref().take(passenger.payloads.len()).collect();
+        // Whoever asked may have gone.
+        let _ = passenger.answer.send(own);
+    }
+}
+
+/// Sends proposals to the leader's gateway, in one call.
+async fn forward(leader: &RpcClient, batch: &[&Payload], deadline: Instant) -> Vec<Tried> {
+    let proposals = batch.iter().map(|payload| Proposal::clone(&payload.proposal)).collect();
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    let request = Request::Propose { proposals, forwarded: true };
+    match leader.call(Call { request, timeout }).await {
+        Ok(Response::Propose(outcomes)) if outcomes.len() == batch.len() => {
+            outcomes.into_iter().map(sort).collect()
+        }
+        Ok(_) => {
+            let malformed = Reason::Malformed { what: "answer of the leader".to_owned() };
+            unknown(batch.len(), &malformed.into())
+        }
+        Err(error) => batch.iter().map(|_| sort(Err(error.clone()))).collect(),
+    }
+}
+
+/// Whether the leader's answer to a forwarded proposal is one, or says that it did not append it.
+fn sort(outcome: Result<Applied, Error>) -> Tried {
+    match outcome {
+        Err(error) if error.may_have_applied() => Tried::Answered(Err(error)),
+        // A leader that is shutting down, or a connection that could not be made, took nothing.
+        Err(error) if error.is_retryable() || *error.reason() == Reason::Closed => {
+            Tried::NotAppended(error)
+        }
+        outcome => Tried::Answered(outcome),
+    }
+}
+
+fn unknown(count: usize, error: &Error) -> Vec<Tried> {
+    let answer = || Tried::Answered(Err(error.clone().unknown_outcome()));
+    std::iter::repeat_with(answer).take(count).collect()
+}
+
+/// Whether a command is answered with little more than a revision, as soon as it is applied.
+fn is_small(command: &Command) -> bool {
+    match command {
+        Command::Txn(txn) => txn_is_small(txn),
+        Command::Grant { .. } | Command::Revoke(_) => true,
+        Command::Expire { .. } | Command::Compact(_) => false,
+    }
+}
+
+fn txn_is_small(txn: &TxnOp) -> bool {
+    txn.operations().all(|op| match &op.0 {
+        OpKind::Put(put) => !put.prev && put.lease.is_none(),
+        OpKind::Delete(delete) => !delete.prev,
+        OpKind::Get(_) | OpKind::Range(_) => false,
+        OpKind::Txn(nested) => txn_is_small(nested),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LeaseId, Op};
+    use futures::FutureExt;
+    use std::time::Duration;
+
+    fn put(value_bytes: usize) -> Payload {
+        let put = Op::put("k", vec![7; value_bytes]);
+        Proposal::from(Command::Txn(TxnOp::single(put.0))).into()
+    }
+
+    fn passenger(payloads: Vec<Payload>) -> (Passenger, oneshot::Receiver<Vec<Tried>>) {
+        let (answer, answered) = oneshot::channel();
+        let (deadline, settled) = (Instant::now() + Duration::from_secs(10), Arc::default());
+        (Passenger { payloads, deadline, settled, answer }, answered)
+    }
+
+    /// A call is bounded in bytes and in number, takes who fits in order, and one that is too large goes by itself.
+    #[tokio::test]
+    async fn a_call_takes_on_what_fits() {
+        let (convoy, mut waiting) = Convoy::new();
+        let half = CALL_BYTES / 2;
+        for payloads in [vec![put(half)], vec![put(half)], vec![put(10); limits::BATCH_MAX]] {
+            convoy.waiting.send(passenger(payloads).0).await.unwrap();
+        }
+        let (aboard, left) = board(passenger(vec![put(10)]).0, &mut waiting);
+        assert_eq!(aboard.len(), 2, "the first, and one half");
+        let (aboard, left) = board(left.unwrap(), &mut waiting);
+        assert_eq!((aboard.len(), aboard[0].payloads.len()), (1, 1), "the other half");
+        let (aboard, left) = board(left.unwrap(), &mut waiting);
+        assert_eq!((aboard.len(), aboard[0].payloads.len()), (1, limits::BATCH_MAX));
+        assert!(left.is_none());
+        let (aboard, _) = board(passenger(vec![put(2 * CALL_BYTES)]).0, &mut waiting);
+        assert_eq!(aboard.len(), 1);
+    }
+
+    /// The caller may do it again: it is certain that it has not happened, and will not.
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_never_left_is_not_appended() {
+        let (convoy, mut waiting) = Convoy::new();
+        let payload = put(10);
+        let tried = convoy.wait(&[&payload], Instant::now() + Duration::from_secs(1)).await;
+        assert!(matches!(&tried[..], [Tried::NotAppended(error)] if !error.may_have_applied()));
+        let late = waiting.recv().await.unwrap();
+        assert!(late.settled.load(Ordering::Relaxed), "no call takes it along");
+
+        let batch = [&payload];
+        let dropped = convoy.wait(&batch, Instant::now() + Duration::from_secs(1));
+        assert!(dropped.now_or_never().is_none());
+        assert!(waiting.recv().await.unwrap().settled.load(Ordering::Relaxed));
+    }
+
+    /// Of a write that has left nobody can say what became of it.
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_has_left_has_an_unknown_outcome() {
+        let (convoy, mut waiting) = Convoy::new();
+        for answers in [false, true] {
+            let payload = put(10);
+            let batch = [&payload];
+            let mut wait = std::pin::pin!(convoy.wait(&batch, Instant::now() + PATIENCE));
+            assert!(futures::poll!(&mut wait).is_pending());
+            let passenger = waiting.recv().await.unwrap();
+            assert!(!passenger.settled.swap(true, Ordering::Relaxed));
+            if answers {
+                let kept = passenger;
+                let tried = wait.await;
+                assert!(matches!(&tried[..], [Tried::Answered(Err(it))] if it.may_have_applied()));
+                drop(kept);
+            } else {
+                drop(passenger);
+                let tried = wait.await;
+                assert!(matches!(&tried[..], [Tried::Answered(Err(it))] if it.may_have_applied()));
+            }
+        }
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_may_be_answered_at_length_or_late_travels_alone() {
+        let small = |op: Op| is_small(&Command::Txn(TxnOp::single(op.0)));
+        assert!(small(Op::put("k", "v")) && small(Op::delete("k")));
+        assert!(!small(Op::put("k", "v").prev()) && !small(Op::delete("k").prev()));
+        assert!(!small(Op::get("k")) && !small(Op::range("a".."b")));
+        assert!(!small(Op::put("k", "v").lease(LeaseId::from(7))));
+        assert!(!small(Op::txn([], [Op::get("k")], [])) && small(Op::txn([], [], [])));
+        assert!(!is_small(&Command::Compact(crate::types::Revision::from(1))));
+    }
+}

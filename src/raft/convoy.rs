@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Invariants
-//! - no more than [`PLACES`] calls of small writes are under way, so that a busy member's calls grow instead of their
-//!   number;
+//! - no more than [`PLACES`] calls of small writes are under way to one leader, so that a busy member's calls grow instead
+//!   of their number; those to a leader that is gone, which may hang for long, take no place of its successor's;
 //! - a write that has not left when its caller's time is up never leaves, and its caller is told that it was not
 //!   appended; one that has left has an unknown outcome;
 //! - what could have a large answer, or has to wait for a lease, travels alone: together, answers could be larger than
@@ -25,8 +25,10 @@ use crate::api::{Applied, Call, Command, Proposal, Request, Response};
 use crate::error::{Error, Reason};
 use crate::types::{OpKind, TxnOp, limits};
 use crate::wire::RpcClient;
-use std::sync::Arc;
+use futures::future::{Either, select};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -41,8 +43,15 @@ const CALL_BYTES: usize = 1 << 20;
 /// Where writes are sent to the leader from.
 #[derive(Clone, Debug)]
 pub(crate) struct Convoy {
-    places: Arc<Semaphore>,
+    places: Arc<Mutex<Places>>,
     waiting: mpsc::Sender<Passenger>,
+}
+
+/// The places of calls to the leader of a term.
+#[derive(Debug)]
+struct Places {
+    term: u64,
+    free: Arc<Semaphore>,
 }
 
 /// A request that waits for a call to go with.
@@ -59,7 +68,17 @@ impl Convoy {
     /// The two ends; the other is for [`travel`].
     pub(crate) fn new() -> (Self, mpsc::Receiver<Passenger>) {
         let (waiting, passengers) = mpsc::channel(WAITING_MAX);
-        (Self { places: Arc::new(Semaphore::new(PLACES)), waiting }, passengers)
+        let places = Places { term: 0, free: Arc::new(Semaphore::new(PLACES)) };
+        (Self { places: Arc::new(Mutex::new(places)), waiting }, passengers)
+    }
+
+    /// The places of calls to the leader of `term`, or of the newest one that was heard of.
+    fn places(&self, term: u64) -> Arc<Semaphore> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.term < term {
+            *places = Places { term, free: Arc::new(Semaphore::new(PLACES)) };
+        }
+        Arc::clone(&places.free)
     }
 
     /// Sends proposals to the leader, and returns what became of each.
@@ -69,13 +88,14 @@ impl Convoy {
     pub(crate) async fn send(
         &self,
         leader: &RpcClient,
+        term: u64,
         batch: &[&Payload],
         deadline: Instant,
     ) -> Vec<Tried> {
         if !batch.iter().all(|payload| is_small(&payload.proposal.command)) {
             return forward(leader, batch, deadline).await;
         }
-        match self.places.try_acquire() {
+        match self.places(term).try_acquire() {
             Ok(_place) => forward(leader, batch, deadline).await,
             Err(_) => self.wait(batch, deadline).await,
         }
@@ -119,6 +139,7 @@ impl Drop for GivenUp {
 
 /// Takes those who wait along, until nobody can wait any more.
 pub(crate) async fn travel(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Passenger>) {
+    let mut leaderships = shared.leadership_changes();
     let mut calls = JoinSet::new();
     let mut left_behind = None;
     loop {
@@ -127,9 +148,16 @@ pub(crate) async fn travel(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Pass
             None => waiting.recv().await,
         };
         let Some(first) = first else { return };
-        // First a place, then whoever waits by then.
-        let place = Arc::clone(&shared.convoy.places).acquire_owned().await;
-        let place = place.expect("the places are never closed");
+        // First a place, then whoever waits by then. If the leader changes meanwhile, so do the places.
+        let place = loop {
+            let term = leaderships.borrow_and_update().term;
+            let place = shared.convoy.places(term).acquire_owned();
+            match select(pin!(place), pin!(leaderships.changed())).await {
+                Either::Left((place, _)) => break place.expect("the places are never closed"),
+                Either::Right((Ok(()), _)) => {}
+                Either::Right((Err(_), _)) => return,
+            }
+        };
         let aboard;
         (aboard, left_behind) = board(first, &mut waiting);
         while calls.try_join_next().is_some() {}
@@ -279,6 +307,17 @@ mod tests {
         let dropped = convoy.wait(&batch, Instant::now() + Duration::from_secs(1));
         assert!(dropped.now_or_never().is_none());
         assert!(waiting.recv().await.unwrap().settled.load(Ordering::Relaxed));
+    }
+
+    /// A leader that hangs must not keep writes from the one that follows it.
+    #[test]
+    fn a_new_leader_has_places_of_its_own() {
+        let (convoy, _waiting) = Convoy::new();
+        let hanging = convoy.places(1).try_acquire_many_owned(PLACES as u32).unwrap();
+        assert!(convoy.places(1).try_acquire().is_err());
+        assert_eq!(convoy.places(2).available_permits(), PLACES);
+        drop(hanging);
+        assert_eq!(convoy.places(2).available_permits(), PLACES, "and no more");
     }
 
     /// Of a write that has left nobody can say what became of it.

@@ -210,7 +210,9 @@ impl Gateway {
         let leader = leadership.leader.map(NodeId::from);
         match self.shared.leader_client(leadership) {
             Some(_) if forwarded => refuse(Reason::NotLeader { leader }),
-            Some(client) => self.shared.convoy.send(&client, batch, deadline).await,
+            Some(client) => {
+                self.shared.convoy.send(&client, leadership.term, batch, deadline).await
+            }
             None => refuse(Reason::NoLeader),
         }
     }

@@ -261,22 +261,30 @@ impl<M> std::fmt::Debug for Worker<M> {
 }
 
 impl<M: Send + 'static> Worker<M> {
-    /// Starts the thread.
+    /// Starts a thread that hands each batch of messages to `handle`.
     pub(crate) fn spawn(
         name: &str,
         mut handle: impl FnMut(Vec<M>) + Send + 'static,
+    ) -> Result<Self, Fault> {
+        Self::spawn_with(name, move |inbox| {
+            while let Some(batch) = inbox.next() {
+                handle(batch);
+            }
+        })
+    }
+
+    /// Starts a thread that takes its messages itself, for one that keeps something open between two batches.
+    pub(crate) fn spawn_with(
+        name: &str,
+        run: impl FnOnce(&Inbox<M>) + Send + 'static,
     ) -> Result<Self, Fault> {
         let (messages, waiting) = mpsc::channel::<M>();
         let cause = Arc::new(OnceLock::new());
         let panicked = Arc::clone(&cause);
         let run = move || {
-            while let Ok(first) = waiting.recv() {
-                let mut batch = vec![first];
-                batch.extend(waiting.try_iter());
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handle(batch))) {
-                    let _ = panicked.set(Fault::assertion(panic_text(&*panic)));
-                    return;
-                }
+            let inbox = Inbox { waiting };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&inbox))) {
+                let _ = panicked.set(Fault::assertion(panic_text(&*panic)));
             }
         };
         let started = thread::Builder::new().name(name.to_owned()).spawn(run);
@@ -300,6 +308,20 @@ impl<M: Send + 'static> Worker<M> {
         drop(self.messages);
         // The thread catches the panics of its handler.
         let _ = self.thread.join();
+    }
+}
+
+/// What a [`Worker`] has been sent.
+pub(crate) struct Inbox<M> {
+    waiting: mpsc::Receiver<M>,
+}
+
+impl<M> Inbox<M> {
+    /// Waits for a message, and returns all that wait; `None` when nobody can send any more.
+    pub(crate) fn next(&self) -> Option<Vec<M>> {
+        let mut batch = vec![self.waiting.recv().ok()?];
+        batch.extend(self.waiting.try_iter());
+        Some(batch)
     }
 }
 

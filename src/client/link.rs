@@ -120,6 +120,9 @@ impl Link {
         fresh: Freshness,
         timeout: Option<Duration>,
     ) -> Result<TxnOutcome> {
+        // A read of a member in this process is answered at once. Without this, a task that does nothing but read would
+        // never give way, not even to its own timeout.
+        tokio::task::coop::consume_budget().await;
         let Freshness { consistency, mut revision_min } = fresh;
         if consistency == Consistency::Serializable {
             // Members lag behind each other; without this, the next read could show an older state than the last.

@@ -1,7 +1,7 @@
 //! Applying: the pure function at the heart. A state and a command make the next state, and an answer.
 //!
 //! ```text
-//! entries ──▶ one LMDB transaction ────────────────────────────────────────────────▶ commit
+//! entries ──▶ a LMDB transaction, open for a while ────────────────────────────────▶ commit
 //!             │ Txn      plan ─▶ check ─▶ each change: ev, kidx, latest, lease_keys │
 //!             │ Grant Revoke Expire      (lease.rs)                                 │ head: applied, revision,
 //!             │ Compact                  (compact.rs)                               │ compact_revision, hash, …
@@ -18,24 +18,60 @@
 //! - a rejected command has written nothing; an `Err(Fault)` has committed nothing.
 
 use super::plan::{Plan, Step};
-use super::read::Reader;
+use super::read::{Reader, key_value};
 use super::records::{Change, Head, Image, LargeValue, Membership, Table, Value};
 use super::tables::Tables;
 use super::{Batch, Body, Entry, LeaseChange, LogPosition, Outcome, Stop, hash, keys, split};
 use crate::api::{Applied, Command, Position, check_txn};
 use crate::error::Fault;
 use crate::lmdb;
-use crate::types::{DeleteOp, KeyRange, LeaseId, OpResult, PutOp, Revision, TxnOp, TxnOutcome};
+use crate::types::{
+    DeleteOp, KeyRange, KeyValue, LeaseId, OpResult, PutOp, Revision, TxnOp, TxnOutcome,
+};
 use bytes::Bytes;
 use heed::RwTxn;
+use std::mem;
 use std::ops::ControlFlow;
 
-/// Applies entries, all or none.
-pub(super) fn apply(env: &lmdb::Env, tables: Tables, entries: &[Entry]) -> Result<Batch, Fault> {
-    let mut writer = Writer::begin(env, tables)?;
-    let outcomes = entries.iter().map(|entry| writer.entry(entry));
-    let outcomes = outcomes.collect::<Result<_, Fault>>()?;
-    writer.commit(outcomes)
+/// A write transaction that entries are applied in, until it is committed as one. Dropping it undoes all of them.
+///
+/// It belongs to the thread that began it.
+pub(crate) struct Pending<'store>(Writer<'store>);
+
+impl std::fmt::Debug for Pending<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Pending").field(&self.0.head).finish()
+    }
+}
+
+impl<'store> Pending<'store> {
+    pub(super) fn begin(env: &'store lmdb::Env, tables: Tables) -> Result<Self, Fault> {
+        Writer::begin(env, tables).map(Self)
+    }
+
+    /// Applies entries, after those before them. After an `Err` there is nothing to do but to drop all of it.
+    pub(crate) fn apply(&mut self, entries: &[Entry]) -> Result<Batch, Fault> {
+        let Self(writer) = self;
+        let outcomes = entries.iter().map(|entry| writer.entry(entry));
+        let outcomes = outcomes.collect::<Result<_, Fault>>()?;
+        assert_eq!(writer.changes, 0, "a revision is ended by the command that began it");
+        Ok(Batch {
+            outcomes,
+            revision: writer.head.revision,
+            hash: hash::of_state(&writer.head),
+            touched: mem::take(&mut writer.touched),
+            latest: mem::take(&mut writer.latest),
+            leases: mem::take(&mut writer.leases),
+            compacted: writer.compacted.take(),
+        })
+    }
+
+    /// Makes all of it visible.
+    pub(crate) fn commit(self) -> Result<(), Fault> {
+        let Self(Writer { tables, mut txn, head, .. }) = self;
+        tables.put_meta(&mut txn, &head)?;
+        Ok(txn.commit()?)
+    }
 }
 
 /// Changes the state within one write transaction.
@@ -46,6 +82,8 @@ pub(super) struct Writer<'env> {
     /// How many changes the revision in the making has.
     changes: u32,
     touched: Vec<(Revision, Bytes)>,
+    /// What those keys are now.
+    latest: Vec<(Bytes, Option<KeyValue>)>,
     pub(super) leases: Vec<LeaseChange>,
     pub(super) compacted: Option<Revision>,
 }
@@ -60,21 +98,9 @@ impl<'env> Writer<'env> {
             head,
             changes: 0,
             touched: Vec::new(),
+            latest: Vec::new(),
             leases: Vec::new(),
             compacted: None,
-        })
-    }
-
-    fn commit(mut self, outcomes: Vec<Option<Outcome>>) -> Result<Batch, Fault> {
-        assert_eq!(self.changes, 0, "a revision is ended by the command that began it");
-        self.tables.put_meta(&mut self.txn, &self.head)?;
-        self.txn.commit()?;
-        Ok(Batch {
-            outcomes,
-            revision: self.head.revision,
-            touched: self.touched,
-            leases: self.leases,
-            compacted: self.compacted,
         })
     }
 
@@ -155,6 +181,8 @@ impl<'env> Writer<'env> {
             lease,
             value: Value::of(&value),
         };
+        let latest = key_value(put.key.clone(), &new, value.clone());
+        self.latest.push((put.key.clone(), Some(latest)));
         if let Value::Large { .. } = new.value {
             let row = LargeValue { key: put.key.clone(), value };
             self.tables.append(&mut self.txn, &keys::position(modified), &row)?;
@@ -203,6 +231,7 @@ impl<'env> Writer<'env> {
 
     /// Deletes a key that is there.
     pub(super) fn remove(&mut self, key: Bytes, image: Image) -> Result<(), Fault> {
+        self.latest.push((key.clone(), None));
         self.change(Change { key, new: None, prev: Some(image) })
     }
 

@@ -50,6 +50,7 @@ mod tables;
 mod verify;
 mod view;
 
+pub(crate) use apply::Pending;
 pub(crate) use events::Events;
 pub(crate) use generation::Generations;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
@@ -59,7 +60,7 @@ use crate::api::{Applied, Proposal};
 use crate::codec::layout::layout;
 use crate::error::{Fault, Reason};
 use crate::lmdb;
-use crate::types::{LeaseId, Revision};
+use crate::types::{KeyValue, LeaseId, Revision};
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
@@ -99,15 +100,19 @@ pub(crate) enum Body {
 /// What applying a command came to. Equal on all members.
 pub(crate) type Outcome = Result<Applied, Reason>;
 
-/// What one call of [`Store::apply`] did.
+/// What one call of [`Pending::apply`] did.
 #[derive(Debug)]
 pub(crate) struct Batch {
     /// One for each entry; none for those without a command.
     pub(crate) outcomes: Vec<Option<Outcome>>,
     /// The newest revision.
     pub(crate) revision: Revision,
+    /// The hash of the state.
+    pub(crate) hash: u128,
     /// Every key that changed, in order: whom to wake.
     pub(crate) touched: Vec<(Revision, Bytes)>,
+    /// What those keys are now, in the same order; the last word on a key counts. `None` is deleted.
+    pub(crate) latest: Vec<(Bytes, Option<KeyValue>)>,
     /// What became of leases, in order: for the leader, who counts their time.
     pub(crate) leases: Vec<LeaseChange>,
     /// The revision below which there is no history any more, if it has moved.
@@ -151,12 +156,21 @@ impl Store {
         Ok(Self { env, tables, newest: view::Newest::default() })
     }
 
-    /// Applies entries, all in one transaction. Only the state's one writer thread may call this.
+    /// Begins a transaction to apply entries in. Only the state's one writer thread may call this.
     ///
-    /// After a loss of power the last batch may be gone, whole; the one before it is there. [`Store::force_sync`] makes
-    /// sure of the last one too.
+    /// After a loss of power the last transaction that was committed may be gone, whole; the one before it is there.
+    /// [`Store::force_sync`] makes sure of the last one too.
+    pub(crate) fn begin(&self) -> Result<Pending<'_>, Fault> {
+        Pending::begin(&self.env, self.tables)
+    }
+
+    /// Applies entries, all in one transaction of their own.
+    #[cfg(any(test, feature = "bench"))]
     pub(crate) fn apply(&self, entries: &[Entry]) -> Result<Batch, Fault> {
-        apply::apply(&self.env, self.tables, entries)
+        let mut pending = self.begin()?;
+        let batch = pending.apply(entries)?;
+        pending.commit()?;
+        Ok(batch)
     }
 
     /// Deletes up to `rows_max` rows of history that are compacted away. Returns whether none is left. Only the state's
@@ -188,7 +202,7 @@ impl Store {
             Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) => {
                 Err(Fault::from_reason(Reason::TooManyRequests))
             }
-            txn => View::new(txn?, self.tables, &self.newest),
+            txn => View::new(&self.env, txn?, self.tables, &self.newest),
         }
     }
 

@@ -22,7 +22,7 @@ use super::tables::Tables;
 use super::{LogPosition, Stop, hash, split, verify};
 use crate::api::{Cursor, check_txn};
 use crate::error::{Fault, Reason};
-use crate::lmdb::OwnedReadTxn;
+use crate::lmdb::{self, OwnedReadTxn};
 use crate::types::{LeaseId, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -41,9 +41,14 @@ pub(crate) struct View {
 pub(super) struct Newest(Arc<RwLock<Option<(usize, Head)>>>);
 
 impl Newest {
-    /// LMDB numbers what was committed, so a number stands for the same rows as long as the environment is open.
-    fn of(&self, txn: &OwnedReadTxn, tables: Tables) -> Result<Head, Fault> {
+    /// LMDB numbers what was committed, so a number stands for the same rows as long as the environment is open. But it
+    /// takes a reader's number first and its roots a moment later, and in between they may have become those of the
+    /// commit after the next. If the newest commit still has the number of the reader, they have not.
+    fn of(&self, env: &lmdb::Env, txn: &OwnedReadTxn, tables: Tables) -> Result<Head, Fault> {
         let number = txn.id();
+        if env.info().last_txn_id != number {
+            return tables.meta(txn);
+        }
         let known = *self.0.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, head)) = known.filter(|(known, _)| *known == number) {
             return Ok(head);
@@ -64,8 +69,13 @@ impl std::fmt::Debug for View {
 }
 
 impl View {
-    pub(super) fn new(txn: OwnedReadTxn, tables: Tables, newest: &Newest) -> Result<Self, Fault> {
-        let head = newest.of(&txn, tables)?;
+    pub(super) fn new(
+        env: &lmdb::Env,
+        txn: OwnedReadTxn,
+        tables: Tables,
+        newest: &Newest,
+    ) -> Result<Self, Fault> {
+        let head = newest.of(env, &txn, tables)?;
         Ok(Self { txn, tables, head })
     }
 

@@ -1,20 +1,22 @@
 //! The way from a member's gateway to the leader's: small writes travel together.
 //!
 //! A call between members costs both of them about as much as the write that it carries. So only a few are under way at
-//! once; who finds a place goes at once and alone, and those who find none wait, and go with the next call.
+//! once, and who comes meanwhile goes with the next.
 //!
 //! ```text
-//! write ── a place is free ──────────────────────────────▶ call ─┐
-//! write ─┐                                                       ├─▶ the leader's gateway
-//! write ─┼─ none is ──▶ waiting ── a place becomes free ─▶ call ─┘
-//! write ─┘                          all of them
+//! write ─┐
+//! write ─┼─▶ waiting ── a place is free ─▶ call with all who wait ─▶ the leader's gateway
+//! write ─┘
 //! ```
+//!
+//! Calls are made by tasks of this member, never by a caller's own future: one that its application does not poll any
+//! more would keep its place, and with it everybody else from leaving.
 //!
 //! Invariants
 //! - no more than [`PLACES`] calls of small writes are under way to one leader, so that a busy member's calls grow instead
 //!   of their number; those to a leader that is gone, which may hang for long, take no place of its successor's;
-//! - a write that has not left when its caller's time is up never leaves, and its caller is told that it was not
-//!   appended; one that has left has an unknown outcome;
+//! - a write that has not left when its caller's time is up never leaves, takes no memory any more, and its caller is told
+//!   that it was not appended; one that has left has an unknown outcome;
 //! - what could have a large answer, or has to wait for a lease, travels alone: together, answers could be larger than
 //!   one may be, and one would hold up the others.
 
@@ -27,8 +29,7 @@ use crate::types::{OpKind, TxnOp, limits};
 use crate::wire::RpcClient;
 use futures::future::{Either, select};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -57,11 +58,30 @@ struct Places {
 /// A request that waits for a call to go with.
 #[derive(Debug)]
 pub(crate) struct Passenger {
-    payloads: Vec<Payload>,
+    luggage: Luggage,
     deadline: Instant,
-    /// Set by whoever comes first: the call that takes it along, or its caller who gives up.
-    settled: Arc<AtomicBool>,
     answer: oneshot::Sender<Vec<Tried>>,
+}
+
+/// What is to be sent. Whoever takes it decides: the call that takes it along, or its caller who gives up.
+#[derive(Clone, Debug, Default)]
+struct Luggage(Arc<Mutex<Option<Vec<Payload>>>>);
+
+impl Luggage {
+    fn new(payloads: Vec<Payload>) -> Self {
+        Self(Arc::new(Mutex::new(Some(payloads))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Payload>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many proposals, and how many bytes.
+    fn size(&self) -> (usize, usize) {
+        let luggage = self.lock();
+        let payloads = luggage.iter().flatten();
+        payloads.fold((0, 0), |(count, bytes), payload| (count + 1, bytes + payload.bytes.len()))
+    }
 }
 
 impl Convoy {
@@ -88,16 +108,13 @@ impl Convoy {
     pub(crate) async fn send(
         &self,
         leader: &RpcClient,
-        term: u64,
         batch: &[&Payload],
         deadline: Instant,
     ) -> Vec<Tried> {
-        if !batch.iter().all(|payload| is_small(&payload.proposal.command)) {
-            return forward(leader, batch, deadline).await;
-        }
-        match self.places(term).try_acquire() {
-            Ok(_place) => forward(leader, batch, deadline).await,
-            Err(_) => self.wait(batch, deadline).await,
+        if batch.iter().all(|payload| is_small(&payload.proposal.command)) {
+            self.wait(batch, deadline).await
+        } else {
+            forward(leader, batch, deadline).await
         }
     }
 
@@ -108,32 +125,33 @@ impl Convoy {
             batch.iter().map(|_| Tried::NotAppended(error.clone())).collect::<Vec<_>>()
         };
         let (answer, mut answered) = oneshot::channel();
-        let settled = Arc::new(AtomicBool::new(false));
-        let _given_up = GivenUp(Arc::clone(&settled));
-        let payloads = batch.iter().map(|payload| (*payload).clone()).collect();
-        let passenger = Passenger { payloads, deadline, settled: Arc::clone(&settled), answer };
+        let luggage = Luggage::new(batch.iter().map(|payload| (*payload).clone()).collect());
+        let kept = GivenUp(luggage.clone());
         let late = || Reason::DeadlinePassed { waited: started.elapsed() };
+        let passenger = Passenger { luggage, deadline, answer };
         match timeout_at(deadline, self.waiting.send(passenger)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return not_appended(Reason::Closed),
             Err(_) => return not_appended(late()),
         }
-        match timeout_at(deadline, &mut answered).await {
+        let answered = timeout_at(deadline, &mut answered).await;
+        let has_left = kept.0.lock().take().is_none();
+        match answered {
             Ok(Ok(tried)) => tried,
-            // Nobody has taken it along, and nobody will.
-            _ if !settled.swap(true, Ordering::Relaxed) => not_appended(late()),
-            Ok(Err(_)) => unknown(batch.len(), &Reason::Closed.into()),
-            Err(_) => unknown(batch.len(), &late().into()),
+            Ok(Err(_)) if has_left => unknown(batch.len(), &Reason::Closed.into()),
+            Ok(Err(_)) => not_appended(Reason::Closed),
+            Err(_) if has_left => unknown(batch.len(), &late().into()),
+            Err(_) => not_appended(late()),
         }
     }
 }
 
-/// Keeps a write whose caller has gone from leaving.
-struct GivenUp(Arc<AtomicBool>);
+/// Keeps a write whose caller has gone from leaving, and from taking memory.
+struct GivenUp(Luggage);
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        drop(self.0.lock().take());
     }
 }
 
@@ -173,8 +191,9 @@ fn board(
     let (mut aboard, mut count, mut bytes) = (Vec::new(), 0, 0);
     let mut next = Some(first);
     while let Some(passenger) = next.take().or_else(|| waiting.try_recv().ok()) {
-        count += passenger.payloads.len();
-        bytes += passenger.payloads.iter().map(|payload| payload.bytes.len()).sum::<usize>();
+        let (added, its_bytes) = passenger.luggage.size();
+        count += added;
+        bytes += its_bytes;
         if !aboard.is_empty() && (bytes > CALL_BYTES || count > limits::BATCH_MAX) {
             return (aboard, Some(passenger));
         }
@@ -183,24 +202,41 @@ fn board(
     (aboard, None)
 }
 
-/// One call.
-async fn take_along(shared: Arc<Shared>, mut aboard: Vec<Passenger>, _place: OwnedSemaphorePermit) {
-    aboard.retain(|passenger| !passenger.settled.swap(true, Ordering::Relaxed));
-    let Some(deadline) = aboard.iter().map(|passenger| passenger.deadline).max() else { return };
-    let batch: Vec<&Payload> = aboard.iter().flat_map(|it| &it.payloads).collect();
-    let tried = match shared.leader_client(&shared.leadership()) {
-        Some(leader) => forward(&leader, &batch, deadline).await,
-        // They look for the leader again, which may be this member by now.
-        None => {
-            let nobody = || Tried::NotAppended(Reason::NoLeader.into());
-            batch.iter().map(|_| nobody()).collect()
+/// One call. It ends when it is answered, or nobody waits for it any more.
+async fn take_along(shared: Arc<Shared>, aboard: Vec<Passenger>, _place: OwnedSemaphorePermit) {
+    let mut batch = Vec::new();
+    let mut travellers = Vec::new();
+    let mut deadline = Instant::now();
+    for Passenger { luggage, deadline: its, answer } in aboard {
+        let Some(payloads) = luggage.lock().take() else { continue };
+        travellers.push((payloads.len(), answer));
+        batch.extend(payloads);
+        deadline = deadline.max(its);
+    }
+    let batch: Vec<&Payload> = batch.iter().collect();
+    let answered = async {
+        match shared.leader_client(&shared.leadership()) {
+            Some(leader) => forward(&leader, &batch, deadline).await,
+            // They look for the leader again, which may be this member by now.
+            None => {
+                let nobody = || Tried::NotAppended(Reason::NoLeader.into());
+                batch.iter().map(|_| nobody()).collect()
+            }
         }
     };
+    let all_gone = async {
+        for (_, answer) in &mut travellers {
+            answer.closed().await;
+        }
+    };
+    let tried = match select(pin!(answered), pin!(all_gone)).await {
+        Either::Left((tried, _)) => tried,
+        Either::Right(_) => return,
+    };
     let mut tried = tried.into_iter();
-    for passenger in aboard {
-        let own = tried.by_ref().take(passenger.payloads.len()).collect();
+    for (count, answer) in travellers {
         // Whoever asked may have gone.
-        let _ = passenger.answer.send(own);
+        let _ = answer.send(tried.by_ref().take(count).collect());
     }
 }
 
@@ -270,9 +306,11 @@ mod tests {
 
     fn passenger(payloads: Vec<Payload>) -> (Passenger, oneshot::Receiver<Vec<Tried>>) {
         let (answer, answered) = oneshot::channel();
-        let (deadline, settled) = (Instant::now() + Duration::from_secs(10), Arc::default());
-        (Passenger { payloads, deadline, settled, answer }, answered)
+        let deadline = Instant::now() + PATIENCE;
+        (Passenger { luggage: Luggage::new(payloads), deadline, answer }, answered)
     }
+
+    const PATIENCE: Duration = Duration::from_secs(1);
 
     /// A call is bounded in bytes and in number, takes who fits in order, and one that is too large goes by itself.
     #[tokio::test]
@@ -285,9 +323,9 @@ mod tests {
         let (aboard, left) = board(passenger(vec![put(10)]).0, &mut waiting);
         assert_eq!(aboard.len(), 2, "the first, and one half");
         let (aboard, left) = board(left.unwrap(), &mut waiting);
-        assert_eq!((aboard.len(), aboard[0].payloads.len()), (1, 1), "the other half");
+        assert_eq!((aboard.len(), aboard[0].luggage.size().0), (1, 1), "the other half");
         let (aboard, left) = board(left.unwrap(), &mut waiting);
-        assert_eq!((aboard.len(), aboard[0].payloads.len()), (1, limits::BATCH_MAX));
+        assert_eq!((aboard.len(), aboard[0].luggage.size().0), (1, limits::BATCH_MAX));
         assert!(left.is_none());
         let (aboard, _) = board(passenger(vec![put(2 * CALL_BYTES)]).0, &mut waiting);
         assert_eq!(aboard.len(), 1);
@@ -301,12 +339,12 @@ mod tests {
         let tried = convoy.wait(&[&payload], Instant::now() + Duration::from_secs(1)).await;
         assert!(matches!(&tried[..], [Tried::NotAppended(error)] if !error.may_have_applied()));
         let late = waiting.recv().await.unwrap();
-        assert!(late.settled.load(Ordering::Relaxed), "no call takes it along");
+        assert!(late.luggage.lock().is_none(), "no call takes it along, and it takes no memory");
 
         let batch = [&payload];
         let dropped = convoy.wait(&batch, Instant::now() + Duration::from_secs(1));
         assert!(dropped.now_or_never().is_none());
-        assert!(waiting.recv().await.unwrap().settled.load(Ordering::Relaxed));
+        assert!(waiting.recv().await.unwrap().luggage.lock().is_none());
     }
 
     /// A leader that hangs must not keep writes from the one that follows it.
@@ -330,7 +368,7 @@ mod tests {
             let mut wait = std::pin::pin!(convoy.wait(&batch, Instant::now() + PATIENCE));
             assert!(futures::poll!(&mut wait).is_pending());
             let passenger = waiting.recv().await.unwrap();
-            assert!(!passenger.settled.swap(true, Ordering::Relaxed));
+            assert!(passenger.luggage.lock().take().is_some());
             if answers {
                 let kept = passenger;
                 let tried = wait.await;
@@ -343,8 +381,6 @@ mod tests {
             }
         }
     }
-
-    const PATIENCE: Duration = Duration::from_secs(1);
 
     #[test]
     fn what_may_be_answered_at_length_or_late_travels_alone() {

@@ -90,9 +90,14 @@ impl Gateway {
         }
         let read = || {
             api::check(request, self.shared.timing.ttl_floor())?;
+            let is_new_enough = |revision| query.revision_min.is_none_or(|min| revision >= min);
+            if is_new_enough(self.shared.head().revision)
+                && let Some(outcome) = self.read_now(query)?
+            {
+                return Ok(Some(outcome));
+            }
             let view = self.view()?;
-            let is_there = query.revision_min.is_none_or(|revision| view.revision() >= revision);
-            is_there.then(|| self.read(&view, query)).transpose()
+            is_new_enough(view.revision()).then(|| self.read(&view, query)).transpose()
         };
         read().transpose().map(|outcome| outcome.map(Response::Query))
     }
@@ -210,9 +215,7 @@ impl Gateway {
         let leader = leadership.leader.map(NodeId::from);
         match self.shared.leader_client(leadership) {
             Some(_) if forwarded => refuse(Reason::NotLeader { leader }),
-            Some(client) => {
-                self.shared.convoy.send(&client, leadership.term, batch, deadline).await
-            }
+            Some(client) => self.shared.convoy.send(&client, batch, deadline).await,
             None => refuse(Reason::NoLeader),
         }
     }
@@ -293,7 +296,25 @@ impl Gateway {
             let reached = self.shared.reached(|head| head.revision >= revision);
             timeout_at(deadline, reached).await.map_err(|_| late(started))??;
         }
+        if let Some(outcome) = self.read_now(&query)? {
+            return Ok(outcome);
+        }
+        self.settled(deadline).await?;
         self.read(&self.view()?, &query)
+    }
+
+    /// Waits until the tables are as new as what is applied by now.
+    async fn settled(&self, deadline: Instant) -> Result<(), Error> {
+        let started = Instant::now();
+        let settled = self.shared.state.settled();
+        timeout_at(deadline, settled).await.map_err(|_| late(started))?
+    }
+
+    /// What the state can tell without a commit.
+    fn read_now(&self, query: &Query) -> Result<Option<TxnOutcome>, Error> {
+        let read = self.shared.state.read_now(&query.txn);
+        let read = read.map_err(|fault| self.shared.state.fail(fault))?;
+        read.transpose().map_err(Error::from)
     }
 
     fn view(&self) -> Result<View, Error> {
@@ -390,6 +411,7 @@ impl Gateway {
         let lessor = &self.shared.state.lessor;
         let remaining = lessor.remaining(only).ok_or_else(|| Error::from(Reason::NoLeader))?;
         let fail = |fault| self.shared.state.fail(fault);
+        self.settled(deadline).await?;
         let view = self.view()?;
         let mut leases = Vec::with_capacity(remaining.len());
         for (id, remaining) in remaining {

@@ -150,11 +150,6 @@ impl Machine {
         Ok(())
     }
 
-    /// The state after everything that was handed in.
-    async fn view(&self) -> Result<View, Fault> {
-        self.state.run(|state| state.view()).await
-    }
-
     /// Takes note of a fault before openraft puts it into words of its own.
     fn stop(&self, fault: Fault) -> io::Error {
         stop(&self.state, fault)
@@ -191,7 +186,7 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        let view = self.view().await;
+        let view = self.state.view_in_order().await;
         view.and_then(|view| applied(&view)).map_err(|fault| self.stop(fault))
     }
 
@@ -205,7 +200,7 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         // The view is taken here, in the order of the entries, and read beside those that follow.
-        let view = self.view().await;
+        let view = self.state.view_in_order().await;
         Builder { state: Arc::clone(&self.state), view: Mutex::new(Some(view)) }
     }
 
@@ -218,7 +213,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
-        let view = self.view().await.map_err(|fault| self.stop(fault))?;
+        let view = self.state.view_in_order().await.map_err(|fault| self.stop(fault))?;
         if view.applied().is_none() {
             return Ok(None);
         }
@@ -278,7 +273,7 @@ mod tests {
     async fn apply(machine: &mut Machine, entries: Vec<Entry>) -> io::Result<()> {
         let entries = entries.into_iter().map(|entry| Ok((entry, None)));
         machine.apply(stream::iter(entries).boxed()).await?;
-        machine.view().await.map(drop).map_err(io_error)
+        machine.state.view_in_order().await.map(drop).map_err(io_error)
     }
 
     /// If the state were ahead of the log, a loss of power would leave a state that its log contradicts.

@@ -18,7 +18,7 @@ use super::log::{Health, LogStore};
 use super::machine::{Gate, Machine};
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
-use super::state::{Head, State};
+use super::state::{COMMIT_EVERY, Head, State};
 use crate::api::{Command, Proposal};
 use crate::error::{Error, Fault, Reason};
 use crate::types::{NodeId, Status};
@@ -118,26 +118,17 @@ impl Shared {
         let leadership = self.leadership();
         let members = self.membership();
         let members = members.nodes().map(|(id, peer)| ((*id).into(), peer.address.clone()));
-        let mut status = Status {
+        let (head, state_hash) = self.state.summary();
+        Status {
             id: NodeId::from(self.identity.node),
             group: self.identity.group,
             leader: leadership.leader.map(NodeId::from),
             term: leadership.term,
-            revision: self.head().revision,
-            applied_index: None,
-            state_hash: 0,
+            revision: head.revision,
+            applied_index: head.applied,
+            state_hash,
             members: members.collect(),
-        };
-        // Position and hash are of one view, so that they belong together.
-        match self.state.view() {
-            Ok(view) => {
-                status.revision = view.revision();
-                status.applied_index = view.applied().map(|at| at.index);
-                status.state_hash = view.hash();
-            }
-            Err(fault) => drop(self.state.fail(fault)),
         }
-        status
     }
 
     /// Why this member will not get anywhere, if a majority wants nothing of it: it is of another group, say.
@@ -248,6 +239,7 @@ impl Member {
         tasks.spawn(follow_leadership(Arc::clone(&shared)));
         tasks.spawn(reign(Arc::clone(&shared)));
         tasks.spawn(expire(Arc::clone(&shared)));
+        tasks.spawn(commit_in_time(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
@@ -430,6 +422,16 @@ async fn expire(shared: Arc<Shared>) {
             let again = Instant::now() + shared.timing.heartbeat;
             shared.state.lessor.retry(deciding_term, &leases, again);
         }
+    }
+}
+
+/// Has what is applied committed, a moment later at the latest.
+async fn commit_in_time(shared: Arc<Shared>) {
+    let mut head = shared.state.head();
+    while head.changed().await.is_ok() {
+        tokio::time::sleep(COMMIT_EVERY).await;
+        // What stands in its way is reported where it happens.
+        let _ = shared.state.settled().await;
     }
 }
 

@@ -1,19 +1,26 @@
 //! The applied state of this member, the one thread that changes it, and everybody who reads it.
 //!
 //! ```text
-//! machine ── share: entries, whom to answer ──▶ queue ─▶ state thread: all shares that wait, as one transaction
-//!    ▲ waits while the queue is full                       ├─▶ head: what is applied (reads wait for it)
-//!                                                          ├─▶ leases: granted and ended
-//!                                                          ├─▶ watches: wake those that were touched
-//!                                                          └─▶ answers
+//! machine ── share: entries, whom to answer ──▶ queue ─▶ state thread: a transaction that is open for a while
+//!    ▲ waits while the queue is full                       │ applied ─▶ recent, head ─▶ leases noted ─▶ answers
+//!                                                          │            (a key's newest state, in memory)
+//!                                                          ▼ committed, when somebody needs it, or it was long enough
+//!                                                        history, ranges, snapshots ─▶ watches: wake who was touched
 //! ```
 //!
-//! A commit costs a flush, whatever it holds. So entries that are handed in while one is under way go into the next one
-//! together: the slower the disk, the larger the batches.
+//! A commit costs a flush, and writes a page for nearly each key that it holds; the log has everything already, on the
+//! disk. So entries are applied in a transaction that stays open, and answered at once. What they made of each key is
+//! kept in memory until the commit, for reads of single keys; whoever asks for more has it committed first. A commit is due
+//! - when a key was touched that somebody watches;
+//! - when a range, the past, leases or the whole state are read, or other work of the thread has its turn;
+//! - when the transaction has grown to [`PENDING_ENTRIES_MAX`] or [`PENDING_BYTES_MAX`], or [`COMMIT_EVERY`] has passed.
 //!
 //! Invariants
 //! - entries are applied in the order in which they were handed in, and other work of the thread has its place in it;
-//! - an effect is visible to every reader before anybody is told of it;
+//! - an effect is visible to every reader of its key, and of the head, before anybody is told of it; who reads anything
+//!   else waits for the commit of what is applied ([`State::settled`]), or is content with a state that is a little older;
+//! - what is in [`Recent`] and not in the tables was applied after the last commit, and the tables are never ahead of it:
+//!   a reader that looks into it first and opens its view before it lets go sees one state;
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
@@ -21,14 +28,16 @@ use super::Types;
 use super::leases::Lessor;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
-use crate::lmdb::{self, Worker};
-use crate::mvcc::{self, Generations, LoadError, SnapshotLoader, Store, View};
-use crate::types::Revision;
+use crate::lmdb::{self, Inbox, Worker};
+use crate::mvcc::{self, Generations, LoadError, Pending, SnapshotLoader, Store, View};
+use crate::types::{GetOp, KeyValue, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
@@ -42,13 +51,18 @@ const VERIFIED_BYTES: u64 = 32 << 20;
 /// How much of the log may wait to be applied, in kilobytes.
 const ROOM_UNITS: u32 = 32 << 10;
 
-/// Entries that go into one transaction, so that none takes so long that everybody behind it notices.
-const TOGETHER_MAX: usize = 4096;
+/// How much a transaction may hold before it is committed, so that no commit takes so long that everybody behind it
+/// notices, and a restart has little to do again.
+const PENDING_ENTRIES_MAX: usize = 4096;
+const PENDING_BYTES_MAX: usize = 8 << 20;
+
+/// What is applied is committed after so long, whether or not anybody needs it.
+pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(100);
 
 /// What the state's thread is given.
 enum Work {
     Apply(Share),
-    Run(Box<dyn FnOnce() + Send>),
+    Run(Arc<State>, Box<dyn FnOnce(&Arc<State>) + Send>),
 }
 
 /// Entries to apply, and whom to tell.
@@ -56,6 +70,7 @@ struct Share {
     state: Arc<State>,
     entries: Vec<mvcc::Entry>,
     responders: Vec<Option<ApplyResponder<Types>>>,
+    bytes: usize,
     /// Its place in the queue.
     _room: OwnedSemaphorePermit,
 }
@@ -68,6 +83,18 @@ pub(crate) struct Head {
     pub(crate) applied: Option<u64>,
 }
 
+/// What is applied, where it is not committed yet.
+#[derive(Debug)]
+struct Recent {
+    head: Head,
+    /// The hash of the state at the head.
+    hash: u128,
+    /// The keys that have changed since the last commit. `None` is deleted.
+    changed: BTreeMap<Bytes, Option<KeyValue>>,
+    /// Whether the tables are as new as this.
+    is_committed: bool,
+}
+
 /// The applied state, shared by all who read it.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -78,10 +105,13 @@ pub(crate) struct State {
     worker: Mutex<Option<Worker<Work>>>,
     /// Kilobytes of entries that may be handed in.
     room: Arc<Semaphore>,
+    recent: RwLock<Recent>,
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
     fault: watch::Sender<Option<Error>>,
+    /// The same in the words of whoever found it.
+    first: OnceLock<Fault>,
 }
 
 impl State {
@@ -105,19 +135,22 @@ impl State {
         if store.bytes()? <= VERIFIED_BYTES {
             view.verify()?;
         }
-        let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
+        let recent = Recent::of(&view);
+        let head = recent.head;
         drop(view);
-        let worker = Worker::spawn("quorate-state", carry_out)?;
+        let worker = Worker::spawn_with("quorate-state", carry_out)?;
         let state = Arc::new(Self {
             store: RwLock::new(Some(store)),
             generations: Mutex::new(generations),
             map_bytes,
             worker: Mutex::new(Some(worker)),
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
+            recent: RwLock::new(recent),
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
             fault: watch::Sender::new(None),
+            first: OnceLock::new(),
         });
         state.compact();
         Ok(state)
@@ -132,15 +165,75 @@ impl State {
         Self::open_with(folder, 256 << 20, open).unwrap()
     }
 
-    /// On the state's thread, as after a commit of the log.
+    /// Applies entries in a transaction of their own, on this thread.
     #[cfg(test)]
     pub(crate) fn apply_for_test(self: &Arc<Self>, entries: &[mvcc::Entry]) {
-        self.apply(entries, entries.iter().map(|_| None)).unwrap();
+        let store = self.store().unwrap();
+        let mut pending = store.begin().unwrap();
+        let batch = pending.apply(entries).unwrap();
+        pending.commit().unwrap();
+        let touched = batch.touched.clone();
+        self.show(entries, batch);
+        self.commit_is_visible(&touched);
     }
 
-    /// A consistent view of what is applied.
+    /// What was committed last. It may be a little older than what is applied: see [`State::settled`].
     pub(crate) fn view(&self) -> Result<View, Fault> {
         self.store()?.view()
+    }
+
+    fn recent(&self) -> RwLockReadGuard<'_, Recent> {
+        self.recent.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the newest state, if that is possible without a commit: a key, nothing but the revision, or anything if
+    /// everything is committed.
+    pub(crate) fn read_now(
+        &self,
+        txn: &TxnOp,
+    ) -> Result<Option<Result<TxnOutcome, Reason>>, Fault> {
+        let recent = self.recent();
+        let revision = recent.head.revision;
+        let found = |results| TxnOutcome { succeeded: true, revision, results };
+        match single_get(txn) {
+            Some(get) => {
+                if let Some(changed) = recent.changed.get(&get.key) {
+                    return Ok(Some(Ok(found(vec![OpResult::Get(changed.clone())]))));
+                }
+            }
+            None if *txn == TxnOp::default() => return Ok(Some(Ok(found(Vec::new())))),
+            None if recent.is_committed => {}
+            None => return Ok(None),
+        }
+        // Opened before the lock is let go: nothing can be committed that is not in `recent` by now.
+        let view = self.view()?;
+        drop(recent);
+        let outcome = view.query(txn)?;
+        Ok(Some(outcome.map(|outcome| TxnOutcome { revision, ..outcome })))
+    }
+
+    /// Waits until everything that is applied by now is committed.
+    pub(crate) async fn settled(self: &Arc<Self>) -> Result<(), Error> {
+        if self.recent().is_committed {
+            return Ok(());
+        }
+        self.run(Self::check).await.map_err(|fault| self.fail(fault))
+    }
+
+    /// Whether this member has not failed.
+    fn check(self: &Arc<Self>) -> Result<(), Fault> {
+        self.first.get().cloned().map_or(Ok(()), Err)
+    }
+
+    /// The state after everything that was handed in.
+    pub(crate) async fn view_in_order(self: &Arc<Self>) -> Result<View, Fault> {
+        self.run(|state| state.check().and_then(|()| state.view())).await
+    }
+
+    /// The newest revision, log index and hash, which belong together.
+    pub(crate) fn summary(&self) -> (Head, u128) {
+        let recent = self.recent();
+        (recent.head, recent.hash)
     }
 
     /// How far this member is.
@@ -161,10 +254,11 @@ impl State {
     /// Takes note of a fault, which stops the node, and returns it as the answer to whoever ran into it. Too many readers
     /// at once, or one that came after the end, are no reason to stop.
     pub(crate) fn fail(&self, fault: Fault) -> Error {
-        let error = Error::from(fault);
+        let error = Error::from(fault.clone());
         if error.kind() != ErrorKind::Storage {
             return error;
         }
+        let _ = self.first.set(fault);
         self.fault.send_if_modified(|first| {
             let is_first = first.is_none();
             first.get_or_insert_with(|| error.clone());
@@ -179,11 +273,9 @@ impl State {
         work: impl FnOnce(&Arc<Self>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let (done, result) = oneshot::channel();
-        let state = Arc::clone(self);
-        self.send(Work::Run(Box::new(move || {
-            // Whoever asked may have gone.
-            let _ = done.send(work(&state));
-        })))?;
+        // Whoever asked may have gone.
+        let run = move |state: &Arc<Self>| drop(done.send(work(state)));
+        self.send(Work::Run(Arc::clone(self), Box::new(run)))?;
         result.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
@@ -204,7 +296,7 @@ impl State {
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|_| self.cause())?;
         let state = Arc::clone(self);
-        self.send(Work::Apply(Share { state, entries, responders, _room: room }))
+        self.send(Work::Apply(Share { state, entries, responders, bytes, _room: room }))
     }
 
     fn send(&self, work: Work) -> Result<(), Fault> {
@@ -225,26 +317,30 @@ impl State {
         store.clone().ok_or_else(|| Fault::from_reason(Reason::Closed))
     }
 
-    /// On the state's thread: applies entries, publishes what became of them, and answers.
-    fn apply(
-        self: &Arc<Self>,
-        entries: &[mvcc::Entry],
-        responders: impl Iterator<Item = Option<ApplyResponder<Types>>>,
-    ) -> Result<(), Fault> {
-        let batch = self.store()?.apply(entries)?;
+    /// On the state's thread: shows to all readers what became of entries, before it is committed.
+    fn show(&self, entries: &[mvcc::Entry], batch: mvcc::Batch) {
         let applied = entries.last().map(|entry| entry.position.index);
+        let head = Head { revision: batch.revision, applied };
         self.lessor.note(&batch.leases);
-        self.publish(Head { revision: batch.revision, applied });
-        self.interest.wake(&batch.touched, batch.revision);
-        if batch.compacted.is_some() {
-            self.compact();
-        }
-        for (responder, outcome) in responders.zip(batch.outcomes) {
-            if let Some(responder) = responder {
-                responder.send(outcome);
-            }
-        }
-        Ok(())
+        let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
+        recent.head = head;
+        recent.hash = batch.hash;
+        recent.is_committed = false;
+        recent.changed.extend(batch.latest);
+        drop(recent);
+        self.publish(head);
+    }
+
+    /// On the state's thread: what was shown is in the tables by now.
+    fn commit_is_visible(&self, touched: &[(Revision, Bytes)]) {
+        let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
+        recent.is_committed = true;
+        let revision = recent.head.revision;
+        let changed = mem::take(&mut recent.changed);
+        drop(recent);
+        self.interest.wake(touched, revision);
+        // Outside of the lock, for it may be many.
+        drop(changed);
     }
 
     fn publish(&self, head: Head) {
@@ -256,16 +352,16 @@ impl State {
 
     /// Removes compacted history, a step at a time, with whatever else is sent to the thread in between.
     fn compact(self: &Arc<Self>) {
-        let state = Arc::clone(self);
-        // If the thread has ended there is nothing to compact for.
-        let _ = self.send(Work::Run(Box::new(move || {
+        let step = |state: &Arc<Self>| {
             let Ok(store) = state.store() else { return };
             match store.compact_step(COMPACT_ROWS) {
                 Ok(true) => {}
                 Ok(false) => state.compact(),
                 Err(fault) => drop(state.fail(fault)),
             }
-        })));
+        };
+        // If the thread has ended there is nothing to compact for.
+        let _ = self.send(Work::Run(Arc::clone(self), Box::new(step)));
     }
 
     /// An empty state beside the current one, to load a snapshot into.
@@ -281,20 +377,21 @@ impl State {
 
     /// On the state's thread: puts a loaded state in the place of the current one.
     pub(crate) fn swap(&self, loaded: Loaded) -> Result<(), Fault> {
-        let view = loaded.store.view()?;
-        let head = Head { revision: view.revision(), applied: view.applied().map(|at| at.index) };
-        drop(view);
+        let recent = Recent::of(&loaded.store.view()?);
+        let head = recent.head;
         // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
         let folder = loaded.folder.keep();
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         generations.publish(&folder)?;
+        // In the order of those who read: they look for the store with `recent` in their hands.
+        let mut now = self.recent.write().unwrap_or_else(PoisonError::into_inner);
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         if store.is_none() {
             // The node has ended meanwhile, and nobody would close it.
             return Err(Fault::from_reason(Reason::Closed));
         }
-        *store = Some(loaded.store);
-        drop(store);
+        (*store, *now) = (Some(loaded.store), recent);
+        drop((store, now));
         self.publish(head);
         self.interest.wake_all(head.revision);
         Ok(())
@@ -371,46 +468,138 @@ impl Loaded {
     }
 }
 
-/// On the state's thread: everything that waited, in order.
-fn carry_out(work: Vec<Work>) {
-    let mut together: Vec<Share> = Vec::new();
-    for work in work {
-        match work {
-            Work::Apply(share) => {
-                let entries: usize = together.iter().map(|share| share.entries.len()).sum();
-                if entries + share.entries.len() > TOGETHER_MAX {
-                    apply_together(&mut together);
-                }
-                together.push(share);
-            }
-            Work::Run(run) => {
-                apply_together(&mut together);
-                run();
-            }
-        }
+impl Recent {
+    /// Of a state in which everything is committed.
+    fn of(view: &View) -> Self {
+        let applied = view.applied().map(|at| at.index);
+        let head = Head { revision: view.revision(), applied };
+        Self { head, hash: view.hash(), changed: BTreeMap::new(), is_committed: true }
     }
-    apply_together(&mut together);
 }
 
-/// Applies shares in one transaction. If that fails, it is known why before those who wait are let go.
-fn apply_together(shares: &mut Vec<Share>) {
-    let mut shares = std::mem::take(shares);
-    let Some(first) = shares.first_mut() else { return };
-    let (state, mut entries) = (Arc::clone(&first.state), std::mem::take(&mut first.entries));
-    shares.iter_mut().skip(1).for_each(|share| entries.append(&mut share.entries));
-    if state.fault.borrow().is_some() {
-        // What failed may be missing, and nothing can follow on it.
-        return;
+/// The key that a transaction reads, if it reads the newest state of one and does nothing else.
+fn single_get(txn: &TxnOp) -> Option<&GetOp> {
+    match (&txn.when[..], &txn.then[..]) {
+        ([], [Op(OpKind::Get(get))]) if get.at.is_none() => Some(get),
+        _ => None,
     }
-    let responders = shares.iter_mut().flat_map(|share| std::mem::take(&mut share.responders));
-    match catch_unwind(AssertUnwindSafe(|| state.apply(&entries, responders))) {
-        Ok(Ok(())) => {}
-        Ok(Err(fault)) => drop(state.fail(fault)),
-        Err(panic) => {
-            state.fail(Fault::assertion(lmdb::panic_text(&*panic)));
-            resume_unwind(panic);
+}
+
+/// On the state's thread: everything that comes, in order.
+fn carry_out(inbox: &Inbox<Work>) {
+    let mut queue = VecDeque::new();
+    while let Some(work) = queue.pop_front().or_else(|| {
+        queue.extend(inbox.next().into_iter().flatten());
+        queue.pop_front()
+    }) {
+        match work {
+            Work::Run(state, run) => unless_it_panics(&state, || run(&state)),
+            Work::Apply(share) => {
+                let state = Arc::clone(&share.state);
+                queue.push_front(Work::Apply(share));
+                unless_it_panics(&state, || apply(&state, &mut queue, inbox));
+            }
         }
     }
+}
+
+/// A panic ends the thread. Its cause is known before those who wait are let go, which are in the queue by now.
+fn unless_it_panics(state: &State, work: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+        state.fail(Fault::assertion(lmdb::panic_text(&*panic)));
+        resume_unwind(panic);
+    }
+}
+
+/// Applies the shares at the front of the queue, and those that come, in one transaction, until it has to be committed.
+fn apply(state: &Arc<State>, queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) {
+    let mut shares = Vec::new();
+    if state.check().is_err() {
+        // What failed may be missing, and nothing can follow on it.
+        take_shares(queue, &mut shares);
+        return;
+    }
+    let applied = state.store().and_then(|store| {
+        let mut pending = store.begin()?;
+        let mut since = Since::default();
+        while since.is_short() && next_is_share(queue, inbox) {
+            take_shares(queue, &mut shares);
+            apply_shares(state, &mut pending, &mut shares, &mut since)?;
+        }
+        pending.commit()?;
+        Ok(since)
+    });
+    match applied {
+        Ok(since) => {
+            state.commit_is_visible(&since.touched);
+            if since.compacted {
+                state.compact();
+            }
+        }
+        Err(fault) => drop(state.fail(fault)),
+    }
+}
+
+/// What a transaction holds.
+#[derive(Default)]
+struct Since {
+    entries: usize,
+    bytes: usize,
+    touched: Vec<(Revision, Bytes)>,
+    compacted: bool,
+    /// Somebody waits for the commit.
+    is_wanted: bool,
+}
+
+impl Since {
+    fn is_short(&self) -> bool {
+        !self.is_wanted && self.entries < PENDING_ENTRIES_MAX && self.bytes < PENDING_BYTES_MAX
+    }
+}
+
+/// Whether the next work is a share. Waits for it, if nothing is there: whoever wants the commit sends something else.
+fn next_is_share(queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) -> bool {
+    if queue.is_empty() {
+        queue.extend(inbox.next().unwrap_or_default());
+    }
+    matches!(queue.front(), Some(Work::Apply(_)))
+}
+
+/// Takes the shares at the front of the queue, as many as fit a transaction.
+fn take_shares(queue: &mut VecDeque<Work>, shares: &mut Vec<Share>) {
+    let mut entries = 0;
+    while let Some(Work::Apply(share)) =
+        queue.pop_front_if(|work| matches!(work, Work::Apply(_)) && entries < PENDING_ENTRIES_MAX)
+    {
+        entries += share.entries.len();
+        shares.push(share);
+    }
+}
+
+/// Applies shares, shows what became of them, and answers.
+fn apply_shares(
+    state: &State,
+    pending: &mut Pending<'_>,
+    shares: &mut Vec<Share>,
+    since: &mut Since,
+) -> Result<(), Fault> {
+    let mut entries = Vec::new();
+    shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
+    let mut batch = pending.apply(&entries)?;
+    since.entries += entries.len();
+    since.bytes += shares.iter().map(|share| share.bytes).sum::<usize>();
+    since.compacted |= batch.compacted.is_some();
+    since.is_wanted |= state.interest.is_in(&batch.touched);
+    since.touched.append(&mut batch.touched);
+    let outcomes = mem::take(&mut batch.outcomes);
+    state.show(&entries, batch);
+    let responders = shares.drain(..).flat_map(|share| share.responders);
+    for (responder, outcome) in responders.zip(outcomes) {
+        if let Some(responder) = responder {
+            responder.send(outcome);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -431,43 +620,121 @@ mod tests {
     }
 
     /// Keeps the state's thread, which has nothing else to do, from going on until the sender is dropped.
-    fn hold(state: &State) -> mpsc::Sender<()> {
+    fn hold(state: &Arc<State>) -> mpsc::Sender<()> {
         let ((held, free), (inside, is_inside)) = (mpsc::channel(), mpsc::channel());
-        let wait = move || {
+        let wait = move |_: &Arc<State>| {
             inside.send(()).unwrap();
             let _ = free.recv();
         };
-        state.send(Work::Run(Box::new(wait))).unwrap();
+        state.send(Work::Run(Arc::clone(state), Box::new(wait))).unwrap();
         is_inside.recv().unwrap();
         held
     }
 
-    /// A commit costs a flush, so those who wait for one share the next.
+    async fn hand_in(state: &Arc<State>, indexes: std::ops::Range<u64>) {
+        let last = indexes.end - 1;
+        let entries: Vec<_> = indexes.map(entry).collect();
+        let responders = entries.iter().map(|_| None).collect();
+        state.hand_in(entries, responders, 100).await.unwrap();
+        state.head().wait_for(|head| head.applied >= Some(last)).await.unwrap();
+    }
+
+    fn commits(state: &State) -> usize {
+        state.store().unwrap().commits()
+    }
+
+    fn read(state: &State, op: Op) -> Option<TxnOutcome> {
+        state.read_now(&TxnOp::single(op.0)).unwrap().map(Result::unwrap)
+    }
+
+    /// A commit costs a flush, and nobody needs it who reads keys one by one.
     #[tokio::test]
-    async fn what_waits_is_applied_in_one_transaction() {
+    async fn what_is_applied_is_committed_when_somebody_needs_it() {
         let folder = tempfile::tempdir().unwrap();
         let state = State::open_unsynced(folder.path());
-        state.run(|_| Ok(())).await.unwrap();
-        let before = state.store().unwrap().commits();
-        let held = hold(&state);
+        state.settled().await.unwrap();
+        let before = commits(&state);
         for index in 0..5 {
-            state.hand_in(vec![entry(index)], vec![None], 100).await.unwrap();
+            hand_in(&state, index..index + 1).await;
         }
-        let between = state.run(|state| Ok(state.view()?.applied().map(|at| at.index)));
-        let between = pin!(between);
-        assert!(futures::poll!(between).is_pending());
-        for index in 5..8 {
-            state.hand_in(vec![entry(index)], vec![None], 100).await.unwrap();
-        }
-        drop(held);
-        let mut head = state.head();
-        head.wait_for(|head| head.applied == Some(7)).await.unwrap();
+        assert_eq!(commits(&state), before);
+        let got = read(&state, Op::get("k3")).expect("a key needs no commit");
+        assert!(matches!(&got.results[..], [OpResult::Get(Some(kv))] if kv.value == "v"));
+        assert_eq!(got.revision, Revision::from(6));
         assert_eq!(
-            state.store().unwrap().commits() - before,
-            2,
-            "before and after the look between"
+            state.read_now(&TxnOp::default()).unwrap().unwrap().unwrap().revision,
+            got.revision
         );
-        assert_eq!(state.view().unwrap().revision(), Revision::from(9));
+        assert_eq!(state.summary().0, state.now());
+        assert!(read(&state, Op::range("k".."l")).is_none(), "a range does");
+        state.settled().await.unwrap();
+        let page = read(&state, Op::range("k".."l")).expect("it is committed");
+        assert!(matches!(&page.results[..], [OpResult::Range(page)] if page.count == 5));
+        assert_eq!(commits(&state) - before, 1, "for all of them");
+        assert_eq!(state.summary().1, state.view().unwrap().recompute_hash().unwrap());
+    }
+
+    #[tokio::test]
+    async fn other_work_sees_what_was_handed_in_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let held = hold(&state);
+        state.hand_in(vec![entry(0)], vec![None], 100).await.unwrap();
+        let mut between = pin!(state.view_in_order());
+        assert!(futures::poll!(&mut between).is_pending());
+        state.hand_in(vec![entry(1)], vec![None], 100).await.unwrap();
+        drop(held);
+        assert_eq!(between.await.unwrap().applied().map(|at| at.index), Some(0));
+        let after = state.view_in_order().await.unwrap();
+        assert_eq!(after.applied().map(|at| at.index), Some(1));
+    }
+
+    /// Large values lie in a table of their own, and a deleted key is not what the table says.
+    #[tokio::test]
+    async fn a_key_is_read_as_it_is_whatever_the_tables_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        let large = Bytes::from(vec![7; 100_000]);
+        let ops = [
+            Op::put("k", large.clone()),
+            Op::put("k", "small"),
+            Op::delete("a".."z"),
+            Op::put("k", large.clone()),
+        ];
+        for (index, op) in ops.into_iter().enumerate() {
+            let command = Command::Txn(TxnOp::single(op.0));
+            let position = mvcc::LogPosition { term: 1, node: 1, index: index as u64 };
+            let entry = mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) };
+            state.hand_in(vec![entry], vec![None], 100).await.unwrap();
+            state.head().wait_for(|head| head.applied == Some(index as u64)).await.unwrap();
+            let shown = read(&state, Op::get("k")).unwrap();
+            if index % 2 == 0 {
+                state.settled().await.unwrap();
+            }
+            assert_eq!(read(&state, Op::get("k")).unwrap(), shown, "before a commit and after");
+            let [OpResult::Get(kv)] = &shown.results[..] else { unreachable!() };
+            let value = kv.as_ref().map(|kv| &kv.value[..]);
+            let expected = [Some(&large[..]), Some(b"small"), None, Some(&large[..])];
+            assert_eq!(value, expected[index]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_does_not_grow_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        state.settled().await.unwrap();
+        let (before, half) = (commits(&state), PENDING_ENTRIES_MAX as u64 / 2);
+        hand_in(&state, 0..half).await;
+        hand_in(&state, half..2 * half).await;
+        while commits(&state) == before {
+            tokio::task::yield_now().await;
+        }
+        let large = (vec![entry(2 * half)], vec![None], PENDING_BYTES_MAX);
+        state.hand_in(large.0, large.1, large.2).await.unwrap();
+        while commits(&state) == before + 1 {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]
@@ -496,8 +763,9 @@ mod tests {
         state.hand_in(vec![entry(1)], vec![None], 100).await.unwrap();
         state.fault().wait_for(Option::is_some).await.unwrap();
         state.hand_in(vec![entry(4)], vec![None], 100).await.unwrap();
-        let applied = state.run(|state| Ok(state.view()?.applied().map(|at| at.index))).await;
-        assert_eq!(applied.unwrap(), Some(3));
+        assert!(state.settled().await.is_err() && state.view_in_order().await.is_err());
+        assert_eq!(state.now().applied, Some(3), "what was answered stays so");
+        assert_eq!(state.view().unwrap().applied(), None, "the log has it");
     }
 
     /// A state, and a snapshot of it that is ready to take its place.

@@ -112,7 +112,9 @@ async fn obey<S: Store>(stores: Vec<Vec<S>>, node: Option<Node>) -> Result {
             }
             job => {
                 let done = worker.carry_out(job).await;
-                say(&done.map_or_else(|error: Error| Reply::Failed(error.to_string()), Reply::Done))?;
+                say(
+                    &done.map_or_else(|error: Error| Reply::Failed(error.to_string()), Reply::Done)
+                )?;
             }
         }
     }

@@ -206,9 +206,10 @@ fn compare_columns(row: &mut Row) {
         let Some(own) = row.columns.get(column.name()) else { continue };
         // Where etcd has no column of callers at the leader, there is one caller, who is there anyway.
         let beside = [column.beside(), Some(Column::Etcd)];
-        let found = beside.into_iter().flatten().find_map(|beside| {
-            Some((beside.name(), row.columns.get(beside.name())?))
-        });
+        let found = beside
+            .into_iter()
+            .flatten()
+            .find_map(|beside| Some((beside.name(), row.columns.get(beside.name())?)));
         let Some((name, beside)) = found else { continue };
         let Some(figure) = ratio(&own.rounds, &beside.rounds) else { continue };
         let p50 = (row.figure != Figure::Milliseconds)

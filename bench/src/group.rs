@@ -387,7 +387,8 @@ impl Group {
     pub(crate) fn memory(&self) -> Memory {
         let pids = self.pids();
         let all: Vec<Memory> = pids.iter().map(|pid| proc::memory(*pid)).collect();
-        let mean = |of: fn(&Memory) -> u64| all.iter().map(of).sum::<u64>() / all.len().max(1) as u64;
+        let mean =
+            |of: fn(&Memory) -> u64| all.iter().map(of).sum::<u64>() / all.len().max(1) as u64;
         Memory { resident: mean(|it| it.resident), anonymous: mean(|it| it.anonymous) }
     }
 
@@ -396,9 +397,9 @@ impl Group {
         self.pids().into_iter().map(proc::processor_ns).sum()
     }
 
-    /// Bytes that all members have caused to be written so far.
-    pub(crate) fn written_bytes(&self) -> u64 {
-        self.pids().into_iter().map(proc::written_bytes).sum()
+    /// Bytes that the disk of all members has been given to write so far, by them and by everybody else.
+    pub(crate) fn disk_written_bytes(&self) -> Result<u64> {
+        proc::disk_written_bytes(self.folder.path())
     }
 
     /// Bytes that the files of a member take, on average.
@@ -436,7 +437,9 @@ impl Group {
         let members = members.filter_map(|(index, member)| Some((index, member.as_ref()?.pid()?)));
         let mut said: Vec<String> =
             members.map(|(index, pid)| format!("{} {pid}", name(index))).collect();
-        said.extend(self.remote.as_ref().and_then(|(it, _)| Some(format!("callers {}", it.process.id()?))));
+        said.extend(
+            self.remote.as_ref().and_then(|(it, _)| Some(format!("callers {}", it.process.id()?))),
+        );
         said.join(", ")
     }
 

@@ -11,31 +11,71 @@ pub(crate) enum Job {
     /// Callers that act again as soon as they are answered, for a time.
     Load(Load),
     /// Puts the keys of a range in transactions of up to a hundred, to prepare other work.
-    Fill { from: u64, to: u64, value_bytes: usize },
+    Fill {
+        from: u64,
+        to: u64,
+        value_bytes: usize,
+    },
     /// Puts each key of a range once, alone, in random order.
-    Distinct { from: u64, to: u64, callers: usize, value_bytes: usize },
+    Distinct {
+        from: u64,
+        to: u64,
+        callers: usize,
+        value_bytes: usize,
+    },
     /// One put after the other, each timed until a watch in this process has seen it.
-    WatchLatency { run_ms: u64 },
+    WatchLatency {
+        run_ms: u64,
+    },
     /// Opens watches of one prefix, or of a prefix each that nobody writes to.
-    OpenWatches { count: usize, apart: bool },
+    OpenWatches {
+        count: usize,
+        apart: bool,
+    },
     /// Puts under the prefix that is watched, and counts the events that all watches of this agent have seen meanwhile.
-    FanOut { putters: usize, run_ms: u64 },
+    FanOut {
+        putters: usize,
+        run_ms: u64,
+    },
     CloseWatches,
     /// Grants leases for `KeepAlive`.
-    OpenLeases { count: usize, ttl_ms: u64 },
-    KeepAlive { callers: usize, run_ms: u64 },
+    OpenLeases {
+        count: usize,
+        ttl_ms: u64,
+    },
+    KeepAlive {
+        callers: usize,
+        run_ms: u64,
+    },
     /// Grants leases with a key each, and times how long after its deadline each key is seen to go.
-    Expiry { leases: usize, ttl_ms: u64 },
+    Expiry {
+        leases: usize,
+        ttl_ms: u64,
+    },
     /// Locks and unlocks: the callers are numbered from `first`, and caller i takes the name i modulo `names`.
-    Lock { first: usize, callers: usize, names: usize, run_ms: u64 },
+    Lock {
+        first: usize,
+        callers: usize,
+        names: usize,
+        run_ms: u64,
+    },
     /// Two candidates in turn: the leading one resigns when the other has waited for a while.
-    HandOver { turns: usize, waited_ms: u64 },
+    HandOver {
+        turns: usize,
+        waited_ms: u64,
+    },
     /// Puts, a new attempt every 20 ms, until one is acknowledged; `at_ns` says when that was.
-    FirstWrite { limit_ms: u64 },
+    FirstWrite {
+        limit_ms: u64,
+    },
     /// Likewise for a linearizable read of a key that exists.
-    FirstRead { limit_ms: u64 },
+    FirstRead {
+        limit_ms: u64,
+    },
     /// Puts, a new attempt every 5 ms; `extra.gap_ms` is the longest time without an acknowledgement.
-    Gap { run_ms: u64 },
+    Gap {
+        run_ms: u64,
+    },
     /// Whether the member in this process leads its group.
     Leads,
     /// Ends the member in good order, and then the agent.

@@ -45,9 +45,7 @@ pub(crate) async fn measure(
             let job = Job::Distinct { from, to, callers: *callers, value_bytes: 256 };
             Ok(by(plan.figure, group.work(column, &job).await?))
         }
-        Task::WatchLatency => {
-            Ok(timed(group.work(column, &Job::WatchLatency { run_ms }).await?))
-        }
+        Task::WatchLatency => Ok(timed(group.work(column, &Job::WatchLatency { run_ms }).await?)),
         Task::FanOut { watchers, putters } => {
             let open = Job::OpenWatches { count: *watchers, apart: false };
             group.work(column, &open).await?;
@@ -142,11 +140,14 @@ async fn written(
     scale: &Scale,
 ) -> Result<Outcome> {
     let usual = load(Act::Put, callers);
-    // All that is put counts, so nothing is warmed up.
+    // Files that grow are written more often than files that have grown. And as all that is written counts, the load
+    // that is measured has no warm-up of its own.
+    let warm = Job::Load(Load { warm_ms: 0, run_ms: scale.warm_ms, ..usual });
+    group.work(column, &warm).await?;
     let job = Job::Load(Load { warm_ms: 0, run_ms: scale.run_ms, ..usual });
-    let before = group.written_bytes();
+    let before = group.disk_written_bytes()?;
     let sample = group.work(column, &job).await?;
-    let written = group.written_bytes().saturating_sub(before) as f64;
+    let written = (group.disk_written_bytes()? - before) as f64;
     let key_bytes = 10;
     let put = sample.operations as f64 * (usual.value_bytes + key_bytes) as f64;
     Ok(Outcome { figure: written / put / group.size() as f64, sample })

@@ -92,25 +92,55 @@ pub(crate) struct Plan {
 /// What is done, and in the end measured.
 #[derive(Clone, Debug)]
 pub(crate) enum Task {
-    Load { act: Act, callers: usize, value_bytes: usize },
+    Load {
+        act: Act,
+        callers: usize,
+        value_bytes: usize,
+    },
     /// Each of so many new keys once. Those of remote callers lie behind those of embedded ones.
-    Distinct { keys: u64, callers: usize },
+    Distinct {
+        keys: u64,
+        callers: usize,
+    },
     WatchLatency,
-    FanOut { watchers: usize, putters: usize },
-    IdleWatches { watchers: usize },
-    KeepAlive { leases: usize, callers: usize },
-    Expiry { leases: usize, ttl_ms: u64 },
-    Lock { callers: usize, names: usize },
-    HandOver { turns: usize, waited_ms: u64 },
+    FanOut {
+        watchers: usize,
+        putters: usize,
+    },
+    IdleWatches {
+        watchers: usize,
+    },
+    KeepAlive {
+        leases: usize,
+        callers: usize,
+    },
+    Expiry {
+        leases: usize,
+        ttl_ms: u64,
+    },
+    Lock {
+        callers: usize,
+        names: usize,
+    },
+    HandOver {
+        turns: usize,
+        waited_ms: u64,
+    },
     IdleProcessor,
-    Memory { resident: bool },
+    Memory {
+        resident: bool,
+    },
     Files,
-    /// Bytes written to the disks of all members, for each byte of key and value and each member.
-    Written { callers: usize },
+    /// Bytes that the disk was given, by the whole machine, for each byte of key and value and each member.
+    Written {
+        callers: usize,
+    },
     RestartMember,
     RestartGroup,
     /// The leader is killed.
-    Failover { kills: usize },
+    Failover {
+        kills: usize,
+    },
     /// The leader is asked to stop.
     StopLeader,
 }
@@ -160,18 +190,22 @@ const GROUP: [Column; 2] = [Etcd, Embedded];
 
 fn keys() -> Vec<Plan> {
     let mut plans = Vec::new();
-    let mut load = |name: &str, title: &str, act, callers: usize, value_bytes, columns: &[Column]| {
-        // One caller calls the leader, so its columns are the same.
-        let columns = if callers == 1 { &SPREAD } else { columns };
-        plans.push(Plan {
-            station: Station::Keys,
-            name: format!("{name}/{callers}"),
-            title: format!("{title}, {callers} {}", if callers == 1 { "caller" } else { "callers" }),
-            figure: if callers == 1 { Figure::Milliseconds } else { Figure::PerSecond },
-            columns: columns.to_vec(),
-            task: Task::Load { act, callers, value_bytes },
-        });
-    };
+    let mut load =
+        |name: &str, title: &str, act, callers: usize, value_bytes, columns: &[Column]| {
+            // One caller calls the leader, so its columns are the same.
+            let columns = if callers == 1 { &SPREAD } else { columns };
+            plans.push(Plan {
+                station: Station::Keys,
+                name: format!("{name}/{callers}"),
+                title: format!(
+                    "{title}, {callers} {}",
+                    if callers == 1 { "caller" } else { "callers" }
+                ),
+                figure: if callers == 1 { Figure::Milliseconds } else { Figure::PerSecond },
+                columns: columns.to_vec(),
+                task: Task::Load { act, callers, value_bytes },
+            });
+        };
     for callers in [1, 16, 64, 256, 1024] {
         load("put", "put", Act::Put, callers, 256, &EVERYWHERE);
     }
@@ -192,7 +226,7 @@ fn keys() -> Vec<Plan> {
         plans.push(Plan {
             station: Station::Keys,
             name: format!("disk/{callers}"),
-            title: format!("bytes to each disk per byte put, {callers} at once"),
+            title: format!("bytes to disk per byte put and member, {callers} at once"),
             figure: Figure::Factor,
             columns: GROUP.to_vec(),
             task: Task::Written { callers },
@@ -290,7 +324,13 @@ fn life(scale: &Scale) -> Vec<Plan> {
     let (in_ms, bytes) = (Figure::Milliseconds, Figure::Bytes);
     vec![
         plan("idle/processor", "idle member", Figure::CorePercent, &GROUP, Task::IdleProcessor),
-        plan("idle/memory", "fresh member, own memory", bytes, &GROUP, Task::Memory { resident: false }),
+        plan(
+            "idle/memory",
+            "fresh member, own memory",
+            bytes,
+            &GROUP,
+            Task::Memory { resident: false },
+        ),
         distinct(&GROUP),
         plan("count", &format!("count of {keys} keys"), in_ms, &SPREAD, count),
         plan(
@@ -308,10 +348,34 @@ fn life(scale: &Scale) -> Vec<Plan> {
             Task::Memory { resident: true },
         ),
         plan("disk/files", &format!("files with {keys} keys"), bytes, &GROUP, Task::Files),
-        plan("restart/member", &format!("restart of a member, {keys} keys"), in_ms, &GROUP, Task::RestartMember),
-        plan("failover", "leader killed, to the next write", in_ms, &GROUP, Task::Failover { kills: scale.kills }),
-        plan("stop-leader", "leader stopped, longest gap of writes", in_ms, &GROUP, Task::StopLeader),
-        plan("restart/group", &format!("restart of all members, {keys} keys"), in_ms, &GROUP, Task::RestartGroup),
+        plan(
+            "restart/member",
+            &format!("restart of a member, {keys} keys"),
+            in_ms,
+            &GROUP,
+            Task::RestartMember,
+        ),
+        plan(
+            "failover",
+            "leader killed, to the next write",
+            in_ms,
+            &GROUP,
+            Task::Failover { kills: scale.kills },
+        ),
+        plan(
+            "stop-leader",
+            "leader stopped, longest gap of writes",
+            in_ms,
+            &GROUP,
+            Task::StopLeader,
+        ),
+        plan(
+            "restart/group",
+            &format!("restart of all members, {keys} keys"),
+            in_ms,
+            &GROUP,
+            Task::RestartGroup,
+        ),
         distinct(&[Remote]),
     ]
 }

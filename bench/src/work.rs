@@ -170,7 +170,8 @@ impl<S: Store> Worker<S> {
             let key = Bytes::from(format!("{WATCHED}latency/{}", index % 1000));
             let began = Instant::now();
             // Both are awaited, and the event may come before the put is answered: the time is that of the event.
-            let seen = async { timeout(PATIENCE, watch.next()).await.map(|it| (it, Instant::now())) };
+            let seen =
+                async { timeout(PATIENCE, watch.next()).await.map(|it| (it, Instant::now())) };
             let (put, seen) = tokio::join!(store.put(&key, &value), seen);
             put?;
             let (changes, at) = seen.map_err(|_| "a watch has missed an event")?;
@@ -351,7 +352,9 @@ impl<S: Store> Worker<S> {
         let mut candidate = JoinSet::new();
         for _ in 0..turns {
             let next = Arc::clone(&waiting);
-            candidate.spawn(async move { next.campaign("bench", "other").await.map(|it| (it, Instant::now())) });
+            candidate.spawn(async move {
+                next.campaign("bench", "other").await.map(|it| (it, Instant::now()))
+            });
             sleep(waited).await;
             let began = Instant::now();
             lead.release().await?;

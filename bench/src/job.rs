@@ -42,10 +42,12 @@ pub(crate) enum Job {
     OpenLeases {
         count: usize,
         ttl_ms: u64,
+        place: Place,
     },
     KeepAlive {
         callers: usize,
         run_ms: u64,
+        place: Place,
     },
     /// Grants leases with a key each, and times how long after its deadline each key is seen to go.
     Expiry {
@@ -152,6 +154,17 @@ pub(crate) struct Sample {
 }
 
 impl Job {
+    /// The same, with all callers at one place. Jobs that have no choice stay as they are.
+    pub(crate) fn at(mut self, at: Place) -> Self {
+        match &mut self {
+            Self::Load(Load { place, .. })
+            | Self::OpenLeases { place, .. }
+            | Self::KeepAlive { place, .. } => *place = at,
+            _ => {}
+        }
+        self
+    }
+
     /// The share of each of `parts` agents that carry it out together. Those with nothing to do are left out; what
     /// cannot be shared is the first one's.
     pub(crate) fn split(&self, parts: usize) -> Vec<Self> {
@@ -163,14 +176,16 @@ impl Job {
                 loads.filter(|load| load.callers > 0).map(Self::Load).collect()
             }
             Self::Distinct { from, to, callers, value_bytes } => {
+                // A part of the range without a caller would never be put.
+                let parts = parts.min(callers);
                 let at = |part: usize| from + (to - from) * part as u64 / parts as u64;
-                all.map(|part| Self::Distinct {
+                let job = |part: usize| Self::Distinct {
                     from: at(part),
                     to: at(part + 1),
-                    callers: share(callers, part),
+                    callers: callers / parts + usize::from(part < callers % parts),
                     value_bytes,
-                })
-                .collect()
+                };
+                (0..parts).map(job).collect()
             }
             Self::OpenWatches { count, apart } => {
                 all.map(|part| Self::OpenWatches { count: share(count, part), apart }).collect()
@@ -178,11 +193,12 @@ impl Job {
             Self::FanOut { putters, run_ms } => {
                 all.map(|part| Self::FanOut { putters: share(putters, part), run_ms }).collect()
             }
-            Self::OpenLeases { count, ttl_ms } => {
-                all.map(|part| Self::OpenLeases { count: share(count, part), ttl_ms }).collect()
-            }
-            Self::KeepAlive { callers, run_ms } => {
-                all.map(|part| Self::KeepAlive { callers: share(callers, part), run_ms }).collect()
+            Self::OpenLeases { count, ttl_ms, place } => all
+                .map(|part| Self::OpenLeases { count: share(count, part), ttl_ms, place })
+                .collect(),
+            Self::KeepAlive { callers, run_ms, place } => {
+                let shares = all.map(|part| share(callers, part)).filter(|share| *share > 0);
+                shares.map(|callers| Self::KeepAlive { callers, run_ms, place }).collect()
             }
             Self::Lock { first, callers, names, run_ms } => {
                 let mut first = first;

@@ -155,7 +155,7 @@ impl Task {
         };
         match self {
             Self::Load { .. } => window,
-            Self::Written { .. } => 2 * window,
+            Self::Written { .. } => 3 * window,
             Self::Distinct { keys, .. } => at_rate(*keys, 5_500, 15_000),
             Self::WatchLatency | Self::Lock { .. } => window + 50,
             Self::FanOut { watchers, .. } => window + at_rate(*watchers as u64, 8_000, 8_000),
@@ -259,7 +259,8 @@ fn waits(scale: &Scale) -> Vec<Plan> {
             "keep-alive",
             &format!("keep-alives of {} leases", scale.leases),
             per_second,
-            &SPREAD,
+            // A follower of etcd asks the leader for each renewal, one after the other.
+            &EVERYWHERE,
             Task::KeepAlive { leases: scale.leases, callers: 512 },
         ),
         plan(

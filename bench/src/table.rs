@@ -133,7 +133,7 @@ fn faults(own: &Column, beside: Option<&Column>) -> String {
 }
 
 /// Three significant digits, or all before the point.
-fn digits(value: f64) -> String {
+pub(crate) fn digits(value: f64) -> String {
     match value.abs() {
         size if size >= 99.95 => format!("{value:.0}"),
         size if size >= 9.995 => format!("{value:.1}"),

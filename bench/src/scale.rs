@@ -33,7 +33,6 @@ use tokio::time::Instant;
 
 const WINDOWS: usize = 3;
 const WARM_MS: u64 = 200;
-const RUN_MS: u64 = 1000;
 /// Keys of the axis of values: so few that a gigabyte need not be written before the largest can be measured.
 const VALUE_KEYS: u64 = 64;
 /// A rise by more than this, from one size to the next, is a knee.
@@ -55,6 +54,9 @@ pub(crate) struct Options {
     peers: Vec<String>,
     #[arg(long, default_value_t = 64)]
     callers: usize,
+    /// How long each window is. There are three, for all callers and for one, at each size.
+    #[arg(long, default_value_t = 1000)]
+    run_ms: u64,
     /// Where the figures go, if anywhere.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -282,12 +284,12 @@ impl Grown {
         Ok(())
     }
 
-    async fn measure(&mut self, size: u64, workload: Workload, callers: usize) -> Result<Point> {
+    async fn measure(&mut self, size: u64, options: &Options) -> Result<Point> {
         let mut point = Point { size, ..Point::default() };
         for _ in 0..WINDOWS {
-            let many = self.window(workload, callers, &mut point).await?;
+            let many = self.window(options, options.callers, &mut point).await?;
             point.cost_us_windows.push(1e6 / many.per_second());
-            let one = self.window(workload, 1, &mut point).await?;
+            let one = self.window(options, 1, &mut point).await?;
             let p50_ms = p50_ms(&one.times).ok_or("nothing was answered in time")?;
             point.p50_us_windows.push(p50_ms * 1e3);
         }
@@ -299,13 +301,13 @@ impl Grown {
     /// One window of load, and adds to a point how many operations that were.
     async fn window(
         &mut self,
-        workload: Workload,
+        options: &Options,
         callers: usize,
         point: &mut Point,
     ) -> Result<Sample> {
         let (keys, value_bytes) = (self.shape.keys, self.shape.value_bytes as usize);
-        let usual = load(workload.act(), callers);
-        let load = Load { keys, value_bytes, warm_ms: WARM_MS, run_ms: RUN_MS, ..usual };
+        let usual = load(options.workload.act(), callers);
+        let load = Load { keys, value_bytes, warm_ms: WARM_MS, run_ms: options.run_ms, ..usual };
         let sample = self.group.work(self.column, &Job::Load(load)).await?;
         point.operations += sample.operations;
         point.errors += sample.errors;
@@ -343,7 +345,7 @@ async fn measure_line(
                 }
             };
             grown.grow(shape).await?;
-            let point = grown.measure(*size, options.workload, options.callers).await?;
+            let point = grown.measure(*size, options).await?;
             current = Some(grown);
             Result::Ok(point)
         };
@@ -380,7 +382,7 @@ fn table(curves: &Curves, scaled: &Scaled) -> Result<String> {
     let (many, one) = (format!("{} callers, µs each", scaled.callers), "1 caller, p50 µs");
     write!(out, "{:>12}", curves.by)?;
     for column in curves.columns.keys() {
-        write!(out, "  | {:>26} {:>7} {one:>18} {:>7}", format!("{column}: {many}"), "", "")?;
+        write!(out, "  | {:>30} {:>7} {one:>18} {:>7}", format!("{column}: {many}"), "", "")?;
     }
     writeln!(out)?;
     let longest = curves.columns.values().max_by_key(|points| points.len());
@@ -395,12 +397,12 @@ fn table(curves: &Curves, scaled: &Scaled) -> Result<String> {
                 Some(point) => {
                     let (cost, p50) = (digits(point.cost_us), digits(point.p50_us));
                     let (of_cost, of_p50) = (rise(|it| it.cost_us), rise(|it| it.p50_us));
-                    write!(out, "  | {cost:>26} {of_cost:>7} {p50:>18} {of_p50:>7}")?;
+                    write!(out, "  | {cost:>30} {of_cost:>7} {p50:>18} {of_p50:>7}")?;
                     if point.errors > 0 {
                         write!(out, " [{} failed]", point.errors)?;
                     }
                 }
-                None => write!(out, "  | {:>26} {:>7} {:>18} {:>7}", "-", "", "-", "")?,
+                None => write!(out, "  | {:>30} {:>7} {:>18} {:>7}", "-", "", "-", "")?,
             }
         }
         writeln!(out)?;
@@ -515,7 +517,7 @@ mod tests {
         let table = table(&curves, &scaled).unwrap();
         assert!(table.contains("embedded, 64 callers, µs each: a knee at 100, ×3.00"), "{table}");
         assert!(table.contains("×1.10") && table.contains("3 members"), "{table}");
-        assert_eq!(table.matches("  |          ").count(), 8, "{table}");
+        assert_eq!(table.matches(" - ").count(), 4, "{table}");
         assert!(!table.contains("etcd, 64"), "{table}");
         assert_eq!(plot(&curves, &scaled).lines.len(), 4);
     }

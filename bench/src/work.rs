@@ -517,3 +517,6 @@ fn value(bytes: usize) -> Bytes {
 fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
+
+#[cfg(test)]
+mod tests;

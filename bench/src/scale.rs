@@ -19,7 +19,7 @@ use crate::group::{Column, Group, Settings, load};
 use crate::job::{Act, Job, Load, Sample};
 use crate::measure::p50_ms;
 use crate::plan::KEYS;
-use crate::plots::{ScalePlot, draw_scale};
+use crate::plots::{ScalePlot, draw_scale, note, short_cpu};
 use crate::report::{Machine, SCHEMA};
 use crate::store::{Fresh, Result};
 use crate::table::digits;
@@ -435,14 +435,19 @@ fn plot(curves: &Curves, scaled: &Scaled) -> ScalePlot {
     };
     for (column, points) in &curves.columns {
         lines.push((column.clone(), line(points, |point| point.cost_us)));
-        lines.push((format!("{column}, one caller"), line(points, |point| point.p50_us)));
+        lines.push((format!("{column}, 1 caller"), line(points, |point| point.p50_us)));
     }
-    let machine = &scaled.machine;
+    let parts = vec![
+        format!("{} callers: wall time each; 1: median", scaled.callers),
+        fixed(curves),
+        format!("{} × {}", scaled.machine.cores, short_cpu(&scaled.machine.cpu)),
+        scaled.date.get(..10).unwrap_or_default().to_owned(),
+    ];
     ScalePlot {
         title: format!("{} by {}", scaled.workload, curves.by),
         x_label: if curves.by == "value" { "bytes of a value".into() } else { curves.by.clone() },
-        y_label: format!("per operation of {} callers; median of one caller (µs)", scaled.callers),
-        note: format!("{} · {}, {} cores", fixed(curves), machine.cpu, machine.cores),
+        y_label: "time for one operation (µs)".into(),
+        note: note(parts),
         lines,
     }
 }

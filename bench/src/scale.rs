@@ -4,13 +4,13 @@
 //! it is not, there is a *knee*, and the table names it.
 //!
 //! ```text
-//! axis ─▶ sizes ─▶ shape ─▶ Grown: a group that is brought to the shape ─▶ three windows of load ─▶ Point
+//! axis ─▶ sizes ─▶ shape ─▶ Grown: a group that is brought to the shape ─▶ windows of load ─▶ Point
 //!                            └─ fills keys, opens watches; other members are another group
 //! ```
 //!
 //! Two things are measured at each size: with many callers the wall time for each operation, which is what work there is
 //! to do; and with one caller the median time, which is what there is to wait for. Each is the median of the windows, so
-//! that a single hiccup makes no knee.
+//! that a hiccup makes no knee.
 //!
 //! A line that cannot go on, because a side refuses a size, ends there, with a word on standard error. The others go on.
 
@@ -31,11 +31,13 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use tokio::time::Instant;
 
-const WINDOWS: usize = 3;
+const WINDOWS: usize = 5;
 const WARM_MS: u64 = 200;
+/// A window in which not every caller was answered twice is made longer, but not longer than this.
+const LONGEST_MS: u64 = 8000;
 /// Keys of the axis of values: so few that a gigabyte need not be written before the largest can be measured.
 const VALUE_KEYS: u64 = 64;
-/// A rise by more than this, from one size to the next, is a knee.
+/// A rise by more than this, from one size to the next and all that follow, is a knee.
 const KNEE: f64 = 1.5;
 
 #[derive(Args)]
@@ -54,8 +56,8 @@ pub(crate) struct Options {
     peers: Vec<String>,
     #[arg(long, default_value_t = 64)]
     callers: usize,
-    /// How long each window is. There are three, for all callers and for one, at each size.
-    #[arg(long, default_value_t = 1000)]
+    /// How long each window is. There are five with all callers and five with one, at each size.
+    #[arg(long, default_value_t = 600)]
     run_ms: u64,
     /// Where the figures go, if anywhere.
     #[arg(long)]
@@ -286,11 +288,12 @@ impl Grown {
 
     async fn measure(&mut self, size: u64, options: &Options) -> Result<Point> {
         let mut point = Point { size, ..Point::default() };
+        let (mut many_ms, mut one_ms) = (options.run_ms, options.run_ms);
         for _ in 0..WINDOWS {
-            let many = self.window(options, options.callers, &mut point).await?;
+            let many = self.window(options, options.callers, &mut many_ms, &mut point).await?;
             point.cost_us_windows.push(1e6 / many.per_second());
-            let one = self.window(options, 1, &mut point).await?;
-            let p50_ms = p50_ms(&one.times).ok_or("nothing was answered in time")?;
+            let one = self.window(options, 1, &mut one_ms, &mut point).await?;
+            let p50_ms = p50_ms(&one.times).expect("a window has an operation");
             point.p50_us_windows.push(p50_ms * 1e3);
         }
         point.cost_us = median(&point.cost_us_windows);
@@ -298,25 +301,33 @@ impl Grown {
         Ok(point)
     }
 
-    /// One window of load, and adds to a point how many operations that were.
+    /// One window of load in which at least one operation ends. Adds to `point` how many that were, and to `run_ms` if
+    /// they were too few.
     async fn window(
         &mut self,
         options: &Options,
         callers: usize,
+        run_ms: &mut u64,
         point: &mut Point,
     ) -> Result<Sample> {
         let (keys, value_bytes) = (self.shape.keys, self.shape.value_bytes as usize);
         let usual = load(options.workload.act(), callers);
-        let load = Load { keys, value_bytes, warm_ms: WARM_MS, run_ms: options.run_ms, ..usual };
-        let sample = self.group.work(self.column, &Job::Load(load)).await?;
-        point.operations += sample.operations;
-        point.errors += sample.errors;
-        point.first_error = point.first_error.take().or_else(|| sample.first_error.clone());
-        if sample.operations == 0 {
-            let why = point.first_error.take();
-            return Err(why.unwrap_or_else(|| "nothing was answered in time".to_owned()).into());
+        loop {
+            let load = Load { keys, value_bytes, warm_ms: WARM_MS, run_ms: *run_ms, ..usual };
+            let sample = self.group.work(self.column, &Job::Load(load)).await?;
+            if sample.operations < 2 * callers as u64 && *run_ms < LONGEST_MS {
+                *run_ms = (*run_ms * 4).min(LONGEST_MS);
+                continue;
+            }
+            if sample.operations == 0 {
+                let why = sample.first_error.unwrap_or_else(|| "nothing was answered".to_owned());
+                return Err(why.into());
+            }
+            point.operations += sample.operations;
+            point.errors += sample.errors;
+            point.first_error = point.first_error.take().or_else(|| sample.first_error.clone());
+            return Ok(sample);
         }
-        Ok(sample)
     }
 }
 
@@ -422,10 +433,14 @@ fn table(curves: &Curves, scaled: &Scaled) -> Result<String> {
     Ok(out)
 }
 
-/// The first size that costs more than half as much again as the one before it, and how much more.
+/// The first size that costs more than half as much again as the one before it, and how much more. If a larger size
+/// does not, it was a mood of the machine.
 fn knee(points: &[Point], of: fn(&Point) -> f64) -> Option<(u64, f64)> {
-    let rises = points.windows(2).map(|pair| (pair[1].size, of(&pair[1]) / of(&pair[0])));
-    rises.into_iter().find(|(_, rise)| *rise > KNEE)
+    (1..points.len()).find_map(|at| {
+        let before = of(&points[at - 1]);
+        let stays = points[at..].iter().all(|point| of(point) > KNEE * before);
+        stays.then(|| (points[at].size, of(&points[at]) / before))
+    })
 }
 
 fn plot(curves: &Curves, scaled: &Scaled) -> ScalePlot {
@@ -499,6 +514,7 @@ mod tests {
         let cost = |point: &Point| point.cost_us;
         assert_eq!(knee(&points(&[10.0, 11.0, 14.0, 9.0]), cost), None);
         assert_eq!(knee(&points(&[10.0, 11.0, 33.0, 99.0]), cost), Some((100, 3.0)));
+        assert_eq!(knee(&points(&[10.0, 50.0, 11.0]), cost), None, "it did not stay");
         assert_eq!(knee(&[], cost), None);
     }
 

@@ -226,7 +226,7 @@ fn keys() -> Vec<Plan> {
         plans.push(Plan {
             station: Station::Keys,
             name: format!("disk/{callers}"),
-            title: format!("bytes to disk per byte put and member, {callers} at once"),
+            title: format!("the machine's disk bytes per byte put and member, {callers} at once"),
             figure: Figure::Factor,
             columns: GROUP.to_vec(),
             task: Task::Written { callers },

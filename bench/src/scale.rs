@@ -14,20 +14,20 @@
 //!
 //! A line that cannot go on, because a side refuses a size, ends there, with a word on standard error. The others go on.
 
+mod show;
+
 use crate::etcd::server as etcd;
 use crate::group::{Column, Group, Settings, load};
 use crate::job::{Act, Job, Load, Sample};
 use crate::measure::p50_ms;
 use crate::plan::KEYS;
-use crate::plots::{ScalePlot, draw_scale, note, short_cpu};
+use crate::plots::draw_scale;
 use crate::report::{Machine, SCHEMA};
 use crate::store::{Fresh, Result};
-use crate::table::digits;
 use crate::{Common, limit, settings};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::PathBuf;
 use tokio::time::Instant;
 
@@ -37,8 +37,6 @@ const WARM_MS: u64 = 200;
 const LONGEST_MS: u64 = 8000;
 /// Keys of the axis of values: so few that a gigabyte need not be written before the largest can be measured.
 const VALUE_KEYS: u64 = 64;
-/// A rise by more than this, from one size to the next and all that follow, is a knee.
-const KNEE: f64 = 1.5;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -163,18 +161,27 @@ pub(crate) async fn run(options: Options) -> Result {
     let axes = options.by.map_or_else(|| Axis::value_variants().to_vec(), |axis| vec![axis]);
     for axis in axes {
         let sizes = axis.sizes(options.workload, options.max);
+        if sizes.is_empty() {
+            return Err("no size is so small".into());
+        }
         let mut curves = axis.curves(&settings);
         for column in &columns {
             let line = measure_line(axis, &sizes, *column, &options, &settings).await?;
             curves.columns.insert(column.name().to_owned(), line);
         }
-        print!("{}", table(&curves, &scaled)?);
-        let plot = draw_scale(&plot(&curves, &scaled), &options.plots)?;
-        eprintln!("drawn in {}", plot.display());
+        print!("{}", show::table(&curves, &scaled)?);
+        match draw_scale(&show::plot(&curves, &scaled), &options.plots) {
+            Ok(plot) => eprintln!("drawn in {}", plot.display()),
+            // The lines ended before they began. The other axes may fare better.
+            Err(error) => eprintln!("{error}"),
+        }
         scaled.axes.push(curves);
     }
     scaled.seconds = began.elapsed().as_secs_f64();
     if let Some(file) = &options.json {
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
         std::fs::write(file, serde_json::to_vec_pretty(&scaled)?)?;
     }
     Ok(())
@@ -344,7 +351,7 @@ async fn measure_line(
     for size in sizes {
         let shape = axis.shape(*size, settings);
         let said = format!("{} by {}, {}", name(options.workload), name(axis), column.name());
-        eprintln!("{said}: {}", shown(&name(axis), *size));
+        eprintln!("{said}: {}", show::size(&name(axis), *size));
         let point = async {
             let mut grown = match current.take() {
                 Some(grown) if grown.shape.members == shape.members => grown,
@@ -384,164 +391,9 @@ fn median(values: &[f64]) -> f64 {
     rising[rising.len() / 2]
 }
 
-// ------------------------------------------------------------------------------------------------- for people
-
-/// The lines side by side, each cost with its rise over the size before, and where the knees are.
-fn table(curves: &Curves, scaled: &Scaled) -> Result<String> {
-    let mut out = String::new();
-    writeln!(out, "\n{} by {}: {}", scaled.workload, curves.by, fixed(curves))?;
-    let (many, one) = (format!("{} callers, µs each", scaled.callers), "1 caller, p50 µs");
-    write!(out, "{:>12}", curves.by)?;
-    for column in curves.columns.keys() {
-        write!(out, "  | {:>30} {:>7} {one:>18} {:>7}", format!("{column}: {many}"), "", "")?;
-    }
-    writeln!(out)?;
-    let longest = curves.columns.values().max_by_key(|points| points.len());
-    for (row, size) in longest.into_iter().flatten().map(|point| point.size).enumerate() {
-        write!(out, "{:>12}", shown(&curves.by, size))?;
-        for points in curves.columns.values() {
-            let rise = |of: fn(&Point) -> f64| {
-                let before = row.checked_sub(1).map(|before| of(&points[before]));
-                before.map_or_else(String::new, |it| format!("×{}", digits(of(&points[row]) / it)))
-            };
-            match points.get(row) {
-                Some(point) => {
-                    let (cost, p50) = (digits(point.cost_us), digits(point.p50_us));
-                    let (of_cost, of_p50) = (rise(|it| it.cost_us), rise(|it| it.p50_us));
-                    write!(out, "  | {cost:>30} {of_cost:>7} {p50:>18} {of_p50:>7}")?;
-                    if point.errors > 0 {
-                        write!(out, " [{} failed]", point.errors)?;
-                    }
-                }
-                None => write!(out, "  | {:>30} {:>7} {:>18} {:>7}", "-", "", "-", "")?,
-            }
-        }
-        writeln!(out)?;
-    }
-    for (column, points) in &curves.columns {
-        let knees = [
-            (&many, knee(points, |point| point.cost_us)),
-            (&one.to_owned(), knee(points, |point| point.p50_us)),
-        ];
-        for (what, knee) in knees {
-            if let Some((size, rise)) = knee {
-                let size = shown(&curves.by, size);
-                writeln!(out, "{column}, {what}: a knee at {size}, ×{}", digits(rise))?;
-            }
-        }
-    }
-    Ok(out)
-}
-
-/// The first size that costs more than half as much again as the one before it, and how much more. If a larger size
-/// does not, it was a mood of the machine.
-fn knee(points: &[Point], of: fn(&Point) -> f64) -> Option<(u64, f64)> {
-    (1..points.len()).find_map(|at| {
-        let before = of(&points[at - 1]);
-        let stays = points[at..].iter().all(|point| of(point) > KNEE * before);
-        stays.then(|| (points[at].size, of(&points[at]) / before))
-    })
-}
-
-fn plot(curves: &Curves, scaled: &Scaled) -> ScalePlot {
-    let mut lines = Vec::new();
-    let line = |points: &[Point], of: fn(&Point) -> f64| {
-        points.iter().map(|point| (point.size as f64, of(point))).collect::<Vec<_>>()
-    };
-    for (column, points) in &curves.columns {
-        lines.push((column.clone(), line(points, |point| point.cost_us)));
-        lines.push((format!("{column}, 1 caller"), line(points, |point| point.p50_us)));
-    }
-    let parts = vec![
-        format!("{} callers: wall time each; 1: median", scaled.callers),
-        fixed(curves),
-        format!("{} × {}", scaled.machine.cores, short_cpu(&scaled.machine.cpu)),
-        scaled.date.get(..10).unwrap_or_default().to_owned(),
-    ];
-    ScalePlot {
-        title: format!("{} by {}", scaled.workload, curves.by),
-        x_label: if curves.by == "value" { "bytes of a value".into() } else { curves.by.clone() },
-        y_label: "time for one operation (µs)".into(),
-        note: note(parts),
-        lines,
-    }
-}
-
-/// What stays as it is, in words.
-fn fixed(curves: &Curves) -> String {
-    let worded = curves.fixed.iter().filter(|(_, value)| **value > 0);
-    let worded = worded.map(|(name, value)| match name.as_str() {
-        "value_bytes" => format!("values of {value} B"),
-        name => format!("{value} {name}"),
-    });
-    worded.collect::<Vec<_>>().join(", ")
-}
-
-/// `1,000,000` or, of bytes, `1 MiB`.
-fn shown(by: &str, size: u64) -> String {
-    match size {
-        bytes if by == "value" && bytes >= 1 << 20 => format!("{} MiB", bytes >> 20),
-        bytes if by == "value" && bytes >= 1 << 10 => format!("{} KiB", bytes >> 10),
-        bytes if by == "value" => format!("{bytes} B"),
-        count if count >= 1_000_000 => {
-            format!("{},{:03},{:03}", count / 1_000_000, count / 1000 % 1000, count % 1000)
-        }
-        count if count >= 1000 => format!("{},{:03}", count / 1000, count % 1000),
-        count => count.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn points(costs: &[f64]) -> Vec<Point> {
-        let point = |(index, cost): (usize, &f64)| Point {
-            size: 10_u64.pow(index as u32),
-            cost_us: *cost,
-            cost_us_windows: vec![*cost],
-            p50_us: 100.0,
-            p50_us_windows: vec![100.0],
-            operations: 1000,
-            errors: 0,
-            first_error: None,
-        };
-        costs.iter().enumerate().map(point).collect()
-    }
-
-    #[test]
-    fn a_knee_is_the_first_steep_rise() {
-        let cost = |point: &Point| point.cost_us;
-        assert_eq!(knee(&points(&[10.0, 11.0, 14.0, 9.0]), cost), None);
-        assert_eq!(knee(&points(&[10.0, 11.0, 33.0, 99.0]), cost), Some((100, 3.0)));
-        assert_eq!(knee(&points(&[10.0, 50.0, 11.0]), cost), None, "it did not stay");
-        assert_eq!(knee(&[], cost), None);
-    }
-
-    #[test]
-    fn the_table_names_the_knee_and_goes_on_where_a_line_ends() {
-        let columns = [("embedded", &[10.0, 11.0, 33.0][..]), ("etcd", &[20.0])];
-        let columns = columns.map(|(name, costs)| (name.to_owned(), points(costs))).into();
-        let curves = Curves { by: "keys".into(), fixed: [("members".into(), 3)].into(), columns };
-        let scaled = Scaled {
-            schema: SCHEMA,
-            command: String::new(),
-            date: String::new(),
-            seconds: 1.0,
-            machine: Machine::default(),
-            versions: BTreeMap::new(),
-            absent: BTreeMap::new(),
-            workload: "put".into(),
-            callers: 64,
-            axes: Vec::new(),
-        };
-        let table = table(&curves, &scaled).unwrap();
-        assert!(table.contains("embedded, 64 callers, µs each: a knee at 100, ×3.00"), "{table}");
-        assert!(table.contains("×1.10") && table.contains("3 members"), "{table}");
-        assert_eq!(table.matches(" - ").count(), 4, "{table}");
-        assert!(!table.contains("etcd, 64"), "{table}");
-        assert_eq!(plot(&curves, &scaled).lines.len(), 4);
-    }
 
     #[test]
     fn sizes_rise_and_end_at_what_was_asked_for() {
@@ -555,16 +407,5 @@ mod tests {
         assert_eq!(sizes(None), [10_000, 100_000, 1_000_000]);
         assert_eq!(sizes(Some(10_000_000)).last(), Some(&10_000_000));
         assert_eq!(Axis::Value.sizes(Workload::Put, None).last(), Some(&1_048_576));
-    }
-
-    #[test]
-    fn sizes_are_legible() {
-        let shown = [
-            shown("keys", 10_000_000),
-            shown("members", 7),
-            shown("value", 1 << 20),
-            shown("value", 16),
-        ];
-        assert_eq!(shown, ["10,000,000", "7", "1 MiB", "16 B"]);
     }
 }

@@ -140,7 +140,6 @@ fn a_peer_that_is_not_there_is_named_and_no_failure() {
     assert!(report["absent"]["etcd"].as_str().unwrap().contains("/nonexistent"));
     assert_eq!(names(&report["versions"]), ["quorate"].into());
     let row = &report["rows"][0];
-    // `get-serializable/1` is also where no other name begins.
     assert_eq!(names(&row["columns"]), ["embedded", "remote"].into());
 }
 

@@ -24,9 +24,8 @@ use crate::store::{self, Change, Fresh, Result, Store};
 use bytes::Bytes;
 use renewals::Renewals;
 use rpc::{
-    Call, CampaignRequest, Compare, DeleteRangeRequest, LeaderKey, LeaseGrantRequest,
-    LeaseRevokeRequest, LockRequest, PutRequest, RangeRequest, RequestOp, ResignRequest,
-    TxnRequest, UnlockRequest,
+    Call, CampaignRequest, Compare, LeaderKey, LeaseGrantRequest, LeaseRevokeRequest, LockRequest,
+    PutRequest, RangeRequest, RequestOp, ResignRequest, TxnRequest, UnlockRequest,
 };
 use shared::Shared;
 use std::sync::Arc;
@@ -68,12 +67,6 @@ impl Etcd {
         let watches = Shared::new(channel.clone());
         let renewals = Shared::new(channel.clone());
         Ok(Self { shared: Arc::new(Connection { channel, watches, renewals }) })
-    }
-
-    /// Deletes all keys under a prefix, and returns how many there were.
-    pub(crate) async fn delete_prefix(&self, prefix: &Bytes) -> Result<u64> {
-        let request = DeleteRangeRequest { key: prefix.clone(), range_end: rpc::end_of(prefix) };
-        Ok(self.call(request).await?.deleted.cast_unsigned())
     }
 
     async fn call<Q: Call>(&self, request: Q) -> Result<Q::Answer> {

@@ -181,7 +181,6 @@ impl Group {
                     client_ports: &client_ports,
                     heartbeat_ms: self.settings.heartbeat_ms,
                     election_ms: self.settings.election_ms,
-                    existing: false,
                 };
                 let mut command = Command::from(etcd::command(binary, &start)?);
                 Ok(Member::Server(command.kill_on_drop(true).spawn()?))
@@ -240,13 +239,7 @@ impl Group {
                 self.work_inside(&job.split(parts)).await
             }
             Column::Remote | Column::Etcd => self.remote().await?.ask(job).await,
-            Column::EtcdLeader => {
-                let mut job = job.clone();
-                if let Job::Load(load) = &mut job {
-                    load.place = Place::Leader;
-                }
-                self.remote().await?.ask(&job).await
-            }
+            Column::EtcdLeader => self.remote().await?.ask(&job.clone().at(Place::Leader)).await,
         }
     }
 
@@ -397,9 +390,9 @@ impl Group {
         self.pids().into_iter().map(proc::processor_ns).sum()
     }
 
-    /// Bytes that all members have caused to be written so far.
-    pub(crate) fn written_bytes(&self) -> u64 {
-        self.pids().into_iter().map(proc::written_bytes).sum()
+    /// Bytes that the disk of all members has been given to write so far, by them and by everybody else.
+    pub(crate) fn disk_written_bytes(&self) -> Result<u64> {
+        proc::disk_written_bytes(self.folder.path())
     }
 
     /// Bytes that the files of a member take, on average.
@@ -420,10 +413,6 @@ impl Group {
 
     pub(crate) fn side(&self) -> Side {
         self.side
-    }
-
-    pub(crate) fn leader(&self) -> usize {
-        self.leader
     }
 
     pub(crate) fn size(&self) -> usize {

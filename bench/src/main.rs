@@ -19,6 +19,7 @@ mod plan;
 mod plots;
 mod proc;
 mod report;
+mod scale;
 mod store;
 mod table;
 mod work;
@@ -46,6 +47,8 @@ struct Options {
 enum Command {
     /// Run every workload on fresh groups of quorate and its peers, in turns, and print the ratios.
     Compare(Compare),
+    /// Run one workload on groups that grow: keys, watches, values, members.
+    Scale(scale::Options),
     /// Run one workload steadily, for a profiler to look at.
     Profile(Profile),
     /// Measure the physical limits of this machine.
@@ -87,7 +90,7 @@ struct Common {
 struct Compare {
     #[command(flatten)]
     common: Common,
-    /// Whom to run beside quorate.
+    /// Whom to run beside quorate, or `none`.
     #[arg(long, value_delimiter = ',', default_value = "etcd")]
     peers: Vec<String>,
     /// Only rows whose names begin with one of these.
@@ -102,6 +105,9 @@ struct Compare {
     /// Other than the scale says.
     #[arg(long)]
     rounds: Option<u32>,
+    /// How long each row is measured in each column and round, other than the scale says.
+    #[arg(long)]
+    run_ms: Option<u64>,
     /// Where the report goes.
     #[arg(long, default_value = "target/bench/report.json")]
     json: PathBuf,
@@ -126,6 +132,7 @@ struct Profile {
 fn main() -> ExitCode {
     let done = match Options::parse().command {
         Command::Compare(options) => in_runtime(compare(options)),
+        Command::Scale(options) => in_runtime(scale::run(options)),
         Command::Profile(options) => in_runtime(profile(options)),
         Command::Limit { data } => limits(&data),
         Command::Show { report, markdown } => show(&report, markdown),
@@ -168,6 +175,7 @@ fn settings(common: &Common, etcd: Option<PathBuf>) -> Settings {
 async fn compare(options: Compare) -> Result {
     let mut scale = if options.full { Scale::FULL } else { Scale::QUICK };
     scale.rounds = options.rounds.unwrap_or(scale.rounds);
+    scale.run_ms = options.run_ms.unwrap_or(scale.run_ms);
     let mut versions = BTreeMap::new();
     versions.insert("quorate".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     let (mut sides, mut absent, mut program) = (vec![Side::Quorate], BTreeMap::new(), None);
@@ -184,6 +192,7 @@ async fn compare(options: Compare) -> Result {
                     absent.insert(peer.clone(), reason);
                 }
             },
+            "" | "none" => {}
             other => return Err(format!("no peer is called {other}").into()),
         }
     }

@@ -1,7 +1,7 @@
 //! One task, on one group, for one column.
 
 use crate::group::{Column, Group, Side, load};
-use crate::job::{Act, Job, Load, Sample};
+use crate::job::{Act, Job, Load, Place, Sample};
 use crate::meter::histogram;
 use crate::plan::{Plan, Scale, Task};
 use crate::report::Figure;
@@ -55,9 +55,10 @@ pub(crate) async fn measure(
         }
         Task::IdleWatches { watchers } => idle_watches(group, column, *watchers).await,
         Task::KeepAlive { leases, callers } => {
-            let open = Job::OpenLeases { count: *leases, ttl_ms: 60_000 };
+            let place = Place::Spread;
+            let open = Job::OpenLeases { count: *leases, ttl_ms: 60_000, place };
             group.work(column, &open).await?;
-            let job = Job::KeepAlive { callers: *callers, run_ms };
+            let job = Job::KeepAlive { callers: *callers, run_ms, place };
             Ok(by(plan.figure, group.work(column, &job).await?))
         }
         Task::Expiry { leases, ttl_ms } => {
@@ -140,14 +141,28 @@ async fn written(
     scale: &Scale,
 ) -> Result<Outcome> {
     let usual = load(Act::Put, callers);
-    // All that is put counts, so nothing is warmed up.
+    // Files that grow are written more often than files that have grown. And as all that is written counts, the load
+    // that is measured has no warm-up of its own.
+    let warm = Job::Load(Load { warm_ms: 0, run_ms: scale.warm_ms, ..usual });
+    group.work(column, &warm).await?;
+    let others = disk_bytes_per_second_of_others(group, scale).await?;
     let job = Job::Load(Load { warm_ms: 0, run_ms: scale.run_ms, ..usual });
-    let before = group.written_bytes();
-    let sample = group.work(column, &job).await?;
-    let written = group.written_bytes().saturating_sub(before) as f64;
+    let before = group.disk_written_bytes()?;
+    let mut sample = group.work(column, &job).await?;
+    let written = (group.disk_written_bytes()? - before) as f64;
     let key_bytes = 10;
     let put = sample.operations as f64 * (usual.value_bytes + key_bytes) as f64;
+    sample.extra.insert("others_bytes_per_second".to_owned(), others);
     Ok(Outcome { figure: written / put / group.size() as f64, sample })
+}
+
+/// What the disk is given while the group has nothing to do. Nothing is subtracted, because what others do comes in
+/// bursts; but whoever wonders about a figure can look here first.
+async fn disk_bytes_per_second_of_others(group: &Group, scale: &Scale) -> Result<f64> {
+    let (before, began) = (group.disk_written_bytes()?, monotonic_ns());
+    sleep(Duration::from_millis(scale.run_ms)).await;
+    let written = (group.disk_written_bytes()? - before) as f64;
+    Ok(written * 1e9 / (monotonic_ns() - began) as f64)
 }
 
 async fn restart(group: &mut Group, all: bool) -> Result<Outcome> {

@@ -47,10 +47,6 @@ impl Meter {
         Arc::new(Self { from, until: from + run, counted: Mutex::new(counted) })
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        Instant::now() >= self.until
-    }
-
     pub(crate) fn caller(self: &Arc<Self>) -> Caller {
         Caller { meter: Arc::clone(self), times: Vec::new(), errors: 0, first_error: None }
     }

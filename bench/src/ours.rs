@@ -126,9 +126,10 @@ pub(crate) enum Place {
 
 impl Held for Place {
     async fn release(self) -> Result {
-        Ok(match self {
+        match self {
             Self::Lock(guard) => guard.release().await?,
             Self::Lead(leadership) => leadership.resign().await?,
-        })
+        }
+        Ok(())
     }
 }

@@ -278,6 +278,11 @@ fn footer<'a>(report: &Report, rows: impl Iterator<Item = &'a Row>) -> String {
         if report.scale == "quick" { format!("{day}, quick") } else { day.into() },
     ];
     parts.retain(|part| !part.is_empty());
+    note(parts)
+}
+
+/// A footer of these parts, as long as there is room for.
+pub(crate) fn note(parts: Vec<String>) -> String {
     join(parts, sheet::characters_max())
 }
 
@@ -298,7 +303,7 @@ fn join(mut parts: Vec<String>, characters: usize) -> String {
 }
 
 /// The name of a processor without what says nothing.
-fn short_cpu(cpu: &str) -> String {
+pub(crate) fn short_cpu(cpu: &str) -> String {
     let cpu = cpu.split(" @ ").next().unwrap_or(cpu);
     let cpu = ["(R)", "(TM)", "(tm)", " CPU", " Processor"]
         .iter()

@@ -1,6 +1,14 @@
-//! What the kernel says of a process: memory, processor time, bytes handed to the disk.
+//! What the kernel says: of a process its memory and processor time, of a disk what it was given to write.
+//!
+//! What a process writes is not asked of the process. The kernel counts there what becomes dirty in memory, and it counts
+//! whole folios: where those are large, a page that is written again and again is counted as many pages each time. The
+//! device counts what reaches it, from whomever it comes; so a machine that measures should do nothing else.
 
+use crate::store::Result;
+use rustix::fs::{major, minor};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Bytes of a process's memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,9 +39,47 @@ pub(crate) fn processor_ns(pid: u32) -> u64 {
     threads.flatten().filter_map(of_thread).sum()
 }
 
-/// Bytes that a process has caused to be written to the disk.
-pub(crate) fn written_bytes(pid: u32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-    let written = io.lines().find_map(|line| line.strip_prefix("write_bytes:"));
-    written.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0)
+/// Bytes that the disk below a folder has been given to write since the machine was started, by everybody.
+pub(crate) fn disk_written_bytes(folder: &Path) -> Result<u64> {
+    let device = fs::metadata(folder)?.dev();
+    let path = format!("/sys/dev/block/{}:{}/stat", major(device), minor(device));
+    let missing =
+        |error| format!("{} lies on no disk that counts: {path}: {error}", folder.display());
+    let stat = fs::read_to_string(&path).map_err(missing)?;
+    sectors_written(&stat)
+        .map(|sectors| sectors * 512)
+        .ok_or_else(|| format!("{path} has another layout").into())
+}
+
+/// The seventh field, in sectors of 512 bytes whatever the disk's own are.
+fn sectors_written(stat: &str) -> Option<u64> {
+    stat.split_whitespace().nth(6)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn the_sectors_written_are_the_seventh_field() {
+        let stat =
+            "  297290 12485 13397250 622621 4420007 140275 77454072 3293661 0 176756 4026703";
+        assert_eq!(sectors_written(stat), Some(77_454_072));
+        assert_eq!(sectors_written("1 2 3"), None);
+    }
+
+    #[test]
+    fn what_is_synced_is_counted() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let before = match disk_written_bytes(folder.path()) {
+            Ok(bytes) => bytes,
+            // A file system of several disks, or of none.
+            Err(error) => return eprintln!("not tested: {error}"),
+        };
+        let mut file = tempfile::tempfile_in(folder.path()).unwrap();
+        file.write_all(&vec![1; 1 << 20]).unwrap();
+        file.sync_all().unwrap();
+        assert!(disk_written_bytes(folder.path()).unwrap() - before >= 1 << 20);
+    }
 }

@@ -143,3 +143,134 @@ pub(crate) struct Ratio {
     pub(crate) low: f64,
     pub(crate) high: f64,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn column(value: f64) -> Column {
+        Column {
+            rounds: vec![Some(value), None],
+            value,
+            operations: 700,
+            errors: 3,
+            latency: Some(Latency {
+                p50: Some(0.5),
+                p90: Some(0.9),
+                p99: Some(1.5),
+                p999: None,
+                max: 2.5,
+                curve: vec![(0.0, 0.25), (0.5, 0.5)],
+            }),
+            first_error: Some("too busy".into()),
+            p50_rounds: vec![Some(0.5), None],
+            extra: [("per_second".to_owned(), value)].into(),
+        }
+    }
+
+    /// A row with something in each field.
+    pub(crate) fn row() -> Row {
+        let ratio = Ratio { mean: 2.0, low: 1.5, high: 2.5 };
+        let ratios = Ratios { beside: "etcd".into(), figure: ratio, p50: Some(ratio) };
+        let own = Column { rounds: vec![Some(2000.0), Some(2000.0)], errors: 0, ..column(2000.0) };
+        Row {
+            name: "put/16".into(),
+            title: "put, 16 callers".into(),
+            figure: Figure::PerSecond,
+            parameters: [("callers".to_owned(), 16)].into(),
+            columns: [("etcd".to_owned(), column(1000.0)), ("embedded".to_owned(), own)].into(),
+            ratios: [("embedded".to_owned(), ratios)].into(),
+        }
+    }
+
+    pub(crate) fn report() -> Report {
+        Report {
+            schema: SCHEMA,
+            command: "compare".into(),
+            scale: "quick".into(),
+            date: "2026-11-26T05:31:51Z".into(),
+            seconds: 60.0,
+            machine: Machine {
+                cpu: "EPYC".into(),
+                cores: 2,
+                memory_bytes: 1 << 30,
+                kernel: "6.18".into(),
+                file_system: "ext4".into(),
+            },
+            durability: "fsync".into(),
+            members: 3,
+            heartbeat_ms: 100,
+            election_ms: 500,
+            rounds: 2,
+            versions: [("etcd".to_owned(), "3.5.1".to_owned())].into(),
+            absent: [("hiqlite".to_owned(), "not built".to_owned())].into(),
+            limits: Limits {
+                fdatasync_p50_us: 200.0,
+                fdatasync_p99_us: 400.0,
+                batched_records_per_second: 50_000.0,
+                loopback_p50_us: 13.5,
+                copy_bytes_per_second: 8e9,
+            },
+            rows: vec![row()],
+        }
+    }
+
+    /// The names are promised to whoever reads the files; see SCHEMA before changing one here.
+    #[test]
+    fn a_report_is_written_as_it_is_documented() {
+        let ratio = json!({ "mean": 2.0, "low": 1.5, "high": 2.5 });
+        let cell = |rounds: serde_json::Value, value: f64, errors: u64| {
+            json!({
+                "rounds": rounds, "value": value, "operations": 700, "errors": errors,
+                "latency": {
+                    "p50": 0.5, "p90": 0.9, "p99": 1.5, "p999": null, "max": 2.5,
+                    "curve": [[0.0, 0.25], [0.5, 0.5]],
+                },
+                "first_error": "too busy", "p50_rounds": [0.5, null],
+                "extra": { "per_second": value },
+            })
+        };
+        let expected = json!({
+            "schema": 1, "command": "compare", "scale": "quick", "date": "2026-11-26T05:31:51Z",
+            "seconds": 60.0,
+            "machine": {
+                "cpu": "EPYC", "cores": 2, "memory_bytes": 1 << 30, "kernel": "6.18",
+                "file_system": "ext4",
+            },
+            "durability": "fsync", "members": 3, "heartbeat_ms": 100, "election_ms": 500,
+            "rounds": 2, "versions": { "etcd": "3.5.1" }, "absent": { "hiqlite": "not built" },
+            "limits": {
+                "fdatasync_p50_us": 200.0, "fdatasync_p99_us": 400.0,
+                "batched_records_per_second": 50_000.0, "loopback_p50_us": 13.5,
+                "copy_bytes_per_second": 8e9,
+            },
+            "rows": [{
+                "name": "put/16", "title": "put, 16 callers", "figure": "per_second",
+                "parameters": { "callers": 16 },
+                "columns": {
+                    "etcd": cell(json!([1000.0, null]), 1000.0, 3),
+                    "embedded": cell(json!([2000.0, 2000.0]), 2000.0, 0),
+                },
+                "ratios": { "embedded": { "beside": "etcd", "figure": ratio, "p50": ratio } },
+            }],
+        });
+        assert_eq!(serde_json::to_value(report()).unwrap(), expected);
+        // And it is read as it is written.
+        let read: Report = serde_json::from_value(expected.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), expected);
+    }
+
+    #[test]
+    fn figures_have_names() {
+        let all = [
+            Figure::PerSecond,
+            Figure::Milliseconds,
+            Figure::Bytes,
+            Figure::CorePercent,
+            Figure::Factor,
+        ];
+        let names = ["per_second", "milliseconds", "bytes", "core_percent", "factor"];
+        assert_eq!(serde_json::to_value(all).unwrap(), json!(names));
+    }
+}

@@ -133,7 +133,7 @@ fn faults(own: &Column, beside: Option<&Column>) -> String {
 }
 
 /// Three significant digits, or all before the point.
-fn digits(value: f64) -> String {
+pub(crate) fn digits(value: f64) -> String {
     match value.abs() {
         size if size >= 99.95 => format!("{value:.0}"),
         size if size >= 9.995 => format!("{value:.1}"),
@@ -155,6 +155,7 @@ fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::{Ratios, Row};
 
     #[test]
     fn figures_have_three_digits() {
@@ -162,5 +163,54 @@ mod tests {
             [0.0, 0.001_23, 0.0123, 0.123, 1.23, 12.34, 123.4, 9999.0].map(digits).into();
         assert_eq!(shown, ["0", "0.0012", "0.012", "0.123", "1.23", "12.3", "123", "9999"]);
         assert_eq!([short(12.0), short(43_210.0), short(1.5e6)], ["12.0", "43.2k", "1.50M"]);
+    }
+
+    fn ratios(low: f64, high: f64) -> Ratios {
+        let figure = Ratio { mean: f64::midpoint(low, high), low, high };
+        Ratios { beside: "etcd".into(), figure, p50: None }
+    }
+
+    /// A column and the ends of its ratio.
+    type Spread<'a> = (&'a str, f64, f64);
+
+    fn report(rows: &[(&str, &[Spread<'_>])]) -> Report {
+        let row = |(name, columns): &(&str, &[Spread<'_>])| {
+            let columns = columns.iter();
+            let ratios = columns.map(|(column, low, high)| ((*column).into(), ratios(*low, *high)));
+            Row { name: (*name).into(), ratios: ratios.collect(), ..crate::report::tests::row() }
+        };
+        Report { rows: rows.iter().map(row).collect(), ..crate::report::tests::report() }
+    }
+
+    #[test]
+    fn ratios_agree_if_their_spreads_touch() {
+        let one = report(&[("put/1", &[("embedded", 1.0, 2.0), ("remote", 0.5, 0.8)])]);
+        let other = report(&[("put/1", &[("embedded", 2.0, 3.0), ("remote", 0.9, 1.0)])]);
+        let (compared, lines) = disagreements(&one, &other);
+        assert_eq!((compared, lines.len()), (2, 1));
+        assert!(
+            lines[0].starts_with("put/1, remote: 0.650x (0.500 - 0.800) and 0.95"),
+            "{lines:?}"
+        );
+        assert_eq!(disagreements(&other, &one).1.len(), 1);
+        assert_eq!(disagreements(&one, &one), (2, Vec::new()));
+    }
+
+    #[test]
+    fn what_only_one_report_has_is_not_compared() {
+        let one = report(&[("put/1", &[("embedded", 1.0, 2.0)]), ("txn/64", &[])]);
+        let other = report(&[("put/1", &[("remote", 9.0, 9.0)]), ("put/16", &[])]);
+        assert_eq!(disagreements(&one, &other), (0, Vec::new()));
+    }
+
+    #[test]
+    fn both_tables_show_each_row() {
+        let report = report(&[("put/1", &[("embedded", 1.0, 2.0)])]);
+        let text = text(&report).unwrap();
+        assert!(text.contains("put, 16 callers") && text.contains("1.50x (1.00 - 2.00)"), "{text}");
+        // A round of etcd failed, and three operations.
+        assert!(text.contains("[4 of etcd]") || text.contains("[0 failed, 4 of etcd]"), "{text}");
+        let markdown = markdown(&report).unwrap();
+        assert!(markdown.contains("| put, 16 callers | 1.00k/s | 2.00k/s | 1.50x"), "{markdown}");
     }
 }

@@ -64,9 +64,11 @@ impl<S: Store> Worker<S> {
                 self.watches.shutdown().await;
                 Ok(Sample::default())
             }
-            Job::OpenLeases { count, ttl_ms } => self.open_leases(count, millis(ttl_ms)).await,
-            Job::KeepAlive { callers, run_ms } => {
-                Ok(self.keep_alive(callers, millis(run_ms)).await)
+            Job::OpenLeases { count, ttl_ms, place } => {
+                self.open_leases(count, millis(ttl_ms), place).await
+            }
+            Job::KeepAlive { callers, run_ms, place } => {
+                self.keep_alive(callers, millis(run_ms), place).await
             }
             Job::Expiry { leases, ttl_ms } => self.expiry(leases, millis(ttl_ms)).await,
             Job::Lock { first, callers, names, run_ms } => {
@@ -97,15 +99,11 @@ impl<S: Store> Worker<S> {
 
     async fn load(&self, load: Load) -> Sample {
         let meter = Meter::new(millis(load.warm_ms), millis(load.run_ms));
-        let keys: Arc<[Bytes]> = match load.act {
-            Act::Put | Act::Txn | Act::Get(_) => (0..load.keys).map(key).collect(),
-            Act::Range | Act::Count | Act::Grant => Arc::new([]),
-        };
         let value = value(load.value_bytes);
         let mut callers = JoinSet::new();
         for index in 0..load.callers {
             let (store, caller) = (self.store(index, load.place), meter.caller());
-            callers.spawn(act_again(store, caller, load.act, Arc::clone(&keys), value.clone()));
+            callers.spawn(act_again(store, caller, load.act, load.keys, value.clone()));
         }
         callers.join_all().await;
         meter.sample()
@@ -188,10 +186,12 @@ impl<S: Store> Worker<S> {
     async fn open_watches(&mut self, count: usize, apart: bool) -> Result<Sample> {
         let began = Instant::now();
         let mut opening = FuturesUnordered::new();
+        // There may be some already.
+        let opened = self.watches.len();
         for index in 0..count {
             let store = self.store(index, Place::Spread);
             let prefix = match apart {
-                true => format!("{WATCHED}apart/{:016x}/{index}/", self.tag),
+                true => format!("{WATCHED}apart/{:016x}/{}/", self.tag, opened + index),
                 false => format!("{WATCHED}fan/"),
             };
             opening.push(async move { store.watch(&Bytes::from(prefix)).await });
@@ -238,11 +238,11 @@ impl<S: Store> Worker<S> {
 
     // ---------------------------------------------------------------------------------------------------- leases
 
-    async fn open_leases(&mut self, count: usize, ttl: Duration) -> Result<Sample> {
+    async fn open_leases(&mut self, count: usize, ttl: Duration, place: Place) -> Result<Sample> {
         let began = Instant::now();
         let mut grants = futures::stream::iter(0..count)
             .map(|index| {
-                let store = self.store(index, Place::Spread);
+                let store = self.store(index, place);
                 async move { store.grant(ttl).await }
             })
             .buffer_unordered(256);
@@ -256,12 +256,15 @@ impl<S: Store> Worker<S> {
         Ok(Sample { seconds, operations: count as u64, ..Sample::default() })
     }
 
-    async fn keep_alive(&self, callers: usize, run: Duration) -> Sample {
+    async fn keep_alive(&self, callers: usize, run: Duration, place: Place) -> Result<Sample> {
+        if self.leases.is_empty() {
+            return Err("there are no leases to keep alive".into());
+        }
         let meter = Meter::new(run / 5, run);
         let leases: Arc<[u64]> = self.leases.as_slice().into();
         let mut tasks = JoinSet::new();
         for index in 0..callers {
-            let (store, mut caller) = (self.store(index, Place::Spread), meter.caller());
+            let (store, mut caller) = (self.store(index, place), meter.caller());
             let leases = Arc::clone(&leases);
             tasks.spawn(async move {
                 let mut at = index;
@@ -276,7 +279,7 @@ impl<S: Store> Worker<S> {
             });
         }
         tasks.join_all().await;
-        meter.sample()
+        Ok(meter.sample())
     }
 
     async fn expiry(&self, leases: usize, ttl: Duration) -> Result<Sample> {
@@ -456,25 +459,20 @@ impl Gaps {
 /// As long as no job takes.
 const DAY: Duration = Duration::from_secs(86_400);
 
-async fn act_again<S: Store>(
-    store: S,
-    mut caller: Caller,
-    act: Act,
-    keys: Arc<[Bytes]>,
-    value: Bytes,
-) {
+async fn act_again<S: Store>(store: S, mut caller: Caller, act: Act, keys: u64, value: Bytes) {
     let prefix = Bytes::from_static(KEYS.as_bytes());
-    let any = || &keys[fastrand::usize(..keys.len())];
+    // A list of ten million keys would be larger than what is measured, and would lie in a member's own memory.
+    let any = || fastrand::u64(..keys);
     loop {
         let began = Instant::now();
         let outcome = match act {
-            Act::Put => store.put(any(), &value).await,
+            Act::Put => store.put(&key(any()), &value).await,
             Act::Txn => {
-                let first = fastrand::usize(..keys.len());
-                let second = (first + 1) % keys.len();
-                store.txn(any(), [&keys[first], &keys[second]], &value).await
+                let first = any();
+                let puts = [&key(first), &key((first + 1) % keys)];
+                store.txn(&key(any()), puts, &value).await
             }
-            Act::Get(fresh) => store.get(any(), fresh).await.map(drop),
+            Act::Get(fresh) => store.get(&key(any()), fresh).await.map(drop),
             Act::Range => store.range(&prefix).await.map(drop),
             Act::Count => store.count(&prefix).await.map(drop),
             Act::Grant => store.grant(Duration::from_secs(60)).await.map(drop),
@@ -499,8 +497,16 @@ fn follow<W: Watch>(watches: &mut JoinSet<()>, mut watch: W, seen: &Arc<AtomicU6
     });
 }
 
+/// `k/00000042`, in a few nanoseconds: it is made anew for each operation.
 fn key(index: u64) -> Bytes {
-    Bytes::from(format!("{KEYS}{index:08}"))
+    let mut text = *b"k/00000000";
+    let mut rest = index;
+    for digit in text[KEYS.len()..].iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    assert_eq!(rest, 0, "a key has eight digits");
+    Bytes::copy_from_slice(&text)
 }
 
 /// Random bytes, so that nothing can be compressed.
@@ -511,3 +517,6 @@ fn value(bytes: usize) -> Bytes {
 fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
+
+#[cfg(test)]
+mod tests;

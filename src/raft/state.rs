@@ -13,7 +13,8 @@
 //! kept in memory until the commit, for reads of single keys; whoever asks for more has it committed first. A commit is due
 //! - when a key was touched that somebody watches;
 //! - when a range, the past, leases or the whole state are read, or other work of the thread has its turn;
-//! - when the transaction has grown to [`PENDING_ENTRIES_MAX`] or [`PENDING_BYTES_MAX`], or [`COMMIT_EVERY`] has passed.
+//! - when the transaction has grown to [`PENDING_ENTRIES_MAX`](thread::PENDING_ENTRIES_MAX) or
+//!   [`PENDING_BYTES_MAX`](thread::PENDING_BYTES_MAX), or [`COMMIT_EVERY`] has passed.
 //!
 //! Invariants
 //! - entries are applied in the order in which they were handed in, and other work of the thread has its place in it;
@@ -24,22 +25,26 @@
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
+#[cfg(test)]
+mod tests;
+mod thread;
+
 use super::Types;
 use super::leases::Lessor;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
-use crate::lmdb::{self, Inbox, Worker};
-use crate::mvcc::{self, Generations, LoadError, Pending, SnapshotLoader, Store, View};
+use crate::lmdb::Worker;
+use crate::mvcc::{self, Generations, LoadError, SnapshotLoader, Store, View};
 use crate::types::{GetOp, KeyValue, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use thread::{Share, Work, carry_out};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
 const COMPACT_ROWS: usize = 1000;
@@ -51,29 +56,8 @@ const VERIFIED_BYTES: u64 = 32 << 20;
 /// How much of the log may wait to be applied, in kilobytes.
 const ROOM_UNITS: u32 = 32 << 10;
 
-/// How much a transaction may hold before it is committed, so that no commit takes so long that everybody behind it
-/// notices, and a restart has little to do again.
-const PENDING_ENTRIES_MAX: usize = 4096;
-const PENDING_BYTES_MAX: usize = 8 << 20;
-
 /// What is applied is committed after so long, whether or not anybody needs it.
 pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(100);
-
-/// What the state's thread is given.
-enum Work {
-    Apply(Share),
-    Run(Arc<State>, Box<dyn FnOnce(&Arc<State>) + Send>),
-}
-
-/// Entries to apply, and whom to tell.
-struct Share {
-    state: Arc<State>,
-    entries: Vec<mvcc::Entry>,
-    responders: Vec<Option<ApplyResponder<Types>>>,
-    bytes: usize,
-    /// Its place in the queue.
-    _room: OwnedSemaphorePermit,
-}
 
 /// How far this member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -482,326 +466,5 @@ fn single_get(txn: &TxnOp) -> Option<&GetOp> {
     match (&txn.when[..], &txn.then[..]) {
         ([], [Op(OpKind::Get(get))]) if get.at.is_none() => Some(get),
         _ => None,
-    }
-}
-
-/// On the state's thread: everything that comes, in order.
-fn carry_out(inbox: &Inbox<Work>) {
-    let mut queue = VecDeque::new();
-    while let Some(work) = queue.pop_front().or_else(|| {
-        queue.extend(inbox.next().into_iter().flatten());
-        queue.pop_front()
-    }) {
-        match work {
-            Work::Run(state, run) => unless_it_panics(&state, || run(&state)),
-            Work::Apply(share) => {
-                let state = Arc::clone(&share.state);
-                queue.push_front(Work::Apply(share));
-                unless_it_panics(&state, || apply(&state, &mut queue, inbox));
-            }
-        }
-    }
-}
-
-/// A panic ends the thread. Its cause is known before those who wait are let go, which are in the queue by now.
-fn unless_it_panics(state: &State, work: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-        state.fail(Fault::assertion(lmdb::panic_text(&*panic)));
-        resume_unwind(panic);
-    }
-}
-
-/// Applies the shares at the front of the queue, and those that come, in one transaction, until it has to be committed.
-fn apply(state: &Arc<State>, queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) {
-    let mut shares = Vec::new();
-    if state.check().is_err() {
-        // What failed may be missing, and nothing can follow on it.
-        take_shares(queue, &mut shares);
-        return;
-    }
-    let applied = state.store().and_then(|store| {
-        let mut pending = store.begin()?;
-        let mut since = Since::default();
-        while since.is_short() && next_is_share(queue, inbox) {
-            take_shares(queue, &mut shares);
-            apply_shares(state, &mut pending, &mut shares, &mut since)?;
-        }
-        pending.commit()?;
-        Ok(since)
-    });
-    match applied {
-        Ok(since) => {
-            state.commit_is_visible(&since.touched);
-            if since.compacted {
-                state.compact();
-            }
-        }
-        Err(fault) => drop(state.fail(fault)),
-    }
-}
-
-/// What a transaction holds.
-#[derive(Default)]
-struct Since {
-    entries: usize,
-    bytes: usize,
-    touched: Vec<(Revision, Bytes)>,
-    compacted: bool,
-    /// Somebody waits for the commit.
-    is_wanted: bool,
-}
-
-impl Since {
-    fn is_short(&self) -> bool {
-        !self.is_wanted && self.entries < PENDING_ENTRIES_MAX && self.bytes < PENDING_BYTES_MAX
-    }
-}
-
-/// Whether the next work is a share. Waits for it, if nothing is there: whoever wants the commit sends something else.
-fn next_is_share(queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) -> bool {
-    if queue.is_empty() {
-        queue.extend(inbox.next().unwrap_or_default());
-    }
-    matches!(queue.front(), Some(Work::Apply(_)))
-}
-
-/// Takes the shares at the front of the queue, as many as fit a transaction.
-fn take_shares(queue: &mut VecDeque<Work>, shares: &mut Vec<Share>) {
-    let mut entries = 0;
-    while let Some(Work::Apply(share)) =
-        queue.pop_front_if(|work| matches!(work, Work::Apply(_)) && entries < PENDING_ENTRIES_MAX)
-    {
-        entries += share.entries.len();
-        shares.push(share);
-    }
-}
-
-/// Applies shares, shows what became of them, and answers.
-fn apply_shares(
-    state: &State,
-    pending: &mut Pending<'_>,
-    shares: &mut Vec<Share>,
-    since: &mut Since,
-) -> Result<(), Fault> {
-    let mut entries = Vec::new();
-    shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
-    let mut batch = pending.apply(&entries)?;
-    since.entries += entries.len();
-    since.bytes += shares.iter().map(|share| share.bytes).sum::<usize>();
-    since.compacted |= batch.compacted.is_some();
-    since.is_wanted |= state.interest.is_in(&batch.touched);
-    since.touched.append(&mut batch.touched);
-    let outcomes = mem::take(&mut batch.outcomes);
-    state.show(&entries, batch);
-    let responders = shares.drain(..).flat_map(|share| share.responders);
-    for (responder, outcome) in responders.zip(outcomes) {
-        if let Some(responder) = responder {
-            responder.send(outcome);
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::Command;
-    use crate::mvcc::Body;
-    use crate::raft::machine::copy;
-    use crate::types::TxnOp;
-    use std::pin::pin;
-    use std::sync::mpsc;
-
-    fn entry(index: u64) -> mvcc::Entry {
-        let put = crate::types::Op::put(format!("k{index}"), "v");
-        let command = Command::Txn(TxnOp::single(put.0));
-        let position = mvcc::LogPosition { term: 1, node: 1, index };
-        mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) }
-    }
-
-    /// Keeps the state's thread, which has nothing else to do, from going on until the sender is dropped.
-    fn hold(state: &Arc<State>) -> mpsc::Sender<()> {
-        let ((held, free), (inside, is_inside)) = (mpsc::channel(), mpsc::channel());
-        let wait = move |_: &Arc<State>| {
-            inside.send(()).unwrap();
-            let _ = free.recv();
-        };
-        state.send(Work::Run(Arc::clone(state), Box::new(wait))).unwrap();
-        is_inside.recv().unwrap();
-        held
-    }
-
-    async fn hand_in(state: &Arc<State>, indexes: std::ops::Range<u64>) {
-        let last = indexes.end - 1;
-        let entries: Vec<_> = indexes.map(entry).collect();
-        let responders = entries.iter().map(|_| None).collect();
-        state.hand_in(entries, responders, 100).await.unwrap();
-        state.head().wait_for(|head| head.applied >= Some(last)).await.unwrap();
-    }
-
-    fn commits(state: &State) -> usize {
-        state.store().unwrap().commits()
-    }
-
-    fn read(state: &State, op: Op) -> Option<TxnOutcome> {
-        state.read_now(&TxnOp::single(op.0)).unwrap().map(Result::unwrap)
-    }
-
-    /// A commit costs a flush, and nobody needs it who reads keys one by one.
-    #[tokio::test]
-    async fn what_is_applied_is_committed_when_somebody_needs_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        state.settled().await.unwrap();
-        let before = commits(&state);
-        for index in 0..5 {
-            hand_in(&state, index..index + 1).await;
-        }
-        assert_eq!(commits(&state), before);
-        let got = read(&state, Op::get("k3")).expect("a key needs no commit");
-        assert!(matches!(&got.results[..], [OpResult::Get(Some(kv))] if kv.value == "v"));
-        assert_eq!(got.revision, Revision::from(6));
-        assert_eq!(
-            state.read_now(&TxnOp::default()).unwrap().unwrap().unwrap().revision,
-            got.revision
-        );
-        assert_eq!(state.summary().0, state.now());
-        assert!(read(&state, Op::range("k".."l")).is_none(), "a range does");
-        state.settled().await.unwrap();
-        let page = read(&state, Op::range("k".."l")).expect("it is committed");
-        assert!(matches!(&page.results[..], [OpResult::Range(page)] if page.count == 5));
-        assert_eq!(commits(&state) - before, 1, "for all of them");
-        assert_eq!(state.summary().1, state.view().unwrap().recompute_hash().unwrap());
-    }
-
-    #[tokio::test]
-    async fn other_work_sees_what_was_handed_in_before_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let held = hold(&state);
-        state.hand_in(vec![entry(0)], vec![None], 100).await.unwrap();
-        let mut between = pin!(state.view_in_order());
-        assert!(futures::poll!(&mut between).is_pending());
-        state.hand_in(vec![entry(1)], vec![None], 100).await.unwrap();
-        drop(held);
-        assert_eq!(between.await.unwrap().applied().map(|at| at.index), Some(0));
-        let after = state.view_in_order().await.unwrap();
-        assert_eq!(after.applied().map(|at| at.index), Some(1));
-    }
-
-    /// Large values lie in a table of their own, and a deleted key is not what the table says.
-    #[tokio::test]
-    async fn a_key_is_read_as_it_is_whatever_the_tables_say() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let large = Bytes::from(vec![7; 100_000]);
-        let ops = [
-            Op::put("k", large.clone()),
-            Op::put("k", "small"),
-            Op::delete("a".."z"),
-            Op::put("k", large.clone()),
-        ];
-        for (index, op) in ops.into_iter().enumerate() {
-            let command = Command::Txn(TxnOp::single(op.0));
-            let position = mvcc::LogPosition { term: 1, node: 1, index: index as u64 };
-            let entry = mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) };
-            state.hand_in(vec![entry], vec![None], 100).await.unwrap();
-            state.head().wait_for(|head| head.applied == Some(index as u64)).await.unwrap();
-            let shown = read(&state, Op::get("k")).unwrap();
-            if index % 2 == 0 {
-                state.settled().await.unwrap();
-            }
-            assert_eq!(read(&state, Op::get("k")).unwrap(), shown, "before a commit and after");
-            let [OpResult::Get(kv)] = &shown.results[..] else { unreachable!() };
-            let value = kv.as_ref().map(|kv| &kv.value[..]);
-            let expected = [Some(&large[..]), Some(b"small"), None, Some(&large[..])];
-            assert_eq!(value, expected[index]);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_transaction_does_not_grow_without_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        state.settled().await.unwrap();
-        let (before, half) = (commits(&state), PENDING_ENTRIES_MAX as u64 / 2);
-        hand_in(&state, 0..half).await;
-        hand_in(&state, half..2 * half).await;
-        while commits(&state) == before {
-            tokio::task::yield_now().await;
-        }
-        let large = (vec![entry(2 * half)], vec![None], PENDING_BYTES_MAX);
-        state.hand_in(large.0, large.1, large.2).await.unwrap();
-        while commits(&state) == before + 1 {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn entries_wait_outside_when_too_many_are_inside() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        let held = hold(&state);
-        let half = ROOM_UNITS as usize * 1024 / 2;
-        state.hand_in(vec![entry(0)], vec![None], half).await.unwrap();
-        let mut next = pin!(state.hand_in(vec![entry(1)], vec![None], half));
-        assert!(futures::poll!(&mut next).is_pending());
-        drop(held);
-        next.await.unwrap();
-        // One that is larger than all of the room gets in alone.
-        state.hand_in(vec![entry(2)], vec![None], usize::MAX / 2).await.unwrap();
-        state.head().wait_for(|head| head.applied == Some(2)).await.unwrap();
-    }
-
-    /// An entry that cannot be applied must not be followed by those behind it.
-    #[tokio::test]
-    async fn after_a_failure_nothing_is_applied() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        state.hand_in(vec![entry(3)], vec![None], 100).await.unwrap();
-        state.head().wait_for(|head| head.applied == Some(3)).await.unwrap();
-        state.hand_in(vec![entry(1)], vec![None], 100).await.unwrap();
-        state.fault().wait_for(Option::is_some).await.unwrap();
-        state.hand_in(vec![entry(4)], vec![None], 100).await.unwrap();
-        assert!(state.settled().await.is_err() && state.view_in_order().await.is_err());
-        assert_eq!(state.now().applied, Some(3), "what was answered stays so");
-        assert_eq!(state.view().unwrap().applied(), None, "the log has it");
-    }
-
-    /// A state, and a snapshot of it that is ready to take its place.
-    fn state_and_loaded(folder: &Path) -> (Arc<State>, Loaded) {
-        let state = State::open_unsynced(folder);
-        let position = mvcc::LogPosition { term: 1, node: 1, index: 0 };
-        state.apply_for_test(&[mvcc::Entry { position, body: Body::Blank }]);
-        let loaded = copy(&state, state.view().unwrap()).unwrap();
-        (state, loaded)
-    }
-
-    #[test]
-    fn a_state_that_may_have_been_named_current_is_not_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (state, loaded) = state_and_loaded(folder.path());
-        let draft = loaded.folder.0.clone();
-        // Nobody can tell what a failure left behind: here it is before the new name, it could be after.
-        let current = folder.path().join("CURRENT");
-        std::fs::remove_file(&current).unwrap();
-        std::fs::create_dir_all(current.join("in the way")).unwrap();
-        state.swap(loaded).unwrap_err();
-        assert!(draft.join("data.mdb").exists());
-    }
-
-    #[test]
-    fn a_snapshot_that_comes_after_the_end_opens_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let (state, loaded) = state_and_loaded(folder.path());
-        state.abandon();
-        state.swap(loaded).unwrap_err();
-        assert!(state.view().is_err());
-        let limit = Duration::from_secs(5);
-        assert!(
-            Store::open(&Generations::open(folder.path()).unwrap().current(), 256 << 20)
-                .unwrap()
-                .close(limit)
-        );
     }
 }

@@ -31,6 +31,42 @@ async fn any_member_serves_reads_writes_watches_and_leases() {
     group.shutdown().await;
 }
 
+/// Requests that an application has begun and does not poll hold up nobody else: here the consumer of a stream of writes
+/// writes by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_polled_is_in_nobodys_way() {
+    let group = Nodes::start(3).await;
+    let follower = (group.leader().await + 1) % 3;
+    let client = group.client(follower);
+    let mut begun: Vec<_> =
+        (0..64).map(|n| client.put(format!("begun/{n}"), "v").into_future()).collect();
+    for write in &mut begun {
+        assert!(futures::poll!(write).is_pending());
+    }
+    let inner = client.put("inner", "v").timeout(Duration::from_secs(5)).await;
+    inner.expect("it does not wait for those that are not polled");
+    for write in begun {
+        write.await.unwrap();
+    }
+    group.shutdown().await;
+}
+
+/// A read of a member in this process waits for nothing, and yet a task that does nothing else gives way.
+#[tokio::test]
+async fn a_task_that_only_reads_gives_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = quorate::Node::builder(folder.path()).solo().await.unwrap();
+    let client = node.client();
+    client.put("k", "v").await.unwrap();
+    let reads = async {
+        loop {
+            client.get("k").consistency(Consistency::Serializable).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_millis(50), reads).await.unwrap_err();
+    node.shutdown().await.unwrap();
+}
+
 /// A remote client is the same client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_remote_client_does_what_a_local_one_does() {

@@ -44,7 +44,6 @@ macro_rules! calls {
 calls! {
     RangeRequest => RangeResponse, "/etcdserverpb.KV/Range";
     PutRequest => Ignored, "/etcdserverpb.KV/Put";
-    DeleteRangeRequest => DeleteRangeResponse, "/etcdserverpb.KV/DeleteRange";
     TxnRequest => TxnResponse, "/etcdserverpb.KV/Txn";
     WatchRequest => WatchResponse, "/etcdserverpb.Watch/Watch";
     LeaseGrantRequest => LeaseGrantResponse, "/etcdserverpb.Lease/LeaseGrant";
@@ -100,8 +99,6 @@ pub(crate) struct Ignored {}
 pub(crate) struct ResponseHeader {
     #[prost(uint64, tag = "2")]
     pub(crate) member_id: u64,
-    #[prost(int64, tag = "3")]
-    pub(crate) revision: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -119,9 +116,6 @@ pub(crate) struct RangeRequest {
     /// Empty for `key` alone.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) range_end: Bytes,
-    /// 0 for none.
-    #[prost(int64, tag = "3")]
-    pub(crate) limit: i64,
     #[prost(bool, tag = "7")]
     pub(crate) serializable: bool,
     #[prost(bool, tag = "9")]
@@ -145,20 +139,6 @@ pub(crate) struct PutRequest {
     /// 0 for none.
     #[prost(int64, tag = "3")]
     pub(crate) lease: i64,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct DeleteRangeRequest {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub(crate) key: Bytes,
-    #[prost(bytes = "bytes", tag = "2")]
-    pub(crate) range_end: Bytes,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct DeleteRangeResponse {
-    #[prost(int64, tag = "2")]
-    pub(crate) deleted: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -294,17 +274,9 @@ pub(crate) struct StatusRequest {}
 pub(crate) struct StatusResponse {
     #[prost(message, optional, tag = "1")]
     pub(crate) header: Option<ResponseHeader>,
-    #[prost(string, tag = "2")]
-    pub(crate) version: String,
-    #[prost(int64, tag = "3")]
-    pub(crate) db_bytes: i64,
     /// 0 for none.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
-    #[prost(uint64, tag = "5")]
-    pub(crate) raft_committed: u64,
-    #[prost(uint64, tag = "7")]
-    pub(crate) raft_applied: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

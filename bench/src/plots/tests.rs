@@ -45,11 +45,11 @@ fn latency(p50: f64, operations: u64) -> Latency {
 
 fn column(value: f64, p50: f64, operations: u64) -> Column {
     Column {
-        rounds: vec![value],
+        rounds: vec![Some(value)],
         value,
         operations,
         latency: Some(latency(p50, operations)),
-        p50_rounds: vec![p50],
+        p50_rounds: vec![Some(p50)],
         extra: [("per_second".to_string(), 1000.0 / p50)].into(),
         ..Column::default()
     }

@@ -72,6 +72,37 @@ fn no_commit_hides_behind_the_one_before_it() {
     follower.join().unwrap();
 }
 
+/// What is applied waits for its commit, but not when somebody waits for it.
+#[tokio::test]
+async fn what_a_cursor_waits_for_is_committed_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    state.settled().await.unwrap();
+    let watchers = Watchers::new(Arc::clone(&state));
+    let added = vec![(CursorId(1), cursor(KeyRange::prefix("k"), 2))];
+    let mut step = Box::pin(watchers.follow(step(0, added, LONG)));
+    assert!(futures::poll!(&mut step).is_pending());
+    let before = state.store().unwrap().commits();
+    let hand_in = async |index, key: &str| {
+        let command = Command::Txn(TxnOp::single(Op::put(key, "v").0));
+        let body = Body::Command(Arc::new(Proposal::from(command)));
+        let position = LogPosition { term: 1, node: 1, index };
+        state.hand_in(vec![Entry { position, body }], vec![None], 100).await.unwrap();
+        state.head().wait_for(|head| head.applied == Some(index)).await.unwrap();
+    };
+    hand_in(0, "other").await;
+    assert!(futures::poll!(&mut step).is_pending());
+    assert_eq!(state.store().unwrap().commits(), before, "nobody waits for it");
+    hand_in(1, "k1").await;
+    assert_eq!(taken(step.await.unwrap()), (1, 3, vec![3]));
+
+    // What was there before somebody came to wait is not forgotten.
+    hand_in(2, "l1").await;
+    let added = vec![(CursorId(2), cursor("l1", 4))];
+    let answer = watchers.follow(self::step(1, added, LONG)).await.unwrap();
+    assert_eq!(taken(answer), (2, 4, vec![4]));
+}
+
 #[tokio::test]
 async fn a_lost_answer_is_given_again() {
     let folder = tempfile::tempdir().unwrap();

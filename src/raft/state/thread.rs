@@ -1,0 +1,166 @@
+//! The one thread that changes the state: shares of the log in, one transaction after the other.
+//!
+//! ```text
+//! queue   share share share run share …
+//!         └────── one transaction ─┘└─ the next …
+//!           each applied, shown and answered as it comes; committed before anything else is done
+//! ```
+//!
+//! While a transaction is open and nothing waits, the thread waits for more, with the transaction open: whoever wants it
+//! committed sends other work.
+//!
+//! Invariants
+//! - what is shown is applied, and will be committed by this transaction or by none: if it fails, the member stops;
+//! - nothing but applying happens while a transaction is open.
+
+use super::State;
+use crate::error::Fault;
+use crate::lmdb::{self, Inbox};
+use crate::mvcc::{self, Pending};
+use crate::raft::Types;
+use crate::types::Revision;
+use bytes::Bytes;
+use openraft::storage::ApplyResponder;
+use std::collections::VecDeque;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// How much a transaction may hold before it is committed, so that no commit takes so long that everybody behind it
+/// notices, and a restart has little to do again.
+pub(super) const PENDING_ENTRIES_MAX: usize = 4096;
+pub(super) const PENDING_BYTES_MAX: usize = 8 << 20;
+
+/// What the state's thread is given.
+pub(super) enum Work {
+    Apply(Share),
+    Run(Arc<State>, Box<dyn FnOnce(&Arc<State>) + Send>),
+}
+
+/// Entries to apply, and whom to tell.
+pub(super) struct Share {
+    pub(super) state: Arc<State>,
+    pub(super) entries: Vec<mvcc::Entry>,
+    pub(super) responders: Vec<Option<ApplyResponder<Types>>>,
+    pub(super) bytes: usize,
+    /// Its place in the queue.
+    pub(super) _room: OwnedSemaphorePermit,
+}
+
+/// On the state's thread: everything that comes, in order.
+pub(super) fn carry_out(inbox: &Inbox<Work>) {
+    let mut queue = VecDeque::new();
+    while let Some(work) = queue.pop_front().or_else(|| {
+        queue.extend(inbox.next().into_iter().flatten());
+        queue.pop_front()
+    }) {
+        match work {
+            Work::Run(state, run) => unless_it_panics(&state, || run(&state)),
+            Work::Apply(share) => {
+                let state = Arc::clone(&share.state);
+                queue.push_front(Work::Apply(share));
+                unless_it_panics(&state, || apply(&state, &mut queue, inbox));
+            }
+        }
+    }
+}
+
+/// A panic ends the thread. Its cause is known before those who wait are let go, which are in the queue by now.
+fn unless_it_panics(state: &State, work: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+        state.fail(Fault::assertion(lmdb::panic_text(&*panic)));
+        resume_unwind(panic);
+    }
+}
+
+/// Applies the shares at the front of the queue, and those that come, in one transaction, until it has to be committed.
+fn apply(state: &Arc<State>, queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) {
+    let mut shares = Vec::new();
+    if state.check().is_err() {
+        // What failed may be missing, and nothing can follow on it.
+        take_shares(queue, &mut shares);
+        return;
+    }
+    let applied = state.store().and_then(|store| {
+        let mut pending = store.begin()?;
+        let mut since = Since::default();
+        while since.is_short() && next_is_share(queue, inbox) {
+            take_shares(queue, &mut shares);
+            apply_shares(state, &mut pending, &mut shares, &mut since)?;
+        }
+        pending.commit()?;
+        Ok(since)
+    });
+    match applied {
+        Ok(since) => {
+            state.commit_is_visible(&since.touched);
+            if since.compacted {
+                state.compact();
+            }
+        }
+        Err(fault) => drop(state.fail(fault)),
+    }
+}
+
+/// What a transaction holds.
+#[derive(Default)]
+struct Since {
+    entries: usize,
+    bytes: usize,
+    touched: Vec<(Revision, Bytes)>,
+    compacted: bool,
+    /// Somebody waits for the commit.
+    is_wanted: bool,
+}
+
+impl Since {
+    fn is_short(&self) -> bool {
+        !self.is_wanted && self.entries < PENDING_ENTRIES_MAX && self.bytes < PENDING_BYTES_MAX
+    }
+}
+
+/// Whether the next work is a share. Waits for it, if nothing is there: whoever wants the commit sends something else.
+fn next_is_share(queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) -> bool {
+    if queue.is_empty() {
+        queue.extend(inbox.next().unwrap_or_default());
+    }
+    matches!(queue.front(), Some(Work::Apply(_)))
+}
+
+/// Takes the shares at the front of the queue, as many as fit a transaction.
+fn take_shares(queue: &mut VecDeque<Work>, shares: &mut Vec<Share>) {
+    let mut entries = 0;
+    while let Some(Work::Apply(share)) =
+        queue.pop_front_if(|work| matches!(work, Work::Apply(_)) && entries < PENDING_ENTRIES_MAX)
+    {
+        entries += share.entries.len();
+        shares.push(share);
+    }
+}
+
+/// Applies shares, shows what became of them, and answers.
+fn apply_shares(
+    state: &State,
+    pending: &mut Pending<'_>,
+    shares: &mut Vec<Share>,
+    since: &mut Since,
+) -> Result<(), Fault> {
+    let mut entries = Vec::new();
+    shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
+    let mut batch = pending.apply(&entries)?;
+    since.entries += entries.len();
+    since.bytes += shares.iter().map(|share| share.bytes).sum::<usize>();
+    since.compacted |= batch.compacted.is_some();
+    since.is_wanted |= state.interest.is_in(&batch.touched);
+    since.touched.append(&mut batch.touched);
+    let outcomes = mem::take(&mut batch.outcomes);
+    state.show(&entries, batch);
+    let responders = shares.drain(..).flat_map(|share| share.responders);
+    for (responder, outcome) in responders.zip(outcomes) {
+        if let Some(responder) = responder {
+            responder.send(outcome);
+        }
+    }
+    Ok(())
+}

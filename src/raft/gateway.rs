@@ -82,24 +82,19 @@ impl Gateway {
         Self { shared, watchers }
     }
 
-    /// The answer to a serializable read, if this member has come far enough.
+    /// The answer to a serializable read, if this member has come far enough, and has it at hand.
     fn at_once(&self, request: &Request) -> Option<Result<Response, Error>> {
         let Request::Query(query) = request else { return None };
-        if query.consistency != Consistency::Serializable {
+        let is_there = || {
+            let revision = self.shared.head().revision;
+            query.revision_min.is_none_or(|min| revision >= min)
+        };
+        if query.consistency != Consistency::Serializable || !is_there() {
             return None;
         }
-        let read = || {
-            api::check(request, self.shared.timing.ttl_floor())?;
-            let is_new_enough = |revision| query.revision_min.is_none_or(|min| revision >= min);
-            if is_new_enough(self.shared.head().revision)
-                && let Some(outcome) = self.read_now(query)?
-            {
-                return Ok(Some(outcome));
-            }
-            let view = self.view()?;
-            is_new_enough(view.revision()).then(|| self.read(&view, query)).transpose()
-        };
-        read().transpose().map(|outcome| outcome.map(Response::Query))
+        let checked = api::check(request, self.shared.timing.ttl_floor());
+        let read = checked.map_err(Error::from).and_then(|()| self.read_now(query));
+        read.transpose().map(|outcome| outcome.map(Response::Query))
     }
 
     async fn answer(&self, call: Call) -> Result<Response, Error> {

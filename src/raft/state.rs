@@ -19,7 +19,7 @@
 //! Invariants
 //! - entries are applied in the order in which they were handed in, and other work of the thread has its place in it;
 //! - an effect is visible to every reader of its key, and of the head, before anybody is told of it; who reads anything
-//!   else waits for the commit of what is applied ([`State::settled`]), or is content with a state that is a little older;
+//!   else waits for the commit of what is applied ([`State::settled`]);
 //! - what is in [`Recent`] and not in the tables was applied after the last commit, and the tables are never ahead of it:
 //!   a reader that looks into it first and opens its view before it lets go sees one state;
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
@@ -57,7 +57,7 @@ const VERIFIED_BYTES: u64 = 32 << 20;
 const ROOM_UNITS: u32 = 32 << 10;
 
 /// What is applied is committed after so long, whether or not anybody needs it.
-pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(100);
+pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
 /// How far this member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

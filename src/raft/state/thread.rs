@@ -29,8 +29,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// How much a transaction may hold before it is committed, so that no commit takes so long that everybody behind it
 /// notices, and a restart has little to do again.
-pub(super) const PENDING_ENTRIES_MAX: usize = 4096;
-pub(super) const PENDING_BYTES_MAX: usize = 8 << 20;
+pub(super) const PENDING_ENTRIES_MAX: usize = 16 << 10;
+pub(super) const PENDING_BYTES_MAX: usize = 16 << 20;
 
 /// What the state's thread is given.
 pub(super) enum Work {

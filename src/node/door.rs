@@ -130,7 +130,7 @@ impl Service<Call> for Calls {
             }
             (Phase::Founding(_), _) => ready(Err(Reason::Starting.into())).boxed(),
             (Phase::Serving { shared, .. }, _) => {
-                self.gateway.get_or_init(|| Gateway::new(shared)).clone().call(call)
+                self.gateway.get_or_init(|| Gateway::remote(shared)).clone().call(call)
             }
             (Phase::Closed, _) => ready(Err(Reason::Closed.into())).boxed(),
         }

@@ -32,6 +32,7 @@ use door::Door;
 use futures::future::{Either, select};
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -329,9 +330,11 @@ struct PrivateRuntime(Option<Runtime>);
 
 impl PrivateRuntime {
     fn start() -> Result<Self> {
-        // One thread for openraft's core, one for everything else: they never do more than a little work at a time.
+        // None of its tasks does more than a little work at a time, so one thread is enough; and where there are few
+        // processors, a second one costs more in waking each other than it can do.
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(if processors <= 2 { 1 } else { 2 })
             .thread_name("quorate")
             .enable_all()
             .build();

@@ -25,10 +25,13 @@ use super::watch::Watchers;
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
 use crate::mvcc::View;
-use crate::types::{Consistency, LeaseId, LeaseStatus, NodeId, OpKind, TxnOp, TxnOutcome, limits};
+use crate::types::{
+    Consistency, LeaseId, LeaseStatus, NodeId, Op, OpKind, TxnOp, TxnOutcome, limits,
+};
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use openraft::errors::ClientWriteError;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -47,6 +50,8 @@ const ENTRY_BYTES_MAX: usize = 8 << 20;
 pub(crate) struct Gateway {
     shared: Arc<Shared>,
     watchers: Arc<Watchers>,
+    /// Its requests are carried out on the node's own threads, and not on those of whoever asks.
+    is_remote: bool,
 }
 
 impl tower::Service<Call> for Gateway {
@@ -77,9 +82,15 @@ pub(crate) enum Tried {
 }
 
 impl Gateway {
+    /// The way of a client in this process.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let watchers = Arc::new(Watchers::new(Arc::clone(&shared.state)));
-        Self { shared, watchers }
+        Self { shared, watchers, is_remote: false }
+    }
+
+    /// The way of a connection.
+    pub(crate) fn remote(shared: Arc<Shared>) -> Self {
+        Self { is_remote: true, ..Self::new(shared) }
     }
 
     /// The answer to a serializable read, if this member has come far enough, and has it at hand.
@@ -89,7 +100,8 @@ impl Gateway {
             let revision = self.shared.head().revision;
             query.revision_min.is_none_or(|min| revision >= min)
         };
-        if query.consistency != Consistency::Serializable || !is_there() {
+        let is_aside = self.reads_aside(query);
+        if query.consistency != Consistency::Serializable || is_aside || !is_there() {
             return None;
         }
         let checked = api::check(request, self.shared.timing.ttl_floor());
@@ -291,11 +303,30 @@ impl Gateway {
             let reached = self.shared.reached(|head| head.revision >= revision);
             timeout_at(deadline, reached).await.map_err(|_| late(started))??;
         }
+        if self.reads_aside(&query) {
+            self.settled(deadline).await?;
+            return self.read_aside(query).await;
+        }
         if let Some(outcome) = self.read_now(&query)? {
             return Ok(outcome);
         }
         self.settled(deadline).await?;
-        self.read(&self.view()?, &query)
+        self.read(&query)
+    }
+
+    /// Whether a read is better not carried out on the node's own thread, which keeps time for the whole group: one of
+    /// somebody elsewhere that may be long.
+    fn reads_aside(&self, query: &Query) -> bool {
+        self.is_remote && is_scan(&query.txn)
+    }
+
+    async fn read_aside(&self, query: Query) -> Result<TxnOutcome, Error> {
+        let gateway = self.clone();
+        match tokio::task::spawn_blocking(move || gateway.read(&query)).await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Err(_) => Err(Reason::Closed.into()),
+        }
     }
 
     /// Waits until the tables are as new as what is applied by now.
@@ -316,9 +347,9 @@ impl Gateway {
         self.shared.state.view().map_err(|fault| self.shared.state.fail(fault))
     }
 
-    fn read(&self, view: &View, query: &Query) -> Result<TxnOutcome, Error> {
+    fn read(&self, query: &Query) -> Result<TxnOutcome, Error> {
         let fail = |fault| self.shared.state.fail(fault);
-        view.query(&query.txn).map_err(fail)?.map_err(Error::from)
+        self.view()?.query(&query.txn).map_err(fail)?.map_err(Error::from)
     }
 
     /// A round that confirms the leader, tried until the deadline.
@@ -421,6 +452,16 @@ impl Gateway {
         }
         Ok(Response::Leases(leases))
     }
+}
+
+/// Whether a transaction reads more than a few keys.
+fn is_scan(txn: &TxnOp) -> bool {
+    let scans = |op: &Op| match &op.0 {
+        OpKind::Range(_) => true,
+        OpKind::Txn(nested) => is_scan(nested),
+        OpKind::Get(_) | OpKind::Put(_) | OpKind::Delete(_) => false,
+    };
+    txn.when.iter().any(|compare| compare.range.as_key().is_none()) || txn.operations().any(scans)
 }
 
 /// What openraft's refusal of a write means.

@@ -150,14 +150,14 @@ impl Shared {
 
     /// Waits until the entry at `index` is applied here.
     pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
-        if self.head().applied >= Some(index) {
-            return Ok(());
-        }
         self.reached(|head| head.applied >= Some(index)).await
     }
 
     /// Waits until this member has come so far, unless it fails before.
-    pub(crate) async fn reached(&self, far: impl FnMut(&Head) -> bool) -> Result<(), Error> {
+    pub(crate) async fn reached(&self, mut far: impl FnMut(&Head) -> bool) -> Result<(), Error> {
+        if far(&self.head()) {
+            return Ok(());
+        }
         let (mut head, mut failed) = (self.state.head(), self.failed.clone());
         let (reached, failed) = (pin!(head.wait_for(far)), pin!(failed.wait_for(Option::is_some)));
         match select(reached, failed).await {

@@ -35,8 +35,11 @@ pub(super) const PENDING_BYTES_MAX: usize = 16 << 20;
 /// What the state's thread is given.
 pub(super) enum Work {
     Apply(Share),
-    Run(Arc<State>, Box<dyn FnOnce(&Arc<State>) + Send>),
+    Run(Arc<State>, Run),
 }
+
+/// Anything else that has to happen on the thread.
+pub(super) type Run = Box<dyn FnOnce(&Arc<State>) + Send>;
 
 /// Entries to apply, and whom to tell.
 pub(super) struct Share {
@@ -131,11 +134,15 @@ fn next_is_share(queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) -> bool {
 /// Takes the shares at the front of the queue, as many as fit a transaction.
 fn take_shares(queue: &mut VecDeque<Work>, shares: &mut Vec<Share>) {
     let mut entries = 0;
-    while let Some(Work::Apply(share)) =
-        queue.pop_front_if(|work| matches!(work, Work::Apply(_)) && entries < PENDING_ENTRIES_MAX)
-    {
-        entries += share.entries.len();
-        shares.push(share);
+    while entries < PENDING_ENTRIES_MAX {
+        match queue.pop_front() {
+            Some(Work::Apply(share)) => {
+                entries += share.entries.len();
+                shares.push(share);
+            }
+            Some(other) => return queue.push_front(other),
+            None => return,
+        }
     }
 }
 

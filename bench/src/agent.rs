@@ -43,8 +43,6 @@ pub(crate) struct HiqliteMember {
     pub(crate) index: usize,
     /// Of all members: for requests, and for Raft.
     pub(crate) ports: Vec<(u16, u16)>,
-    pub(crate) heartbeat_ms: u64,
-    pub(crate) election_ms: u64,
     /// What its callers use.
     pub(crate) part: Part,
 }

@@ -206,9 +206,8 @@ impl Group {
     }
 
     fn spawn_hiqlite(&self, folder: PathBuf, index: usize, part: Part) -> Result<Member> {
-        let (heartbeat_ms, election_ms) = (self.settings.heartbeat_ms, self.settings.election_ms);
         let ports = self.ports.clone();
-        let member = HiqliteMember { folder, index, ports, heartbeat_ms, election_ms, part };
+        let member = HiqliteMember { folder, index, ports, part };
         Ok(Member::Agent(Agent::spawn(&Role::Hiqlite(member))?))
     }
 

@@ -24,7 +24,7 @@ async fn start(part: Part) -> (TempDir, Vec<Hiqlite>) {
             let folder = folder.path().join(index.to_string());
             std::fs::create_dir(&folder).unwrap();
             let ports = ports.clone();
-            HiqliteMember { folder, index, ports, heartbeat_ms: 100, election_ms: 500, part }
+            HiqliteMember { folder, index, ports, part }
         })
         .collect();
     let started = try_join_all(members.iter().map(Hiqlite::start)).await.unwrap();

@@ -76,7 +76,7 @@ async fn serve(role: Role) -> Result {
                 .heartbeat(Duration::from_millis(heartbeat_ms))
                 .form(founders)
                 .await?;
-            obey(vec![vec![Quorate(node.client())]], Here::Quorate(node)).await
+            obey(vec![vec![Quorate(node.client())]], Here::Quorate(Box::new(node))).await
         }
         Role::Remote { addresses, connections } => {
             let connect = async |address: &str| Ok(Quorate(Client::connect([address]).await?));
@@ -101,7 +101,7 @@ async fn serve(role: Role) -> Result {
 /// The member in this process.
 enum Here {
     Nobody,
-    Quorate(Node),
+    Quorate(Box<Node>),
     #[cfg(feature = "hiqlite")]
     Hiqlite(Hiqlite),
 }

@@ -8,6 +8,8 @@
 //! It ends when its standard input does, so nothing outlives a controller that was killed.
 
 use crate::etcd::Etcd;
+#[cfg(feature = "hiqlite")]
+use crate::hiqlite::Hiqlite;
 use crate::job::{Job, Reply};
 use crate::ours::Quorate;
 use crate::store::{Error, Result, Store};
@@ -29,6 +31,28 @@ pub(crate) enum Role {
     Remote { addresses: Vec<String>, connections: usize },
     /// Callers of an etcd cluster; the leader's address comes first.
     Etcd { addresses: Vec<String>, connections: usize },
+    /// A member of a hiqlite group, with callers in its process.
+    Hiqlite(HiqliteMember),
+}
+
+/// One of the members of a hiqlite group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HiqliteMember {
+    pub(crate) folder: PathBuf,
+    /// Which of the members this is, from 0.
+    pub(crate) index: usize,
+    /// Of all members: for requests, and for Raft.
+    pub(crate) ports: Vec<(u16, u16)>,
+    /// What its callers use.
+    pub(crate) part: Part,
+}
+
+/// The two things that hiqlite is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Part {
+    Cache,
+    Sql,
 }
 
 /// Runs until standard input ends.
@@ -52,17 +76,55 @@ async fn serve(role: Role) -> Result {
                 .heartbeat(Duration::from_millis(heartbeat_ms))
                 .form(founders)
                 .await?;
-            obey(vec![vec![Quorate(node.client())]], Some(node)).await
+            obey(vec![vec![Quorate(node.client())]], Here::Quorate(Box::new(node))).await
         }
         Role::Remote { addresses, connections } => {
             let connect = async |address: &str| Ok(Quorate(Client::connect([address]).await?));
             let stores = connect_all(&addresses, connections, connect).await?;
-            obey(stores, None).await
+            obey(stores, Here::Nobody).await
         }
         Role::Etcd { addresses, connections } => {
             let connect = async |address: &str| Etcd::connect(address).await;
             let stores = connect_all(&addresses, connections, connect).await?;
-            obey(stores, None).await
+            obey(stores, Here::Nobody).await
+        }
+        #[cfg(feature = "hiqlite")]
+        Role::Hiqlite(member) => {
+            let store = Hiqlite::start(&member).await?;
+            obey(vec![vec![store.clone()]], Here::Hiqlite(store)).await
+        }
+        #[cfg(not(feature = "hiqlite"))]
+        Role::Hiqlite(_) => Err("this was built without the feature `hiqlite`".into()),
+    }
+}
+
+/// The member in this process.
+enum Here {
+    Nobody,
+    Quorate(Box<Node>),
+    #[cfg(feature = "hiqlite")]
+    Hiqlite(Hiqlite),
+}
+
+impl Here {
+    async fn leads(&self) -> Result<bool> {
+        match self {
+            Self::Nobody => Err("no member is here".into()),
+            Self::Quorate(node) => {
+                let status = node.status();
+                Ok(status.leader == Some(status.id))
+            }
+            #[cfg(feature = "hiqlite")]
+            Self::Hiqlite(member) => member.leads().await,
+        }
+    }
+
+    async fn shut_down(self) -> Result {
+        match self {
+            Self::Nobody => Ok(()),
+            Self::Quorate(node) => Ok(node.shutdown().await?),
+            #[cfg(feature = "hiqlite")]
+            Self::Hiqlite(member) => member.shut_down().await,
         }
     }
 }
@@ -85,7 +147,7 @@ async fn connect_all<S: Store>(
 }
 
 /// Carries out jobs until there are no more.
-async fn obey<S: Store>(stores: Vec<Vec<S>>, node: Option<Node>) -> Result {
+async fn obey<S: Store>(stores: Vec<Vec<S>>, here: Here) -> Result {
     let (jobs, mut todo) = mpsc::unbounded_channel();
     // Reading blocks; the thread ends with the process.
     std::thread::spawn(move || {
@@ -101,15 +163,10 @@ async fn obey<S: Store>(stores: Vec<Vec<S>>, node: Option<Node>) -> Result {
         match serde_json::from_str(&line)? {
             Job::ShutDown => {
                 drop(worker);
-                if let Some(node) = node {
-                    node.shutdown().await?;
-                }
+                here.shut_down().await?;
                 return say(&Reply::Done(Default::default()));
             }
-            Job::Leads => {
-                let status = node.as_ref().map(Node::status).ok_or("no member is here")?;
-                say(&Reply::Leads(status.leader == Some(status.id)))?;
-            }
+            Job::Leads => say(&Reply::Leads(here.leads().await?))?,
             job => {
                 let done = worker.carry_out(job).await;
                 say(

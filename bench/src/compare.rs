@@ -21,7 +21,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What starting, filling and ending a group takes, in milliseconds.
-const STATION_MS: u64 = 2_500;
+fn station_ms(side: Side) -> u64 {
+    match side {
+        Side::Quorate | Side::Etcd => 2_500,
+        Side::Hiqlite | Side::HiqliteSql => 10_000,
+    }
+}
 
 /// What a run measures.
 pub(crate) struct Run {
@@ -60,7 +65,7 @@ impl Run {
     fn estimate_ms(&self, station: Station, side: Side) -> u64 {
         let steps = self.steps(station, side);
         let steps = steps.map(|(index, _)| self.plans[index].task.estimate_ms(&self.scale, side));
-        STATION_MS + steps.sum::<u64>()
+        steps.reduce(|sum, step| sum + step).map_or(0, |steps| station_ms(side) + steps)
     }
 
     /// How long all of it takes, as far as one can know.
@@ -92,7 +97,7 @@ impl Run {
         Ok(self.rows(&outcomes))
     }
 
-    /// A fresh group goes through a station.
+    /// A fresh group goes through a station, if there is anything for it to do.
     async fn visit(
         &self,
         station: Station,
@@ -101,9 +106,12 @@ impl Run {
         outcomes: &mut Outcomes,
         bar: &ProgressBar,
     ) -> Result {
+        if self.steps(station, side).next().is_none() {
+            return Ok(());
+        }
         let mut group = Group::start(side, &self.settings).await?;
         prepare(&mut group, station).await?;
-        bar.inc(STATION_MS);
+        bar.inc(station_ms(side));
         for (index, column) in self.steps(station, side) {
             let plan = &self.plans[index];
             bar.set_message(format!("round {}: {}, {}", round + 1, plan.name, column.name()));

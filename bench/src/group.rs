@@ -3,12 +3,13 @@
 //! ```text
 //! Group ─┬─ quorate: three agents, each a member with callers inside (embedded) ─┐
 //!        │                                                                       ├─ a fourth agent: remote callers
-//!        └─ etcd: three servers ─────────────────────────────────────────────────┘
+//!        ├─ etcd: three servers ─────────────────────────────────────────────────┘
+//!        └─ hiqlite: three agents, each a member with callers inside
 //! ```
 //!
 //! Dropping a group kills its processes and removes its files.
 
-use crate::agent::Role;
+use crate::agent::{HiqliteMember, Part, Role};
 use crate::etcd::server as etcd;
 use crate::job::{Act, Job, Place, Reply, Sample};
 use crate::meter::monotonic_ns;
@@ -47,6 +48,10 @@ pub(crate) struct Settings {
 pub(crate) enum Side {
     Quorate,
     Etcd,
+    /// hiqlite, for callers of its cache.
+    Hiqlite,
+    /// hiqlite, for callers of its SQLite.
+    HiqliteSql,
 }
 
 /// Where the callers are.
@@ -62,6 +67,10 @@ pub(crate) enum Column {
     EmbeddedLeader,
     /// A process beside quorate's members, connected to all.
     Remote,
+    /// In the processes of all members of a hiqlite group, calling its cache.
+    Hiqlite,
+    /// The same, calling its SQLite.
+    HiqliteSql,
 }
 
 impl Column {
@@ -72,6 +81,8 @@ impl Column {
             Self::Embedded => "embedded",
             Self::EmbeddedLeader => "embedded-leader",
             Self::Remote => "remote",
+            Self::Hiqlite => "hiqlite",
+            Self::HiqliteSql => "hiqlite-sql",
         }
     }
 
@@ -79,13 +90,16 @@ impl Column {
         match self {
             Self::Etcd | Self::EtcdLeader => Side::Etcd,
             Self::Embedded | Self::EmbeddedLeader | Self::Remote => Side::Quorate,
+            Self::Hiqlite => Side::Hiqlite,
+            Self::HiqliteSql => Side::HiqliteSql,
         }
     }
 
-    /// The column that it is compared with: the same callers at the same members.
+    /// The column of etcd that it is compared with: the same callers at the same members. hiqlite is beside quorate, and
+    /// has none.
     pub(crate) fn beside(self) -> Option<Self> {
         match self {
-            Self::Etcd | Self::EtcdLeader => None,
+            Self::Etcd | Self::EtcdLeader | Self::Hiqlite | Self::HiqliteSql => None,
             Self::Embedded | Self::Remote => Some(Self::Etcd),
             Self::EmbeddedLeader => Some(Self::EtcdLeader),
         }
@@ -185,7 +199,15 @@ impl Group {
                 let mut command = Command::from(etcd::command(binary, &start)?);
                 Ok(Member::Server(command.kill_on_drop(true).spawn()?))
             }
+            Side::Hiqlite => self.spawn_hiqlite(folder, index, Part::Cache),
+            Side::HiqliteSql => self.spawn_hiqlite(folder, index, Part::Sql),
         }
+    }
+
+    fn spawn_hiqlite(&self, folder: PathBuf, index: usize, part: Part) -> Result<Member> {
+        let ports = self.ports.clone();
+        let member = HiqliteMember { folder, index, ports, part };
+        Ok(Member::Agent(Agent::spawn(&Role::Hiqlite(member))?))
     }
 
     /// Waits until a member takes part in its group.
@@ -234,8 +256,8 @@ impl Group {
     pub(crate) async fn work(&mut self, column: Column, job: &Job) -> Result<Sample> {
         self.find_leader().await?;
         match column {
-            Column::Embedded | Column::EmbeddedLeader => {
-                let parts = if column == Column::Embedded { self.members.len() } else { 1 };
+            Column::Embedded | Column::EmbeddedLeader | Column::Hiqlite | Column::HiqliteSql => {
+                let parts = if column == Column::EmbeddedLeader { 1 } else { self.members.len() };
                 self.work_inside(&job.split(parts)).await
             }
             Column::Remote | Column::Etcd => self.remote().await?.ask(job).await,
@@ -292,6 +314,9 @@ impl Group {
         let mut agent = Agent::spawn(&match self.side {
             Side::Quorate => Role::Remote { addresses, connections },
             Side::Etcd => Role::Etcd { addresses, connections },
+            Side::Hiqlite | Side::HiqliteSql => {
+                return Err("hiqlite has no callers outside here".into());
+            }
         })?;
         agent.ready().await?;
         Ok(agent)
@@ -330,7 +355,7 @@ impl Group {
         }
         let limit_ms = PATIENCE.as_millis() as u64;
         let at = match self.side {
-            Side::Quorate => {
+            Side::Quorate | Side::Hiqlite | Side::HiqliteSql => {
                 for index in members {
                     self.agent(*index)?.ready().await?;
                 }

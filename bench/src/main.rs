@@ -10,6 +10,8 @@ mod agent;
 mod compare;
 mod etcd;
 mod group;
+#[cfg(feature = "hiqlite")]
+mod hiqlite;
 mod job;
 mod limit;
 mod measure;
@@ -70,6 +72,12 @@ enum Command {
     Agent { role: String },
 }
 
+/// The version of hiqlite, if it was compiled in.
+#[cfg(feature = "hiqlite")]
+const HIQLITE: Option<&str> = Some(hiqlite::VERSION);
+#[cfg(not(feature = "hiqlite"))]
+const HIQLITE: Option<&str> = None;
+
 /// What is the same for all groups.
 #[derive(Args)]
 struct Common {
@@ -90,7 +98,7 @@ struct Common {
 struct Compare {
     #[command(flatten)]
     common: Common,
-    /// Whom to run beside quorate, or `none`.
+    /// Whom to run beside quorate: etcd, hiqlite if it was compiled in, or `none`.
     #[arg(long, value_delimiter = ',', default_value = "etcd")]
     peers: Vec<String>,
     /// Only rows whose names begin with one of these.
@@ -122,7 +130,7 @@ struct Profile {
     common: Common,
     /// The name of a row of `compare`, such as `put/256`.
     workload: String,
-    /// Where the callers are: etcd, etcd-leader, embedded, embedded-leader or remote.
+    /// Where the callers are: etcd, etcd-leader, embedded, embedded-leader, remote, hiqlite or hiqlite-sql.
     #[arg(long, default_value = "embedded")]
     column: String,
     #[arg(long, default_value_t = 30)]
@@ -193,6 +201,17 @@ async fn compare(options: Compare) -> Result {
                 }
             },
             "" | "none" => {}
+            "hiqlite" => match HIQLITE {
+                Some(version) => {
+                    versions.insert(peer.clone(), version.to_owned());
+                    sides.extend([Side::Hiqlite, Side::HiqliteSql]);
+                }
+                None => {
+                    let reason = "built without the feature `hiqlite`".to_owned();
+                    eprintln!("NOTE: hiqlite is absent: {reason}");
+                    absent.insert(peer.clone(), reason);
+                }
+            },
             other => return Err(format!("no peer is called {other}").into()),
         }
     }
@@ -242,6 +261,8 @@ async fn profile(options: Profile) -> Result {
         Column::Embedded,
         Column::EmbeddedLeader,
         Column::Remote,
+        Column::Hiqlite,
+        Column::HiqliteSql,
     ];
     let column = columns.into_iter().find(|column| column.name() == options.column);
     let column = column.ok_or("no column has such a name")?;
@@ -250,7 +271,7 @@ async fn profile(options: Profile) -> Result {
     let plan = plan.ok_or("no workload has such a name")?;
     let program = match column.side() {
         Side::Etcd => Some(etcd::server::find()?),
-        Side::Quorate => None,
+        Side::Quorate | Side::Hiqlite | Side::HiqliteSql => None,
     };
     let mut group = Group::start(column.side(), &settings(&options.common, program)).await?;
     measure::prepare(&mut group, plan.station).await?;

@@ -187,7 +187,7 @@ async fn failover(group: &mut Group, column: Column, kills: usize) -> Result<Out
         let probe = Job::FirstWrite { limit_ms: 30_000 };
         let mut callers = match column.side() {
             Side::Etcd => Some(group.callers(&survivors).await?),
-            Side::Quorate => None,
+            Side::Quorate | Side::Hiqlite | Side::HiqliteSql => None,
         };
         let killed = monotonic_ns();
         group.kill(leader).await?;
@@ -228,6 +228,8 @@ pub(crate) async fn prepare(group: &mut Group, station: plan::Station) -> Result
         let column = match group.side() {
             Side::Etcd => Column::Etcd,
             Side::Quorate => Column::Embedded,
+            Side::Hiqlite => Column::Hiqlite,
+            Side::HiqliteSql => Column::HiqliteSql,
         };
         let job = Job::Fill { from: 0, to: plan::KEYS, value_bytes: 256 };
         group.work(column, &job).await?;

@@ -7,7 +7,7 @@ use crate::group::{Column, Side};
 use crate::job::Act;
 use crate::report::Figure;
 use crate::store::Fresh;
-use Column::{Embedded, EmbeddedLeader, Etcd, EtcdLeader, Remote};
+use Column::{Embedded, EmbeddedLeader, Etcd, EtcdLeader, Hiqlite, HiqliteSql, Remote};
 use std::collections::BTreeMap;
 
 /// How much is measured.
@@ -178,7 +178,24 @@ pub(crate) fn plans(scale: &Scale) -> Vec<Plan> {
     let mut plans = keys();
     plans.extend(waits(scale));
     plans.extend(life(scale));
+    for plan in &mut plans {
+        plan.columns.extend(of_hiqlite(plan));
+    }
     plans
+}
+
+/// The columns of hiqlite in a row. It has neither watches, leases nor elections. It is left out of the rows in which
+/// members fail, because it takes seconds to start whatever its timeouts are, and that would be all they show.
+fn of_hiqlite(plan: &Plan) -> &'static [Column] {
+    match plan.task {
+        Task::Load { act: Act::Put, value_bytes: 256, .. }
+        | Task::Load { act: Act::Get(Fresh::Serializable), .. } => &[Hiqlite, HiqliteSql],
+        Task::Load { act: Act::Get(Fresh::Linearizable), .. } => &[HiqliteSql],
+        // A member is idle in both of its parts.
+        Task::Lock { .. } | Task::IdleProcessor => &[Hiqlite],
+        Task::Memory { .. } if plan.name == "idle/memory" => &[Hiqlite],
+        _ => &[],
+    }
 }
 
 /// Callers at all members and, of quorate, outside.

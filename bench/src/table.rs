@@ -1,6 +1,10 @@
 //! A report as a table, for a terminal and for a README, and the question whether two reports agree.
+//!
+//! The table is one of quorate beside etcd. hiqlite has a line of its own for its figure, and its ratios, which are to
+//! quorate's embedded column and not to etcd, are a list below.
 
-use crate::report::{Column, Figure, Latency, Ratio, Report};
+use crate::compare::ratio;
+use crate::report::{Column, Figure, Latency, Ratio, Report, Row};
 use crate::store::Result;
 use std::fmt::Write;
 
@@ -8,7 +12,7 @@ use std::fmt::Write;
 pub(crate) fn text(report: &Report) -> Result<String> {
     let mut out = String::new();
     writeln!(out, "{}", head(report))?;
-    let header = ("workload", "column", "quorate", "p50/p99/p99.9 ms", "etcd", "p50/p99/p99.9 ms");
+    let header = ("workload", "column", "figure", "p50/p99/p99.9 ms", "etcd", "p50/p99/p99.9 ms");
     writeln!(
         out,
         "\n{:<42} {:<16} {:>11} {:>22} {:>11} {:>22}  quorate/etcd (95 %)",
@@ -19,7 +23,7 @@ pub(crate) fn text(report: &Report) -> Result<String> {
         for (name, column) in row.columns.iter().filter(|(name, _)| !name.starts_with("etcd")) {
             let ratios = row.ratios.get(name);
             let beside = ratios.map_or("etcd", |ratios| ratios.beside.as_str());
-            let beside = row.columns.get(beside);
+            let beside = row.columns.get(beside).filter(|_| !HIQLITE.contains(&name.as_str()));
             let own = (figure(row.figure, Some(column)), times(column.latency.as_ref()));
             let other = figure(row.figure, beside);
             let other_times = times(beside.and_then(|it| it.latency.as_ref()));
@@ -34,7 +38,27 @@ pub(crate) fn text(report: &Report) -> Result<String> {
             title = "";
         }
     }
+    let beside_hiqlite = beside_hiqlite(report);
+    if !beside_hiqlite.is_empty() {
+        writeln!(out, "\n{:<42} {:<16} embedded/hiqlite (95 %)", "workload", "column of hiqlite")?;
+    }
+    for (row, name, ratio) in beside_hiqlite {
+        writeln!(out, "{:<42} {name:<16} {}", row.title, spread(ratio))?;
+    }
     Ok(out)
+}
+
+/// The columns of hiqlite.
+const HIQLITE: [&str; 2] = ["hiqlite", "hiqlite-sql"];
+
+/// quorate's embedded column divided by those of hiqlite, whose callers are in the same places.
+fn beside_hiqlite(report: &Report) -> Vec<(&Row, &'static str, Ratio)> {
+    let ratio_to = |row: &Row, name: &str| {
+        let (own, other) = (row.columns.get("embedded")?, row.columns.get(name)?);
+        ratio(&own.rounds, &other.rounds)
+    };
+    let pairs = report.rows.iter().flat_map(|row| HIQLITE.map(|name| (row, name)));
+    pairs.filter_map(|(row, name)| Some((row, name, ratio_to(row, name)?))).collect()
 }
 
 /// The rows and ratios as Markdown.
@@ -54,6 +78,16 @@ pub(crate) fn markdown(report: &Report) -> Result<String> {
             out,
             "| {title} | {etcd} | {embedded} | {of_embedded} | {remote} | {of_remote} |"
         )?;
+    }
+    let beside_hiqlite = beside_hiqlite(report);
+    if !beside_hiqlite.is_empty() {
+        writeln!(out, "\n| | column of hiqlite | quorate, embedded | hiqlite | ratio |")?;
+        writeln!(out, "|---|---|---|---|---|")?;
+    }
+    for (row, name, ratio) in beside_hiqlite {
+        let shown = |name: &str| figure(row.figure, row.columns.get(name));
+        let (title, own, other) = (&row.title, shown("embedded"), shown(name));
+        writeln!(out, "| {title} | `{name}` | {own} | {other} | {} |", spread(ratio))?;
     }
     Ok(out)
 }

@@ -113,6 +113,19 @@ async fn a_key_is_read_as_it_is_whatever_the_tables_say() {
     }
 }
 
+/// A start that is given up in the middle just lets go of its state, with a transaction open.
+#[tokio::test]
+async fn a_state_that_is_dropped_closes_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    hand_in(&state, 0..5).await;
+    let env = state.store().unwrap();
+    drop(state);
+    assert!(env.close(Duration::from_secs(10)), "the thread ends, and lets go of the environment");
+    let again = State::open_unsynced(folder.path());
+    assert_eq!(again.now().applied, Some(4), "what it had applied is committed");
+}
+
 #[tokio::test]
 async fn a_transaction_does_not_grow_without_end() {
     let folder = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@
 //! - nothing but applying happens while a transaction is open.
 
 use super::State;
-use crate::error::Fault;
+use crate::error::{Fault, Reason};
 use crate::lmdb::{self, Inbox};
 use crate::mvcc::{self, Pending};
 use crate::raft::Types;
@@ -24,7 +24,7 @@ use openraft::storage::ApplyResponder;
 use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// How much a transaction may hold before it is committed, so that no commit takes so long that everybody behind it
@@ -59,9 +59,9 @@ pub(super) fn carry_out(inbox: &Inbox<Work>) {
         queue.pop_front()
     }) {
         match work {
-            Work::Run(state, run) => unless_it_panics(&state, || run(&state)),
+            Work::Run(state, run) => unless_it_panics(&Arc::downgrade(&state), || run(&state)),
             Work::Apply(share) => {
-                let state = Arc::clone(&share.state);
+                let state = Arc::downgrade(&share.state);
                 queue.push_front(Work::Apply(share));
                 unless_it_panics(&state, || apply(&state, &mut queue, inbox));
             }
@@ -70,40 +70,56 @@ pub(super) fn carry_out(inbox: &Inbox<Work>) {
 }
 
 /// A panic ends the thread. Its cause is known before those who wait are let go, which are in the queue by now.
-fn unless_it_panics(state: &State, work: impl FnOnce()) {
+fn unless_it_panics(state: &Weak<State>, work: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-        state.fail(Fault::assertion(lmdb::panic_text(&*panic)));
+        fail(state, Fault::assertion(lmdb::panic_text(&*panic)));
         resume_unwind(panic);
     }
 }
 
-/// Applies the shares at the front of the queue, and those that come, in one transaction, until it has to be committed.
-fn apply(state: &Arc<State>, queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) {
-    let mut shares = Vec::new();
-    if state.check().is_err() {
-        // What failed may be missing, and nothing can follow on it.
-        take_shares(queue, &mut shares);
-        return;
+fn fail(state: &Weak<State>, fault: Fault) {
+    if let Some(state) = state.upgrade() {
+        state.fail(fault);
     }
-    let applied = state.store().and_then(|store| {
-        let mut pending = store.begin()?;
-        let mut since = Since::default();
-        while since.is_short() && next_is_share(queue, inbox) {
-            take_shares(queue, &mut shares);
-            apply_shares(state, &mut pending, &mut shares, &mut since)?;
-        }
-        pending.commit()?;
-        Ok(since)
-    });
-    match applied {
+}
+
+/// Applies the shares at the front of the queue, and those that come, in one transaction, until it has to be committed.
+///
+/// The thread knows its state weakly: while it waits with an open transaction, nobody else may be left to end it.
+fn apply(state: &Weak<State>, queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) {
+    let mut shares = Vec::new();
+    match apply_in_one(state, queue, inbox, &mut shares) {
         Ok(since) => {
+            let Some(state) = state.upgrade() else { return };
             state.commit_is_visible(&since.touched);
             if since.compacted {
                 state.compact();
             }
         }
-        Err(fault) => drop(state.fail(fault)),
+        Err(fault) => fail(state, fault),
     }
+}
+
+fn apply_in_one(
+    state: &Weak<State>,
+    queue: &mut VecDeque<Work>,
+    inbox: &Inbox<Work>,
+    shares: &mut Vec<Share>,
+) -> Result<Since, Fault> {
+    let Some(store) = state.upgrade().map(|state| state.check().and_then(|()| state.store()))
+    else {
+        return Err(Fault::from_reason(Reason::Closed));
+    };
+    // After a failure nothing can follow on what may be missing.
+    let store = store.inspect_err(|_| take_shares(queue, shares))?;
+    let mut pending = store.begin()?;
+    let mut since = Since::default();
+    while since.is_short() && next_is_share(queue, inbox) {
+        take_shares(queue, shares);
+        apply_shares(&mut pending, shares, &mut since)?;
+    }
+    pending.commit()?;
+    Ok(since)
 }
 
 /// What a transaction holds.
@@ -148,11 +164,11 @@ fn take_shares(queue: &mut VecDeque<Work>, shares: &mut Vec<Share>) {
 
 /// Applies shares, shows what became of them, and answers.
 fn apply_shares(
-    state: &State,
     pending: &mut Pending<'_>,
     shares: &mut Vec<Share>,
     since: &mut Since,
 ) -> Result<(), Fault> {
+    let Some(state) = shares.first().map(|share| Arc::clone(&share.state)) else { return Ok(()) };
     let mut entries = Vec::new();
     shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
     let mut batch = pending.apply(&entries)?;

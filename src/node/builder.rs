@@ -121,8 +121,9 @@ impl NodeBuilder {
     /// How often the leader shows that it is there; 200 ms unless said otherwise, between 20 ms and 10 s, and the same on
     /// all members.
     ///
-    /// A leader is replaced after five to ten heartbeats without one, and the shortest lease is fifteen. Slow disks want
-    /// a slower one: an answer includes a flush.
+    /// A leader is replaced after fifteen to twenty heartbeats without one: for ten of them its followers hold to it, and
+    /// then one stands for election after another five to ten. The shortest lease is fifteen. Slow disks want a slower
+    /// one: an answer includes a flush.
     pub fn heartbeat(mut self, every: Duration) -> Self {
         self.timing.heartbeat = every;
         self

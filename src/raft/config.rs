@@ -37,12 +37,13 @@ impl Timing {
         Err(Reason::BadOption { detail }.into())
     }
 
-    /// A follower that hears nothing for so long campaigns.
+    /// A follower campaigns when it has heard nothing for [`Self::election_max`], for so long it holds to its leader, and
+    /// then for a time between this and that.
     pub(crate) fn election_min(self) -> Duration {
         self.heartbeat * 5
     }
 
-    /// No follower waits longer.
+    /// See [`Self::election_min`].
     pub(crate) fn election_max(self) -> Duration {
         self.heartbeat * 10
     }

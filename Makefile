@@ -10,7 +10,9 @@ verify:
 	$(TIMED) cargo fmt --all --check
 	$(TIMED) cargo clippy --locked --all-targets -- -D warnings
 	$(TIMED) cargo clippy --locked --lib --no-default-features -- -D warnings
+	$(TIMED) cargo clippy --locked -p quorate-bench --all-targets -- -D warnings
 	$(TIMED) cargo test --locked
+	$(TIMED) cargo test --locked -p quorate-bench
 	for example in quickstart leader_election distributed_lock config_reload; do \
 		cargo run --locked --quiet --example $$example > target/$$example.log || exit 1; \
 	done

@@ -68,6 +68,15 @@ const NOT_IN_CORE: &[&str] = &[
     "env::var",
 ];
 
+/// What openraft takes for applied may still wait for the state's thread: reads by these would be too early.
+const NOT_OPENRAFTS_WORD: &[&str] = &[
+    "ensure_linearizable",
+    "await_ready",
+    "last_applied",
+    "applied_index_at_least",
+    "wait_for_recovery",
+];
+
 /// The only file that may be `unsafe`.
 const UNSAFE: &str = "src/lmdb.rs";
 
@@ -177,6 +186,19 @@ fn the_core_depends_on_nothing_but_the_command() {
         for (line, code) in source.product() {
             for word in NOT_IN_CORE.iter().filter(|word| contains_word(code, word)) {
                 faults.add(&source.path, line, format!("`{word}` in the core"));
+            }
+        }
+    }
+    faults.check();
+}
+
+#[test]
+fn nobody_goes_by_openrafts_word_for_what_is_applied() {
+    let mut faults = Faults::default();
+    for source in sources().iter().filter(|source| source.module == "raft") {
+        for (line, code) in source.product() {
+            for word in NOT_OPENRAFTS_WORD.iter().filter(|word| contains_word(code, word)) {
+                faults.add(&source.path, line, format!("`{word}`: ask raft/state"));
             }
         }
     }

@@ -209,7 +209,7 @@ fn latency(times: &hdrhistogram::Histogram<u64>) -> Latency {
 }
 
 /// Divides the columns of quorate by those of etcd.
-fn compare_columns(row: &mut Row) {
+pub(crate) fn compare_columns(row: &mut Row) {
     for column in [Column::Embedded, Column::EmbeddedLeader, Column::Remote] {
         let Some(own) = row.columns.get(column.name()) else { continue };
         // Where etcd has no column of callers at the leader, there is one caller, who is there anyway.
@@ -228,8 +228,9 @@ fn compare_columns(row: &mut Row) {
     }
 }
 
-/// Student's t for 95 %, two-sided, by degrees of freedom from one.
-const T_95: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
+/// Student's t for 99 %, two-sided, by degrees of freedom from one. A report has some seventy ratios, and two reports are
+/// asked whether they agree in every one: with 95 % a few would not, by chance.
+const T_99: [f64; 10] = [63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169];
 
 /// The ratio of two columns over the rounds in which both have a figure; at least two.
 pub(crate) fn ratio(own: &[Option<f64>], other: &[Option<f64>]) -> Option<Ratio> {
@@ -245,7 +246,7 @@ pub(crate) fn ratio(own: &[Option<f64>], other: &[Option<f64>]) -> Option<Ratio>
     let count = logs.len() as f64;
     let mean = logs.iter().sum::<f64>() / count;
     let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0);
-    let t = T_95.get(logs.len() - 2).copied().unwrap_or(2.1);
+    let t = T_99.get(logs.len() - 2).copied().unwrap_or(2.9);
     let half = t * (variance / count).sqrt();
     Some(Ratio { mean: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp() })
 }

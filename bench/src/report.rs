@@ -139,7 +139,7 @@ pub(crate) struct Ratios {
 pub(crate) struct Ratio {
     /// The geometric mean of the rounds.
     pub(crate) mean: f64,
-    /// The spread: where the mean of many such runs lies with 95 % confidence, by Student's t over the rounds.
+    /// The spread: where the mean of many such runs lies with 99 % confidence, by Student's t over the rounds.
     pub(crate) low: f64,
     pub(crate) high: f64,
 }

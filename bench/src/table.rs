@@ -15,7 +15,7 @@ pub(crate) fn text(report: &Report) -> Result<String> {
     let header = ("workload", "column", "figure", "p50/p99/p99.9 ms", "etcd", "p50/p99/p99.9 ms");
     writeln!(
         out,
-        "\n{:<42} {:<16} {:>11} {:>22} {:>11} {:>22}  quorate/etcd (95 %)",
+        "\n{:<42} {:<16} {:>11} {:>22} {:>11} {:>22}  quorate/etcd (99 %)",
         header.0, header.1, header.2, header.3, header.4, header.5
     )?;
     for row in &report.rows {
@@ -40,7 +40,7 @@ pub(crate) fn text(report: &Report) -> Result<String> {
     }
     let beside_hiqlite = beside_hiqlite(report);
     if !beside_hiqlite.is_empty() {
-        writeln!(out, "\n{:<42} {:<16} embedded/hiqlite (95 %)", "workload", "column of hiqlite")?;
+        writeln!(out, "\n{:<42} {:<16} embedded/hiqlite (99 %)", "workload", "column of hiqlite")?;
     }
     for (row, name, ratio) in beside_hiqlite {
         writeln!(out, "{:<42} {name:<16} {}", row.title, spread(ratio))?;

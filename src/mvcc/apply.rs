@@ -21,15 +21,16 @@ use super::plan::{Plan, Step};
 use super::read::{Reader, key_value};
 use super::records::{Change, Head, Image, LargeValue, Membership, Table, Value};
 use super::tables::Tables;
-use super::{Batch, Body, Entry, LeaseChange, LogPosition, Outcome, Stop, hash, keys, split};
+use super::{
+    Batch, Body, Entry, Latest, LeaseChange, LogPosition, Outcome, Stop, hash, keys, split,
+};
 use crate::api::{Applied, Command, Position, check_txn};
 use crate::error::Fault;
 use crate::lmdb;
-use crate::types::{
-    DeleteOp, KeyRange, KeyValue, LeaseId, OpResult, PutOp, Revision, TxnOp, TxnOutcome,
-};
+use crate::types::{DeleteOp, KeyRange, LeaseId, OpResult, PutOp, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
 use heed::RwTxn;
+use std::collections::BTreeMap;
 use std::mem;
 use std::ops::ControlFlow;
 
@@ -83,7 +84,7 @@ pub(super) struct Writer<'env> {
     changes: u32,
     touched: Vec<(Revision, Bytes)>,
     /// What those keys are now.
-    latest: Vec<(Bytes, Option<KeyValue>)>,
+    latest: BTreeMap<Bytes, Latest>,
     pub(super) leases: Vec<LeaseChange>,
     pub(super) compacted: Option<Revision>,
 }
@@ -98,7 +99,7 @@ impl<'env> Writer<'env> {
             head,
             changes: 0,
             touched: Vec::new(),
-            latest: Vec::new(),
+            latest: BTreeMap::new(),
             leases: Vec::new(),
             compacted: None,
         })
@@ -182,7 +183,7 @@ impl<'env> Writer<'env> {
             value: Value::of(&value),
         };
         let latest = key_value(put.key.clone(), &new, value.clone());
-        self.latest.push((put.key.clone(), Some(latest)));
+        self.latest.insert(put.key.clone(), Latest::is(latest));
         if let Value::Large { .. } = new.value {
             let row = LargeValue { key: put.key.clone(), value };
             self.tables.append(&mut self.txn, &keys::position(modified), &row)?;
@@ -231,7 +232,7 @@ impl<'env> Writer<'env> {
 
     /// Deletes a key that is there.
     pub(super) fn remove(&mut self, key: Bytes, image: Image) -> Result<(), Fault> {
-        self.latest.push((key.clone(), None));
+        self.latest.insert(key.clone(), Latest::Deleted);
         self.change(Change { key, new: None, prev: Some(image) })
     }
 

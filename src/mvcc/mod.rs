@@ -62,6 +62,7 @@ use crate::error::{Fault, Reason};
 use crate::lmdb;
 use crate::types::{KeyValue, LeaseId, Revision};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,12 +112,38 @@ pub(crate) struct Batch {
     pub(crate) hash: u128,
     /// Every key that changed, in order: whom to wake.
     pub(crate) touched: Vec<(Revision, Bytes)>,
-    /// What those keys are now, in the same order; the last word on a key counts. `None` is deleted.
-    pub(crate) latest: Vec<(Bytes, Option<KeyValue>)>,
+    /// What those keys are now.
+    pub(crate) latest: BTreeMap<Bytes, Latest>,
     /// What became of leases, in order: for the leader, who counts their time.
     pub(crate) leases: Vec<LeaseChange>,
     /// The revision below which there is no history any more, if it has moved.
     pub(crate) compacted: Option<Revision>,
+}
+
+/// What a key is now.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Latest {
+    Deleted,
+    Is(KeyValue),
+    /// It is larger than is worth keeping beside the tables: ask them.
+    Large,
+}
+
+impl Latest {
+    /// Values up to this size are kept.
+    const BYTES_MAX: usize = 64 << 10;
+
+    fn is(kv: KeyValue) -> Self {
+        if kv.value.len() > Self::BYTES_MAX { Self::Large } else { Self::Is(kv) }
+    }
+
+    /// About what it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Is(kv) => kv.key.len() + kv.value.len(),
+            Self::Deleted | Self::Large => 0,
+        }
+    }
 }
 
 /// What became of a lease.

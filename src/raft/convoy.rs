@@ -213,6 +213,9 @@ async fn take_along(shared: Arc<Shared>, aboard: Vec<Passenger>, _place: OwnedSe
         batch.extend(payloads);
         deadline = deadline.max(its);
     }
+    if travellers.is_empty() {
+        return;
+    }
     let batch: Vec<&Payload> = batch.iter().collect();
     let answered = async {
         match shared.leader_client(&shared.leadership()) {

@@ -305,7 +305,8 @@ impl Gateway {
         }
         if self.reads_aside(&query) {
             self.settled(deadline).await?;
-            return self.read_aside(query).await;
+            let gateway = self.clone();
+            return aside(move || gateway.read(&query)).await;
         }
         if let Some(outcome) = self.read_now(&query)? {
             return Ok(outcome);
@@ -318,15 +319,6 @@ impl Gateway {
     /// somebody elsewhere that may be long.
     fn reads_aside(&self, query: &Query) -> bool {
         self.is_remote && is_scan(&query.txn)
-    }
-
-    async fn read_aside(&self, query: Query) -> Result<TxnOutcome, Error> {
-        let gateway = self.clone();
-        match tokio::task::spawn_blocking(move || gateway.read(&query)).await {
-            Ok(outcome) => outcome,
-            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-            Err(_) => Err(Reason::Closed.into()),
-        }
     }
 
     /// Waits until the tables are as new as what is applied by now.
@@ -436,23 +428,45 @@ impl Gateway {
         self.applied(confirmed.index, deadline).await?;
         let lessor = &self.shared.state.lessor;
         let remaining = lessor.remaining(only).ok_or_else(|| Error::from(Reason::NoLeader))?;
-        let fail = |fault| self.shared.state.fail(fault);
         self.settled(deadline).await?;
+        let gateway = self.clone();
+        let read = move || gateway.with_keys(remaining).map(Response::Leases);
+        if self.is_remote { aside(read).await } else { read() }
+    }
+
+    /// What is known of leases, with the keys of each.
+    fn with_keys(
+        &self,
+        remaining: Vec<(LeaseId, Option<Remaining>)>,
+    ) -> Result<Vec<Option<LeaseStatus>>, Error> {
+        let fail = |fault| self.shared.state.fail(fault);
         let view = self.view()?;
-        let mut leases = Vec::with_capacity(remaining.len());
-        for (id, remaining) in remaining {
+        let status = |(id, remaining): (LeaseId, Option<Remaining>)| {
             let lease = view.lease(id).map_err(fail)?;
-            let status = lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
+            Ok(lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
                 id,
                 ttl,
                 remaining: left,
                 keys: lease.keys,
-            });
-            leases.push(status);
-        }
-        Ok(Response::Leases(leases))
+            }))
+        };
+        remaining.into_iter().map(status).collect()
     }
 }
+
+/// Reads beside the node's thread.
+async fn aside<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read,
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(_) => Err(Reason::Closed.into()),
+    }
+}
+
+/// Keys that a read may name without being called long.
+const FEW: usize = 8;
 
 /// Whether a transaction reads more than a few keys.
 fn is_scan(txn: &TxnOp) -> bool {
@@ -461,7 +475,9 @@ fn is_scan(txn: &TxnOp) -> bool {
         OpKind::Txn(nested) => is_scan(nested),
         OpKind::Get(_) | OpKind::Put(_) | OpKind::Delete(_) => false,
     };
-    txn.when.iter().any(|compare| compare.range.as_key().is_none()) || txn.operations().any(scans)
+    txn.when.len() + txn.operations().count() > FEW
+        || txn.when.iter().any(|compare| compare.range.as_key().is_none())
+        || txn.operations().any(scans)
 }
 
 /// What openraft's refusal of a write means.

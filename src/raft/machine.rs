@@ -213,6 +213,9 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
+        // openraft may cut the log up to what is reported here, so it has to be on the disk first.
+        let synced = self.state.run(|state| state.store()?.force_sync()).await;
+        synced.map_err(|fault| self.stop(fault))?;
         let view = self.state.view_in_order().await.map_err(|fault| self.stop(fault))?;
         if view.applied().is_none() {
             return Ok(None);

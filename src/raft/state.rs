@@ -13,7 +13,7 @@
 //! kept in memory until the commit, for reads of single keys; whoever asks for more has it committed first. A commit is due
 //! - when a key was touched that somebody watches;
 //! - when a range, the past, leases or the whole state are read, or other work of the thread has its turn;
-//! - when the transaction has grown to [`PENDING_ENTRIES_MAX`](thread::PENDING_ENTRIES_MAX) or
+//! - when the transaction has grown to [`PENDING_CHANGES_MAX`](thread::PENDING_CHANGES_MAX) or
 //!   [`PENDING_BYTES_MAX`](thread::PENDING_BYTES_MAX), or [`COMMIT_EVERY`] has passed.
 //!
 //! Invariants
@@ -33,13 +33,14 @@ use super::Types;
 use super::leases::Lessor;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
-use crate::lmdb::Worker;
-use crate::mvcc::{self, Generations, LoadError, SnapshotLoader, Store, View};
-use crate::types::{GetOp, KeyValue, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
+use crate::lmdb::{self, Worker};
+use crate::mvcc::{self, Generations, Latest, LoadError, SnapshotLoader, Store, View};
+use crate::types::{GetOp, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
 use std::collections::BTreeMap;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -73,8 +74,8 @@ struct Recent {
     head: Head,
     /// The hash of the state at the head.
     hash: u128,
-    /// The keys that have changed since the last commit. `None` is deleted.
-    changed: BTreeMap<Bytes, Option<KeyValue>>,
+    /// The keys that have changed since the last commit.
+    changed: BTreeMap<Bytes, Latest>,
     /// Whether the tables are as new as this.
     is_committed: bool,
 }
@@ -181,8 +182,12 @@ impl State {
         let found = |results| TxnOutcome { succeeded: true, revision, results };
         match single_get(txn) {
             Some(get) => {
-                if let Some(changed) = recent.changed.get(&get.key) {
-                    return Ok(Some(Ok(found(vec![OpResult::Get(changed.clone())]))));
+                let got = |kv| Ok(Some(Ok(found(vec![OpResult::Get(kv)]))));
+                match recent.changed.get(&get.key) {
+                    Some(Latest::Is(kv)) => return got(Some(kv.clone())),
+                    Some(Latest::Deleted) => return got(None),
+                    Some(Latest::Large) => return Ok(None),
+                    None => {}
                 }
             }
             None if *txn == TxnOp::default() => return Ok(Some(Ok(found(Vec::new())))),
@@ -201,11 +206,17 @@ impl State {
         if self.recent().is_committed {
             return Ok(());
         }
-        self.run(Self::check).await.map_err(|fault| self.fail(fault))
+        let (done, settled) = oneshot::channel();
+        let sent = self.send(Work::Settle(done));
+        let settled = match sent {
+            Ok(()) => settled.await.map_err(|_| self.cause()),
+            Err(fault) => Err(fault),
+        };
+        settled.and_then(|()| self.check()).map_err(|fault| self.fail(fault))
     }
 
     /// Whether this member has not failed.
-    fn check(self: &Arc<Self>) -> Result<(), Fault> {
+    fn check(&self) -> Result<(), Fault> {
         self.first.get().cloned().map_or(Ok(()), Err)
     }
 
@@ -257,8 +268,16 @@ impl State {
         work: impl FnOnce(&Arc<Self>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let (done, result) = oneshot::channel();
-        // Whoever asked may have gone.
-        let run = move |state: &Arc<Self>| drop(done.send(work(state)));
+        let run = move |state: &Arc<Self>| match catch_unwind(AssertUnwindSafe(|| work(state))) {
+            // Whoever asked may have gone.
+            Ok(worked) => drop(done.send(worked)),
+            Err(panic) => {
+                let fault = Fault::assertion(lmdb::panic_text(&*panic));
+                state.fail(fault.clone());
+                drop(done.send(Err(fault)));
+                resume_unwind(panic);
+            }
+        };
         self.send(Work::Run(Arc::clone(self), Box::new(run)))?;
         result.await.unwrap_or_else(|_| Err(self.cause()))
     }
@@ -280,7 +299,7 @@ impl State {
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|_| self.cause())?;
         let state = Arc::clone(self);
-        self.send(Work::Apply(Share { state, entries, responders, bytes, _room: room }))
+        self.send(Work::Apply(Share { state, entries, responders, bytes, room: Some(room) }))
     }
 
     fn send(&self, work: Work) -> Result<(), Fault> {
@@ -292,6 +311,9 @@ impl State {
 
     /// Why the state's thread does not answer.
     fn cause(&self) -> Fault {
+        if let Some(first) = self.first.get() {
+            return first.clone();
+        }
         let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         worker.as_ref().map_or_else(|| Fault::from_reason(Reason::Closed), Worker::cause)
     }
@@ -361,6 +383,7 @@ impl State {
 
     /// On the state's thread: puts a loaded state in the place of the current one.
     pub(crate) fn swap(&self, loaded: Loaded) -> Result<(), Fault> {
+        self.check()?;
         let recent = Recent::of(&loaded.store.view()?);
         let head = recent.head;
         // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
@@ -374,8 +397,10 @@ impl State {
             // The node has ended meanwhile, and nobody would close it.
             return Err(Fault::from_reason(Reason::Closed));
         }
-        (*store, *now) = (Some(loaded.store), recent);
+        let old = (store.replace(loaded.store), mem::replace(&mut *now, recent));
         drop((store, now));
+        // Outside of the locks: a file is unmapped.
+        drop(old);
         self.publish(head);
         self.interest.wake_all(head.revision);
         Ok(())

@@ -1,6 +1,6 @@
 //! When what is applied is shown, committed and answered, and what becomes of it when something fails.
 
-use super::thread::{PENDING_BYTES_MAX, PENDING_ENTRIES_MAX};
+use super::thread::{PENDING_BYTES_MAX, PENDING_CHANGES_MAX};
 use super::*;
 use crate::api::Command;
 use crate::mvcc::Body;
@@ -68,6 +68,41 @@ async fn what_is_applied_is_committed_when_somebody_needs_it() {
     assert_eq!(state.summary().1, state.view().unwrap().recompute_hash().unwrap());
 }
 
+/// Those who wait for a commit share one, with what was handed in between them.
+#[tokio::test]
+async fn one_commit_settles_all_who_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    hand_in(&state, 0..1).await;
+    state.settled().await.unwrap();
+    let (before, held) = (commits(&state), hold(&state));
+    state.hand_in(vec![entry(1)], vec![None], 100).await.unwrap();
+    let mut waiting = Vec::new();
+    for index in 2..10 {
+        let (done, settled) = oneshot::channel();
+        state.send(Work::Settle(done)).unwrap();
+        state.hand_in(vec![entry(index)], vec![None], 100).await.unwrap();
+        waiting.push(settled);
+    }
+    drop(held);
+    for settled in waiting {
+        settled.await.unwrap();
+    }
+    assert_eq!(commits(&state) - before, 1);
+    assert_eq!(state.view().unwrap().applied().map(|at| at.index), Some(9));
+}
+
+/// A piece of the log that is larger than a group is applied in several, and each entry is answered in its place.
+#[tokio::test]
+async fn a_large_share_is_applied_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    hand_in(&state, 0..1000).await;
+    state.settled().await.unwrap();
+    let page = read(&state, Op::range("k".."l").limit(1)).unwrap();
+    assert!(matches!(&page.results[..], [OpResult::Range(page)] if page.count == 1000));
+}
+
 #[tokio::test]
 async fn other_work_sees_what_was_handed_in_before_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -101,10 +136,14 @@ async fn a_key_is_read_as_it_is_whatever_the_tables_say() {
         let entry = mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) };
         state.hand_in(vec![entry], vec![None], 100).await.unwrap();
         state.head().wait_for(|head| head.applied == Some(index as u64)).await.unwrap();
-        let shown = read(&state, Op::get("k")).unwrap();
-        if index % 2 == 0 {
+        // What is large is not kept beside the tables.
+        let is_large = index % 3 == 0;
+        assert_eq!(read(&state, Op::get("k")).is_none(), is_large);
+        if is_large {
             state.settled().await.unwrap();
         }
+        let shown = read(&state, Op::get("k")).unwrap();
+        state.settled().await.unwrap();
         assert_eq!(read(&state, Op::get("k")).unwrap(), shown, "before a commit and after");
         let [OpResult::Get(kv)] = &shown.results[..] else { unreachable!() };
         let value = kv.as_ref().map(|kv| &kv.value[..]);
@@ -131,7 +170,7 @@ async fn a_transaction_does_not_grow_without_end() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
     state.settled().await.unwrap();
-    let (before, half) = (commits(&state), PENDING_ENTRIES_MAX as u64 / 2);
+    let (before, half) = (commits(&state), PENDING_CHANGES_MAX as u64 / 2);
     hand_in(&state, 0..half).await;
     hand_in(&state, half..2 * half).await;
     while commits(&state) == before {

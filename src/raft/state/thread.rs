@@ -1,22 +1,25 @@
 //! The one thread that changes the state: shares of the log in, one transaction after the other.
 //!
 //! ```text
-//! queue   share share share run share …
-//!         └────── one transaction ─┘└─ the next …
+//! queue   share share share settle share │ run │ share …
+//!         └────── one transaction ───────┘     └─ the next …
 //!           each applied, shown and answered as it comes; committed before anything else is done
 //! ```
 //!
-//! While a transaction is open and nothing waits, the thread waits for more, with the transaction open: whoever wants it
-//! committed sends other work.
+//! While a transaction is open and nothing waits, the thread waits for more, with the transaction open. Whoever wants it
+//! committed asks it to settle: what is in the queue by then goes along, and what comes later does not.
 //!
 //! Invariants
 //! - what is shown is applied, and will be committed by this transaction or by none: if it fails, the member stops;
-//! - nothing but applying happens while a transaction is open.
+//! - whether somebody watches what was touched is asked after it was shown: who begins to watch meanwhile either is found
+//!   here, or finds that it is not committed;
+//! - nothing but applying happens while a transaction is open;
+//! - the thread knows its state weakly: while it waits, nobody else may be left to end it.
 
 use super::State;
 use crate::error::{Fault, Reason};
 use crate::lmdb::{self, Inbox};
-use crate::mvcc::{self, Pending};
+use crate::mvcc::{self, Latest, Pending};
 use crate::raft::Types;
 use crate::types::Revision;
 use bytes::Bytes;
@@ -25,16 +28,21 @@ use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// How much a transaction may hold before it is committed, so that no commit takes so long that everybody behind it
-/// notices, and a restart has little to do again.
-pub(super) const PENDING_ENTRIES_MAX: usize = 16 << 10;
+/// How much a transaction may hold before it is committed, in changes of keys and in bytes of entries and values, so that
+/// no commit takes so long that everybody behind it notices, and a restart has little to do again.
+pub(super) const PENDING_CHANGES_MAX: usize = 16 << 10;
 pub(super) const PENDING_BYTES_MAX: usize = 16 << 20;
+
+/// Entries that are applied before it is looked how much that was. One of them can change 128 keys.
+const GROUP_ENTRIES: usize = 256;
 
 /// What the state's thread is given.
 pub(super) enum Work {
     Apply(Share),
+    /// Have committed what was handed in before.
+    Settle(oneshot::Sender<()>),
     Run(Arc<State>, Run),
 }
 
@@ -47,29 +55,52 @@ pub(super) struct Share {
     pub(super) entries: Vec<mvcc::Entry>,
     pub(super) responders: Vec<Option<ApplyResponder<Types>>>,
     pub(super) bytes: usize,
-    /// Its place in the queue.
-    pub(super) _room: OwnedSemaphorePermit,
+    /// Its place in the queue. Of a share that was split the last part keeps it.
+    pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+impl Share {
+    /// Takes off what is behind the first `count` entries.
+    fn split_off(&mut self, count: usize) -> Self {
+        let bytes = self.bytes * count / self.entries.len().max(1);
+        let rest = Self {
+            state: Arc::clone(&self.state),
+            entries: self.entries.split_off(count),
+            responders: self.responders.split_off(count),
+            bytes: self.bytes - bytes,
+            room: self.room.take(),
+        };
+        self.bytes = bytes;
+        rest
+    }
 }
 
 /// On the state's thread: everything that comes, in order.
 pub(super) fn carry_out(inbox: &Inbox<Work>) {
     let mut queue = VecDeque::new();
+    // Out here, so that those who wait outlive a panic until its cause is known.
+    let mut shares = Vec::new();
     while let Some(work) = queue.pop_front().or_else(|| {
         queue.extend(inbox.next().into_iter().flatten());
         queue.pop_front()
     }) {
         match work {
             Work::Run(state, run) => unless_it_panics(&Arc::downgrade(&state), || run(&state)),
+            // Nothing is open.
+            Work::Settle(done) => {
+                let _ = done.send(());
+            }
             Work::Apply(share) => {
                 let state = Arc::downgrade(&share.state);
                 queue.push_front(Work::Apply(share));
-                unless_it_panics(&state, || apply(&state, &mut queue, inbox));
+                unless_it_panics(&state, || apply(&state, &mut queue, inbox, &mut shares));
+                shares.clear();
             }
         }
     }
 }
 
-/// A panic ends the thread. Its cause is known before those who wait are let go, which are in the queue by now.
+/// A panic ends the thread. Its cause is known before those who wait are let go.
 fn unless_it_panics(state: &Weak<State>, work: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
         fail(state, Fault::assertion(lmdb::panic_text(&*panic)));
@@ -84,14 +115,20 @@ fn fail(state: &Weak<State>, fault: Fault) {
 }
 
 /// Applies the shares at the front of the queue, and those that come, in one transaction, until it has to be committed.
-///
-/// The thread knows its state weakly: while it waits with an open transaction, nobody else may be left to end it.
-fn apply(state: &Weak<State>, queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) {
-    let mut shares = Vec::new();
-    match apply_in_one(state, queue, inbox, &mut shares) {
+fn apply(
+    state: &Weak<State>,
+    queue: &mut VecDeque<Work>,
+    inbox: &Inbox<Work>,
+    shares: &mut Vec<Share>,
+) {
+    match apply_in_one(state, queue, inbox, shares) {
         Ok(since) => {
             let Some(state) = state.upgrade() else { return };
             state.commit_is_visible(&since.touched);
+            for done in since.settled {
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
             if since.compacted {
                 state.compact();
             }
@@ -114,9 +151,26 @@ fn apply_in_one(
     let store = store.inspect_err(|_| take_shares(queue, shares))?;
     let mut pending = store.begin()?;
     let mut since = Since::default();
-    while since.is_short() && next_is_share(queue, inbox) {
-        take_shares(queue, shares);
-        apply_shares(&mut pending, shares, &mut since)?;
+    while since.is_short() {
+        if queue.is_empty() && !since.is_wanted {
+            queue.extend(inbox.next().unwrap_or_default());
+        }
+        match queue.pop_front() {
+            Some(Work::Apply(share)) => {
+                queue.push_front(Work::Apply(share));
+                take_shares(queue, shares);
+                apply_shares(&mut pending, shares, &mut since)?;
+            }
+            Some(Work::Settle(done)) => {
+                since.settled.push(done);
+                since.is_wanted = true;
+            }
+            Some(run @ Work::Run(..)) => {
+                queue.push_front(run);
+                break;
+            }
+            None => break,
+        }
     }
     pending.commit()?;
     Ok(since)
@@ -125,35 +179,31 @@ fn apply_in_one(
 /// What a transaction holds.
 #[derive(Default)]
 struct Since {
-    entries: usize,
+    changes: usize,
     bytes: usize,
     touched: Vec<(Revision, Bytes)>,
     compacted: bool,
-    /// Somebody waits for the commit.
+    /// Somebody waits for the commit: no more is waited for.
     is_wanted: bool,
+    settled: Vec<oneshot::Sender<()>>,
 }
 
 impl Since {
     fn is_short(&self) -> bool {
-        !self.is_wanted && self.entries < PENDING_ENTRIES_MAX && self.bytes < PENDING_BYTES_MAX
+        self.changes < PENDING_CHANGES_MAX && self.bytes < PENDING_BYTES_MAX
     }
 }
 
-/// Whether the next work is a share. Waits for it, if nothing is there: whoever wants the commit sends something else.
-fn next_is_share(queue: &mut VecDeque<Work>, inbox: &Inbox<Work>) -> bool {
-    if queue.is_empty() {
-        queue.extend(inbox.next().unwrap_or_default());
-    }
-    matches!(queue.front(), Some(Work::Apply(_)))
-}
-
-/// Takes the shares at the front of the queue, as many as fit a transaction.
+/// Takes shares from the front of the queue, as many as are applied at once.
 fn take_shares(queue: &mut VecDeque<Work>, shares: &mut Vec<Share>) {
-    let mut entries = 0;
-    while entries < PENDING_ENTRIES_MAX {
+    let mut left = GROUP_ENTRIES;
+    while left > 0 {
         match queue.pop_front() {
-            Some(Work::Apply(share)) => {
-                entries += share.entries.len();
+            Some(Work::Apply(mut share)) => {
+                if share.entries.len() > left {
+                    queue.push_front(Work::Apply(share.split_off(left)));
+                }
+                left -= share.entries.len();
                 shares.push(share);
             }
             Some(other) => return queue.push_front(other),
@@ -172,13 +222,15 @@ fn apply_shares(
     let mut entries = Vec::new();
     shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
     let mut batch = pending.apply(&entries)?;
-    since.entries += entries.len();
+    let mut touched = mem::take(&mut batch.touched);
+    since.changes += entries.len().max(touched.len());
     since.bytes += shares.iter().map(|share| share.bytes).sum::<usize>();
+    since.bytes += batch.latest.values().map(Latest::bytes).sum::<usize>();
     since.compacted |= batch.compacted.is_some();
-    since.is_wanted |= state.interest.is_in(&batch.touched);
-    since.touched.append(&mut batch.touched);
     let outcomes = mem::take(&mut batch.outcomes);
     state.show(&entries, batch);
+    since.is_wanted = since.is_wanted || state.interest.is_in(&touched);
+    since.touched.append(&mut touched);
     let responders = shares.drain(..).flat_map(|share| share.responders);
     for (responder, outcome) in responders.zip(outcomes) {
         if let Some(responder) = responder {

@@ -1,11 +1,11 @@
 //! The state machine: keys with their history, leases, and the rules by which a command changes them.
 //!
-//! A pure core. [`Store::apply`] turns log entries into a new state; a [`View`] is a state, and answers questions about
+//! A pure core. [`Pending::apply`] turns log entries into a new state; a [`View`] is a state, and answers questions about
 //! it. Nothing here waits, reads a clock, throws dice or knows of other members, and that is why all members agree.
 //!
 //! ```text
 //!              entries                                        ┌─ query: ranges, transactions that only read
-//! raft ──────────────────▶ Store::apply ──▶ LMDB ──▶ View ────┼─ events: one step of a watch
+//! raft ────────────────▶ Pending::apply ──▶ LMDB ──▶ View ────┼─ events: one step of a watch
 //!        ◀── Batch: outcomes,  one write              one     ├─ lease, leases
 //!            touched keys      transaction            read    └─ snapshot, hash
 //! ```

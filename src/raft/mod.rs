@@ -4,9 +4,8 @@
 //!  Call ─▶ gateway ── write ──▶ openraft ──▶ log (LMDB, one fsync for all that wait) ⇄ network ⇄ peers' server
 //!             │                    │ committed
 //!             │                    ▼
-//!             │                 machine ─▶ mvcc::Store::apply ─▶ head published ─▶ answers
-//!             │                                                     ├─▶ watch: wakes the cursors that were touched
-//!             │                                                     └─▶ leases: the leader's deadlines
+//!             │                 machine ─▶ state: mvcc, in an open transaction ─▶ head, leases' deadlines, answers
+//!             │                              └─▶ committed ─▶ watch: wakes the cursors that were touched
 //!             └── read ──▶ reads (ReadIndex, one round for all that wait) ──▶ mvcc::View
 //! ```
 //!

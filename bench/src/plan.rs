@@ -263,7 +263,15 @@ fn waits(scale: &Scale) -> Vec<Plan> {
     };
     let per_second = Figure::PerSecond;
     let in_ms = Figure::Milliseconds;
-    let mut plans = vec![
+    // First of all, while no member has memory to give out that something else has left. Only remote watches: those of
+    // embedded callers have their other end in the same process.
+    let idle = scale.idle_watchers.iter().map(|watchers| {
+        let (name, title) = (format!("watch-memory/{watchers}"), "own memory per watch, ");
+        let task = Task::IdleWatches { watchers: *watchers };
+        plan(&name, &format!("{title}{watchers}"), Figure::Bytes, &[Etcd, Remote], task)
+    });
+    let mut plans: Vec<Plan> = idle.collect();
+    plans.extend([
         plan("watch-latency", "watch: put to event", in_ms, &SPREAD, Task::WatchLatency),
         plan(
             "lease-grant/64",
@@ -287,7 +295,7 @@ fn waits(scale: &Scale) -> Vec<Plan> {
             &GROUP,
             Task::Expiry { leases: scale.expiring, ttl_ms: 2000 },
         ),
-    ];
+    ]);
     for (name, title, callers, names) in [
         ("lock/1", "lock + unlock, 1 caller", 1, 1),
         ("lock/16-names", "lock + unlock, 16 callers on 16 names", 16, 16),
@@ -309,15 +317,6 @@ fn waits(scale: &Scale) -> Vec<Plan> {
             per_second,
             &SPREAD,
             Task::FanOut { watchers, putters: 16 },
-        ));
-    }
-    for watchers in scale.idle_watchers {
-        plans.push(plan(
-            &format!("watch-memory/{watchers}"),
-            &format!("own memory per watch, {watchers}"),
-            Figure::Bytes,
-            &SPREAD,
-            Task::IdleWatches { watchers: *watchers },
         ));
     }
     plans
@@ -478,6 +477,7 @@ mod tests {
         "put-64k/16",
         "disk/1",
         "disk/256",
+        "watch-memory/2000",
         "watch-latency",
         "lease-grant/64",
         "keep-alive",
@@ -489,7 +489,6 @@ mod tests {
         "election/fresh",
         "fan-out/100",
         "fan-out/2000",
-        "watch-memory/2000",
         "idle/processor",
         "idle/memory",
         "put-distinct/256",

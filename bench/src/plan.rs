@@ -543,7 +543,8 @@ mod tests {
             for name in names(&scale) {
                 let of_row = plans.iter().filter(|plan| plan.name == name);
                 let columns: Vec<Column> = of_row.flat_map(|plan| plan.columns.clone()).collect();
-                assert!(columns.contains(&Etcd) && columns.contains(&Embedded), "{name}");
+                let is_of_quorate = columns.contains(&Embedded) || columns.contains(&Remote);
+                assert!(columns.contains(&Etcd) && is_of_quorate, "{name}");
                 assert_eq!(
                     columns.contains(&EtcdLeader),
                     columns.contains(&EmbeddedLeader),

@@ -245,8 +245,8 @@ fn fault(tried: impl Into<String>, error: heed::Error) -> Fault {
 
 /// A thread of its own that handles messages in order, all that wait at once.
 ///
-/// Its queue has no bound of its own: what is in it was admitted by somebody who counts bytes (the gateway for
-/// proposals, the log for entries). If the handler panics the thread ends, and every later message is answered with
+/// Its queue has no bound of its own: entries in it were admitted by somebody who counts bytes, and whatever else is there
+/// is a few words for each caller that waits for it, or has given up waiting for a disk that stalls. If the handler panics the thread ends, and every later message is answered with
 /// the cause. Dropping the worker lets it finish what waits, without waiting for it; [`Worker::join`] waits.
 pub(crate) struct Worker<M> {
     messages: mpsc::Sender<M>,

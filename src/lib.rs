@@ -39,6 +39,9 @@ mod node;
 #[cfg(feature = "node")]
 mod raft;
 pub mod recipes;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod sim;
 mod types;
 mod wire;
 
@@ -46,6 +49,9 @@ pub use client::{Client, ClientBuilder, Map, Session, Watch};
 pub use error::{Error, ErrorKind, Reason, Result};
 #[cfg(feature = "node")]
 pub use node::{Node, NodeBuilder};
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub use raft::peek::Peek;
 pub use types::{
     Changes, Comparand, Compare, Consistency, Event, FencingToken, KeyRange, KeyValue, LeaseId,
     LeaseStatus, NodeId, Op, OpResult, Page, Revision, SortBy, Status, TxnOutcome, limits,

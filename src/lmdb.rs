@@ -20,6 +20,8 @@
 mod audit;
 
 use crate::error::{Fault, Reason};
+#[cfg(feature = "sim")]
+use crate::sim;
 use heed::{EnvFlags, EnvOpenOptions, WithoutTls};
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -250,6 +252,9 @@ fn fault(tried: impl Into<String>, error: heed::Error) -> Fault {
 /// the cause. Dropping the worker lets it finish what waits, without waiting for it; [`Worker::join`] waits.
 pub(crate) struct Worker<M> {
     messages: mpsc::Sender<M>,
+    /// After `messages`, so that the thread finds them closed when this runs it to its end.
+    #[cfg(feature = "sim")]
+    pump: Option<sim::Pump>,
     thread: thread::JoinHandle<()>,
     cause: Arc<OnceLock<Fault>>,
 }
@@ -281,21 +286,40 @@ impl<M: Send + 'static> Worker<M> {
         let (messages, waiting) = mpsc::channel::<M>();
         let cause = Arc::new(OnceLock::new());
         let panicked = Arc::clone(&cause);
-        let run = move || {
-            let inbox = Inbox { waiting };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&inbox))) {
+        let inbox = Inbox {
+            waiting,
+            #[cfg(feature = "sim")]
+            baton: None,
+        };
+        let run = move |inbox: &Inbox<M>| {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(inbox))) {
                 let _ = panicked.set(Fault::assertion(panic_text(&*panic)));
             }
         };
-        let started = thread::Builder::new().name(name.to_owned()).spawn(run);
+        #[cfg(feature = "sim")]
+        let mut pump = sim::Pump::new();
+        #[cfg(feature = "sim")]
+        let (inbox, run) = simulated(inbox, run, pump.as_ref());
+        let started = thread::Builder::new().name(name.to_owned()).spawn(move || run(&inbox));
         let thread =
             started.map_err(|error| Fault::disk(format!("cannot start thread {name}"), error))?;
-        Ok(Self { messages, thread, cause })
+        #[cfg(feature = "sim")]
+        pump.iter_mut().for_each(sim::Pump::start);
+        Ok(Self {
+            messages,
+            #[cfg(feature = "sim")]
+            pump,
+            thread,
+            cause,
+        })
     }
 
     /// Queues a message, or says why the thread has ended.
     pub(crate) fn send(&self, message: M) -> Result<(), Fault> {
-        self.messages.send(message).map_err(|_| self.cause())
+        self.messages.send(message).map_err(|_| self.cause())?;
+        #[cfg(feature = "sim")]
+        self.pump.iter().for_each(sim::Pump::wake);
+        Ok(())
     }
 
     /// Why the thread has ended, for a caller whose message was never answered.
@@ -306,6 +330,8 @@ impl<M: Send + 'static> Worker<M> {
     /// Waits until everything that was sent is handled and the thread has ended. Blocks: not for async code.
     pub(crate) fn join(self) {
         drop(self.messages);
+        #[cfg(feature = "sim")]
+        drop(self.pump);
         // The thread catches the panics of its handler.
         let _ = self.thread.join();
     }
@@ -314,12 +340,43 @@ impl<M: Send + 'static> Worker<M> {
 /// What a [`Worker`] has been sent.
 pub(crate) struct Inbox<M> {
     waiting: mpsc::Receiver<M>,
+    #[cfg(feature = "sim")]
+    baton: Option<Arc<sim::Baton>>,
+}
+
+/// The same, run by a pump if there is one.
+#[cfg(feature = "sim")]
+fn simulated<M>(
+    inbox: Inbox<M>,
+    run: impl FnOnce(&Inbox<M>) + Send + 'static,
+    pump: Option<&sim::Pump>,
+) -> (Inbox<M>, impl FnOnce(&Inbox<M>) + Send + 'static) {
+    let baton = pump.map(sim::Pump::baton);
+    let inbox = Inbox { baton: baton.clone(), ..inbox };
+    let run = move |inbox: &Inbox<M>| {
+        let _clock = baton.as_ref().map(|baton| baton.hold());
+        run(inbox);
+        baton.iter().for_each(|baton| baton.end());
+    };
+    (inbox, run)
 }
 
 impl<M> Inbox<M> {
     /// Waits for a message, and returns all that wait; `None` when nobody can send any more.
     pub(crate) fn next(&self) -> Option<Vec<M>> {
-        let mut batch = vec![self.waiting.recv().ok()?];
+        #[cfg(feature = "sim")]
+        let first = match &self.baton {
+            Some(baton) => loop {
+                match self.waiting.try_recv() {
+                    Err(mpsc::TryRecvError::Empty) => baton.idle(),
+                    came => break came.ok()?,
+                }
+            },
+            None => self.waiting.recv().ok()?,
+        };
+        #[cfg(not(feature = "sim"))]
+        let first = self.waiting.recv().ok()?;
+        let mut batch = vec![first];
         batch.extend(self.waiting.try_iter());
         Some(batch)
     }

@@ -23,6 +23,7 @@ use crate::client::Client;
 use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::lmdb::{self, FolderLock};
+use crate::raft::aside;
 use crate::raft::gateway::Gateway;
 use crate::raft::member::{Member, Shared};
 use crate::raft::state::State;
@@ -37,7 +38,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tower::util::BoxCloneSyncService;
@@ -260,6 +261,24 @@ impl Node {
         done
     }
 
+    /// How this member stands, for a simulation.
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn peek(&self) -> crate::Peek {
+        self.shared().peek()
+    }
+
+    /// Committed history from a revision on, and the revision to go on from, for a simulation.
+    ///
+    /// # Errors
+    /// If it was compacted away, or cannot be read.
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    pub fn history(&self, from: u64) -> Result<(Vec<crate::Changes>, u64)> {
+        self.shared().history(from)
+    }
+
     fn running(&self) -> &Running {
         self.running.as_ref().expect("a node runs until it is shut down")
     }
@@ -305,7 +324,9 @@ impl Running {
         let (log, state) = member.stop(GRACE).await;
         let log_env = log.env();
         drop(log);
-        let closed = tokio::task::spawn_blocking(move || {
+        #[cfg(feature = "sim")]
+        crate::sim::let_others_end().await;
+        let closed = aside(move || {
             // Both, whatever becomes of the first.
             let closed = [state.close(GRACE), lmdb::close(log_env, GRACE)];
             let closed = closed.into_iter().all(|closed| closed);
@@ -326,10 +347,18 @@ impl Running {
 }
 
 /// A runtime that may be dropped anywhere, also inside another one.
-struct PrivateRuntime(Option<Runtime>);
+struct PrivateRuntime {
+    handle: Handle,
+    /// Gone once it was told to end; in a simulation there is none of its own.
+    own: Option<Runtime>,
+}
 
 impl PrivateRuntime {
     fn start() -> Result<Self> {
+        #[cfg(feature = "sim")]
+        if crate::sim::world().is_some() {
+            return Ok(Self { handle: Handle::current(), own: None });
+        }
         // None of its tasks does more than a little work at a time, so one thread is enough; and where there are few
         // processors, a second one costs more in waking each other than it can do.
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -339,15 +368,12 @@ impl PrivateRuntime {
             .enable_all()
             .build();
         let cannot = |error| Error::from(Fault::disk("cannot start the node's threads", error));
-        runtime.map(|runtime| Self(Some(runtime))).map_err(cannot)
+        let runtime = runtime.map_err(cannot)?;
+        Ok(Self { handle: runtime.handle().clone(), own: Some(runtime) })
     }
 
-    fn runtime(&self) -> &Runtime {
-        self.0.as_ref().expect("a runtime runs until it is ended")
-    }
-
-    fn handle(&self) -> tokio::runtime::Handle {
-        self.runtime().handle().clone()
+    fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Runs a future there, whatever executor waits for it. If the waiting is dropped, so is the future.
@@ -356,7 +382,7 @@ impl PrivateRuntime {
         future: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn_on(future, self.runtime().handle());
+        tasks.spawn_on(future, &self.handle);
         match tasks.join_next().await {
             Some(Ok(done)) => done,
             Some(Err(error)) if error.is_panic() => {
@@ -368,7 +394,7 @@ impl PrivateRuntime {
 
     /// Ends all tasks and threads, and waits for it.
     async fn end(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.own.take() {
             let (done, ended) = tokio::sync::oneshot::channel();
             // Waiting for a runtime's threads blocks, which an executor's own threads must not.
             let waiter =
@@ -385,7 +411,7 @@ impl PrivateRuntime {
 
 impl Drop for PrivateRuntime {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.own.take() {
             runtime.shutdown_background();
         }
     }

@@ -18,6 +18,7 @@
 //! - a forwarded request is never forwarded again;
 //! - no request is held longer than its caller waits, and no more bytes than [`ADMISSION_UNITS`] are under way.
 
+use super::aside;
 use super::Payload;
 use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
@@ -31,7 +32,6 @@ use crate::types::{
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
 use openraft::errors::ClientWriteError;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -306,7 +306,7 @@ impl Gateway {
         if self.reads_aside(&query) {
             self.settled(deadline).await?;
             let gateway = self.clone();
-            return aside(move || gateway.read(&query)).await;
+            return aside(move || gateway.read(&query)).await?;
         }
         if let Some(outcome) = self.read_now(&query)? {
             return Ok(outcome);
@@ -431,7 +431,7 @@ impl Gateway {
         self.settled(deadline).await?;
         let gateway = self.clone();
         let read = move || gateway.with_keys(remaining).map(Response::Leases);
-        if self.is_remote { aside(read).await } else { read() }
+        if self.is_remote { aside(read).await? } else { read() }
     }
 
     /// What is known of leases, with the keys of each.
@@ -451,17 +451,6 @@ impl Gateway {
             }))
         };
         remaining.into_iter().map(status).collect()
-    }
-}
-
-/// Reads beside the node's thread.
-async fn aside<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(read).await {
-        Ok(read) => read,
-        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-        Err(_) => Err(Reason::Closed.into()),
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) struct Shared {
     leadership: watch::Sender<Leadership>,
     refusals: Refusals,
     /// The first cause that has ended this member.
-    failed: watch::Receiver<Option<Error>>,
+    pub(super) failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
     plaintext: bool,
     runtime: Handle,

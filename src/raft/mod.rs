@@ -29,6 +29,8 @@ pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod member;
 pub(crate) mod network;
+#[cfg(feature = "sim")]
+pub(crate) mod peek;
 pub(crate) mod reads;
 pub(crate) mod server;
 pub(crate) mod state;
@@ -41,10 +43,11 @@ mod suite;
 
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::{Layout, Malformed};
-use crate::error::{Fault, Reason};
+use crate::error::{Error, Fault, Reason};
 use bytes::Bytes;
 use openraft::errors::{ErrorSource, Fatal};
 use std::error::Error as _;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::{fmt, io};
 
@@ -120,6 +123,24 @@ pub(crate) fn fatal(fatal: &Fatal<Types>) -> Option<Fault> {
             Some(cause.map_or_else(|| Fault::assertion(error.to_string()), |it| it.0.clone()))
         }
         Fatal::Panicked => Some(Fault::assertion(fatal.to_string())),
+    }
+}
+
+/// Does work that blocks beside the async tasks, and goes on when it is done. A panic in it goes on here.
+///
+/// # Errors
+/// If the runtime has ended.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    #[cfg(feature = "sim")]
+    if crate::sim::world().is_some() {
+        return Ok(work());
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done),
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(_) => Err(Reason::Closed.into()),
     }
 }
 

@@ -7,7 +7,7 @@ use super::machine::{SnapshotData, meta};
 use super::member::Shared;
 use super::network::method;
 use super::state::Draft;
-use super::{Types, Vote};
+use super::{Types, Vote, aside};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
 use crate::mvcc::LoadError;
@@ -160,8 +160,7 @@ impl PeerServer {
         &self,
         work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
     ) -> Result<T, Error> {
-        let done = tokio::task::spawn_blocking(work).await;
-        match done.map_err(|_| Error::from(Reason::Closed))? {
+        match aside(work).await? {
             Ok(done) => Ok(done),
             Err(LoadError::Malformed(what)) => Err(malformed(what)),
             Err(LoadError::Fault(fault)) => Err(self.shared.state.fail(fault)),

@@ -10,18 +10,25 @@ use super::limits::CANDIDATE_TIMEOUT;
 use crate::error::{Error, Reason};
 use std::io;
 use std::net::SocketAddr;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+#[cfg(not(feature = "sim"))]
+use tokio::net::{TcpListener as Listener, TcpStream as Stream};
+use tokio::net::{TcpSocket, lookup_host};
 use tokio::time::timeout;
+
+#[cfg(feature = "sim")]
+mod simulated;
+#[cfg(feature = "sim")]
+use simulated::{Listener, Stream};
 
 /// How many connections the kernel queues before they are accepted.
 const BACKLOG: u32 = 1024;
 
 /// An open connection.
-pub(super) type Socket = TcpStream;
+pub(super) type Socket = Stream;
 
 /// A bound port.
 #[derive(Debug)]
-pub(super) struct Port(TcpListener);
+pub(super) struct Port(Listener);
 
 /// Connects to the first address behind `address` that answers. Nothing was sent if this fails.
 ///
@@ -35,7 +42,7 @@ pub(super) async fn connect(address: &str, plaintext: bool) -> Result<Socket, Er
     };
     check_resolved(address, &resolved, plaintext)?;
     for candidate in resolved {
-        match timeout(CANDIDATE_TIMEOUT, TcpStream::connect(candidate)).await {
+        match timeout(CANDIDATE_TIMEOUT, Stream::connect(candidate)).await {
             Ok(Ok(socket)) => {
                 let _ = socket.set_nodelay(true);
                 return Ok(socket);
@@ -88,13 +95,20 @@ impl Port {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<Listener> {
+    #[cfg(feature = "sim")]
+    if let Some(world) = crate::sim::world() {
+        return world.bind(address).map(Listener::Simulated);
+    }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Elsewhere than on Unix this option would let two processes share the port.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    let listener = socket.listen(BACKLOG)?;
+    #[cfg(feature = "sim")]
+    let listener = Listener::Tcp(listener);
+    Ok(listener)
 }
 
 async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {

@@ -1,0 +1,317 @@
+//! A group of members and its clients, each in a runtime of its own, and the clock that moves them all.
+//!
+//! ```text
+//! step:  net delivers what is due ─▶ host 1 runs for a step of *its* clock ─▶ host 2 … ─▶ clients ─▶ look at everybody
+//! ```
+//!
+//! A runtime with a paused clock does all that it can at a moment, then jumps to its next timer, up to the end of the
+//! step. So a member whose clock is fast gets a longer step, and one that is paused gets none, and later a jump.
+//!
+//! Invariants
+//! - one thread runs at a time, and hosts in their order, so that a run follows from its seed;
+//! - hosts hear of each other between two steps only.
+
+use crate::book::Book;
+use crate::dice::Dice;
+use crate::disk::{self, Trouble};
+use crate::history::Moment;
+use crate::net::{HostId, Net, Weather};
+use crate::system;
+use crate::work::{self, Worker};
+use quorate::{Error, Node, Peek};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::time::Instant;
+
+/// The host of all remote clients.
+pub const CLIENTS: HostId = 100;
+
+/// What a group is like.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    pub members: usize,
+    pub heartbeat: Duration,
+    pub step: Duration,
+    pub snapshot_every: u64,
+    pub weather: Weather,
+    /// How much faster than the simulation's each clock runs, in parts of a thousand; the clients' is the last.
+    pub rates: Vec<i64>,
+    pub sync_takes: Vec<Duration>,
+    pub workers: usize,
+}
+
+/// A runtime with a clock of its own.
+struct Host {
+    id: HostId,
+    runtime: Option<Runtime>,
+    began: Option<Instant>,
+    /// How far its clock was told to be since it began.
+    local: Duration,
+    rate: f64,
+    /// How long it has not run.
+    missed: Duration,
+    paused: bool,
+}
+
+/// A member, running or not.
+pub struct Member {
+    pub index: usize,
+    pub folder: PathBuf,
+    pub address: String,
+    host: Host,
+    life: Arc<Mutex<Life>>,
+    /// How often it was started.
+    pub starts: u32,
+    pub sync_takes: Duration,
+    /// Its disk may fail it.
+    pub is_in_trouble: bool,
+}
+
+/// How a start went.
+#[derive(Debug, Default)]
+pub enum Life {
+    #[default]
+    Starting,
+    Up(Node),
+    Refused(Error),
+}
+
+pub struct Group {
+    pub setup: Setup,
+    pub now: Moment,
+    pub net: Net,
+    pub book: Book,
+    pub members: Vec<Member>,
+    clients: Host,
+    pub dice: Dice,
+    pub steps: u64,
+}
+
+impl Host {
+    fn new(id: HostId, per_mille: i64) -> Self {
+        Self {
+            id,
+            runtime: None,
+            began: None,
+            local: Duration::ZERO,
+            rate: 1.0 + per_mille as f64 / 1000.0,
+            missed: Duration::ZERO,
+            paused: false,
+        }
+    }
+
+    fn start(&mut self) -> &Runtime {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime without a driver can be made");
+        self.began = Some(runtime.block_on(async { Instant::now() }));
+        self.local = Duration::ZERO;
+        self.missed = Duration::ZERO;
+        self.paused = false;
+        self.runtime.insert(runtime)
+    }
+
+    /// Runs it for `step` of the simulation's time.
+    fn step(&mut self, step: Duration, net: &Net) {
+        let (Some(runtime), Some(began)) = (&self.runtime, self.began) else { return };
+        let step = step.mul_f64(self.rate);
+        if self.paused {
+            self.missed += step;
+            return;
+        }
+        net.runs(self.id);
+        if !self.missed.is_zero() {
+            let missed = std::mem::take(&mut self.missed);
+            self.local += missed;
+            runtime.block_on(async { tokio::time::advance(missed).await });
+        }
+        self.local += step;
+        runtime.block_on(async { tokio::time::sleep_until(began + self.local).await });
+    }
+}
+
+impl Member {
+    /// Looks at the node, if there is one.
+    pub fn with<T>(&self, look: impl FnOnce(&Node) -> T) -> Option<T> {
+        let _context = self.host.runtime.as_ref()?.enter();
+        match &*self.life.lock().unwrap_or_else(PoisonError::into_inner) {
+            Life::Up(node) => Some(look(node)),
+            Life::Starting | Life::Refused(_) => None,
+        }
+    }
+
+    pub fn peek(&self) -> Option<Peek> {
+        self.with(Node::peek)
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.host.runtime.is_some()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.host.paused
+    }
+
+    /// Why it could not start, if it could not.
+    pub fn refused(&self) -> Option<Error> {
+        match &*self.life.lock().unwrap_or_else(PoisonError::into_inner) {
+            Life::Refused(error) => Some(error.clone()),
+            Life::Starting | Life::Up(_) => None,
+        }
+    }
+}
+
+impl Group {
+    pub fn new(setup: Setup, root: &Path, book: Book) -> Self {
+        let dice = Dice::new(setup.seed);
+        let net = Net::new(dice.fork("net"), setup.weather);
+        quorate::sim::install(net.clone());
+        let member = |index: usize| Member {
+            index,
+            folder: root.join(format!("m{index}")),
+            address: format!("127.0.0.{}:7000", index + 1),
+            host: Host::new(index as HostId + 1, setup.rates[index]),
+            life: Arc::default(),
+            starts: 0,
+            sync_takes: setup.sync_takes[index],
+            is_in_trouble: false,
+        };
+        let members = (0..setup.members).map(member).collect();
+        let clients = Host::new(CLIENTS, setup.rates[setup.members]);
+        let now = Moment::ZERO;
+        Self { setup, now, net, book, members, clients, dice: dice.fork("group"), steps: 0 }
+    }
+
+    /// Starts a member, on whatever its disk holds.
+    pub fn start(&mut self, index: usize) {
+        let addresses: Vec<String> = self.members.iter().map(|it| it.address.clone()).collect();
+        let member = &mut self.members[index];
+        let takes = Trouble { sync_takes: member.sync_takes, ..Trouble::default() };
+        disk::trouble(&member.folder, takes);
+        member.starts += 1;
+        member.is_in_trouble = false;
+        *member.life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Starting;
+        let life = Arc::clone(&member.life);
+        let builder = Node::builder(&member.folder)
+            .listen(&*member.address)
+            .heartbeat(self.setup.heartbeat)
+            .snapshot_every(self.setup.snapshot_every)
+            .map_size(64 << 20);
+        let name = format!("m{index}.{}", member.starts);
+        let seed = self.setup.seed;
+        let workers = if member.starts == 1 { self.setup.workers } else { 1 };
+        let book = self.book.clone();
+        self.net.runs(member.host.id);
+        let runtime = member.host.start();
+        runtime.spawn(async move {
+            let started = builder.form(addresses).await;
+            let node = match started {
+                Ok(node) => node,
+                Err(error) => {
+                    *life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Refused(error);
+                    return;
+                }
+            };
+            let client = node.client();
+            *life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Up(node);
+            for worker in 0..workers {
+                let worker = Worker::new(&book, seed, format!("{name}.w{worker}"));
+                work::embedded(worker, client.clone());
+            }
+        });
+        self.book.say(|| format!("m{index} starts"));
+    }
+
+    /// Starts the remote clients.
+    pub fn start_clients(&mut self) {
+        let addresses: Vec<String> = self.members.iter().map(|it| it.address.clone()).collect();
+        let (book, seed, workers) = (self.book.clone(), self.setup.seed, self.setup.workers);
+        self.net.runs(CLIENTS);
+        let runtime = self.clients.start();
+        let _context = runtime.enter();
+        for worker in 0..workers {
+            let worker = Worker::new(&book, seed, format!("remote.w{worker}"));
+            work::remote(worker, addresses.clone());
+        }
+    }
+
+    /// Ends a member. What its disk holds after that was settled before.
+    fn end(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        self.net.runs(member.host.id);
+        if let Some(runtime) = member.host.runtime.take() {
+            {
+                let _context = runtime.enter();
+                *member.life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Starting;
+            }
+            drop(runtime);
+        }
+        disk::restore(&member.folder);
+    }
+
+    /// The process of a member is killed; its machine goes on.
+    pub fn kill(&mut self, index: usize) {
+        self.book.say(|| format!("m{index} is killed"));
+        disk::killed(&self.members[index].folder);
+        self.end(index);
+        self.net.reset_all(self.members[index].host.id);
+    }
+
+    /// The power of a member goes.
+    pub fn lose_power(&mut self, index: usize) {
+        self.book.say(|| format!("m{index} loses its power"));
+        self.net.power_off(self.members[index].host.id);
+        disk::lose_power(&self.members[index].folder);
+        self.end(index);
+    }
+
+    /// Starts a member again, whose power is back if it was gone.
+    pub fn restart(&mut self, index: usize) {
+        if !self.members[index].is_running() {
+            self.net.power_on(self.members[index].host.id);
+            self.start(index);
+        }
+    }
+
+    pub fn pause(&mut self, index: usize, paused: bool) {
+        if self.members[index].host.paused != paused {
+            self.book.say(|| format!("m{index} {}", if paused { "stands still" } else { "goes on" }));
+            self.members[index].host.paused = paused;
+        }
+    }
+
+    pub fn trouble(&mut self, index: usize, trouble: Trouble) {
+        self.book.say(|| format!("m{index} {trouble:?}"));
+        let member = &mut self.members[index];
+        member.is_in_trouble |= trouble.writes_fail.is_some() || trouble.syncs_fail.is_some();
+        disk::trouble(&member.folder, trouble);
+    }
+
+    /// Moves the time on by a step.
+    pub fn step(&mut self) {
+        self.now += self.setup.step;
+        self.steps += 1;
+        system::set_clock(self.now);
+        self.book.turn(self.now);
+        self.net.advance(self.now);
+        let step = self.setup.step;
+        for member in &mut self.members {
+            member.host.step(step, &self.net);
+        }
+        self.clients.step(step, &self.net);
+    }
+
+    /// Ends everything.
+    pub fn stop(&mut self) {
+        (0..self.members.len()).for_each(|index| {
+            disk::killed(&self.members[index].folder);
+            self.end(index);
+        });
+        drop(self.clients.runtime.take());
+    }
+}

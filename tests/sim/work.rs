@@ -1,0 +1,227 @@
+//! What clients do all day, inside of members and far from them.
+//!
+//! Every value is written once, so that a value says who wrote it.
+
+use crate::book::{Book, RangeRead};
+use crate::dice::Dice;
+use crate::history::{Compare, Did, Do, Key, Mode, Outcome, Txn};
+use quorate::{Client, Consistency, Error, Op, OpResult, Revision, TxnOutcome};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// How many keys there are.
+const KEYS: u64 = 10;
+pub const PREFIX: &str = "k/";
+
+/// One of those who work.
+pub struct Worker {
+    book: Book,
+    dice: Dice,
+    /// Who it is, in the history. Whoever does not know what became of an operation is somebody else from then on.
+    client: u32,
+    name: String,
+    count: u64,
+    highest: u64,
+}
+
+impl Worker {
+    pub fn new(book: &Book, seed: u64, name: String) -> Self {
+        let dice = Dice::new(seed).fork(&name);
+        Self { book: book.clone(), dice, client: 0, name, count: 0, highest: 0 }
+    }
+
+    fn key(&mut self) -> Key {
+        format!("{PREFIX}{}", self.dice.roll(KEYS))
+    }
+
+    fn value(&mut self) -> String {
+        self.count += 1;
+        format!("{}.{}", self.name, self.count)
+    }
+
+    async fn rest(&mut self) {
+        let busy = self.dice.percent(70);
+        let pause = if busy { self.dice.roll(40) } else { self.dice.roll(1000) };
+        sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+/// Works with a client of a member, as tasks of that member.
+pub fn embedded(worker: Worker, client: Client) {
+    #[expect(clippy::disallowed_methods, reason = "its runtime owns it")]
+    tokio::spawn(work(worker, client));
+}
+
+/// Works from far away, on whatever member answers.
+pub fn remote(mut worker: Worker, addresses: Vec<String>) {
+    #[expect(clippy::disallowed_methods, reason = "its runtime owns it")]
+    tokio::spawn(async move {
+        while !worker.book.is_closing() {
+            let address = worker.dice.pick(&addresses).clone();
+            let patience = Duration::from_millis(worker.dice.within(500, 3000));
+            let client = Client::builder().endpoints([address]).timeout(patience).connect();
+            match timeout(patience, client).await {
+                Ok(Ok(client)) => {
+                    worker = work_for_a_while(worker, client).await;
+                }
+                _ => worker.rest().await,
+            }
+        }
+    });
+}
+
+async fn work(mut worker: Worker, client: Client) {
+    while !worker.book.is_closing() {
+        worker = work_for_a_while(worker, client.clone()).await;
+    }
+}
+
+/// Works until something goes wrong.
+async fn work_for_a_while(mut worker: Worker, client: Client) -> Worker {
+    worker.client = worker.dice.next() as u32;
+    while !worker.book.is_closing() {
+        worker.rest().await;
+        let is_well = match worker.dice.roll(100) {
+            0..10 => worker.read_range(&client).await,
+            10..13 => worker.read_past(&client).await,
+            _ => worker.transact(&client).await,
+        };
+        if !is_well {
+            break;
+        }
+    }
+    worker
+}
+
+impl Worker {
+    /// A transaction of any kind; returns whether its outcome is known.
+    async fn transact(&mut self, client: &Client) -> bool {
+        let txn = self.txn();
+        let may_be_stale = !txn.may_write() && self.dice.percent(30);
+        let mode = if may_be_stale { Mode::Serializable } else { Mode::Linearizable };
+        let operation = self.book.begin(self.client, mode, txn.clone());
+        let asked = ask(client, &txn, mode).await;
+        self.book.end(operation, |end| match &asked {
+            Ok(outcome) => done(end, outcome),
+            Err(error) if error.may_have_applied() => Outcome::Unknown,
+            Err(_) => Outcome::Refused,
+        });
+        if let Ok(outcome) = &asked {
+            self.highest = self.highest.max(outcome.revision.get());
+        }
+        asked.is_ok()
+    }
+
+    fn txn(&mut self) -> Txn {
+        let key = self.key();
+        match self.dice.roll(100) {
+            0..30 => Txn::single(Do::Get(key)),
+            30..55 => Txn::single(Do::Put(key, self.value())),
+            55..62 => Txn::single(Do::Delete(key)),
+            62..75 => Txn {
+                when: vec![Compare::Missing(key.clone())],
+                then: vec![Do::Put(key.clone(), self.value())],
+                otherwise: vec![Do::Get(key)],
+            },
+            75..85 => {
+                let seen = self.value();
+                let (then, otherwise) = (self.value(), vec![Do::Get(key.clone())]);
+                let when = vec![Compare::ValueIs(key.clone(), seen)];
+                Txn { when, then: vec![Do::Put(key, then)], otherwise }
+            }
+            _ => {
+                // Neighbours only, so that not all keys depend on each other.
+                let pair = self.dice.roll(KEYS / 2) * 2;
+                let (one, other) = (format!("{PREFIX}{pair}"), format!("{PREFIX}{}", pair + 1));
+                let value = self.value();
+                Txn {
+                    when: vec![Compare::Exists(one.clone())],
+                    then: vec![Do::Get(other.clone()), Do::Put(one.clone(), value.clone()),
+                        Do::Put(other.clone(), value.clone()), Do::Get(other.clone())],
+                    otherwise: vec![Do::Put(one, value), Do::Delete(other)],
+                }
+            }
+        }
+    }
+
+    async fn read_range(&mut self, client: &Client) -> bool {
+        let stale = self.dice.percent(30);
+        let (mode, consistency) = match stale {
+            true => (Mode::Serializable, Consistency::Serializable),
+            false => (Mode::Linearizable, Consistency::Linearizable),
+        };
+        self.read(mode, None, client.range(quorate::KeyRange::prefix(PREFIX)).consistency(consistency))
+            .await
+    }
+
+    async fn read_past(&mut self, client: &Client) -> bool {
+        if self.highest == 0 {
+            return true;
+        }
+        let at = self.dice.within(self.highest.saturating_sub(50).max(1), self.highest);
+        let range = client.range(quorate::KeyRange::prefix(PREFIX)).at(Revision::from(at));
+        self.read(Mode::Linearizable, Some(at), range).await
+    }
+
+    async fn read(
+        &mut self,
+        mode: Mode,
+        at: Option<u64>,
+        read: quorate::client::RangeRead<'_>,
+    ) -> bool {
+        let start = self.book.stamp();
+        match read.await {
+            Ok(page) => {
+                let end = self.book.stamp();
+                let revision = page.revision.get();
+                let entries = page.entries;
+                self.book.pages().reads.push(RangeRead { mode, start, end, at, revision, entries });
+                true
+            }
+            Err(error) => at.is_some() && error.kind() == quorate::ErrorKind::Compacted,
+        }
+    }
+}
+
+/// Asks for a transaction, in the shortest way that there is for it.
+async fn ask(client: &Client, txn: &Txn, mode: Mode) -> Result<TxnOutcome, Error> {
+    let consistency = match mode {
+        Mode::Linearizable => Consistency::Linearizable,
+        Mode::Serializable => Consistency::Serializable,
+    };
+    let mut asked = client.txn().consistency(consistency);
+    for compare in &txn.when {
+        asked = asked.when(match compare {
+            Compare::Exists(key) => quorate::Compare::exists(key.as_str()),
+            Compare::Missing(key) => quorate::Compare::absent(key.as_str()),
+            Compare::ValueIs(key, value) => {
+                quorate::Compare::value(key.as_str()).equals(value.clone())
+            }
+        });
+    }
+    let op = |op: &Do| match op {
+        Do::Get(key) => Op::get(key),
+        Do::Put(key, value) => Op::put(key, value.clone()),
+        Do::Delete(key) => Op::delete(key.as_str()),
+    };
+    asked = txn.then.iter().fold(asked, |asked, it| asked.then(op(it)));
+    asked = txn.otherwise.iter().fold(asked, |asked, it| asked.otherwise(op(it)));
+    asked.await
+}
+
+fn done(end: Duration, outcome: &TxnOutcome) -> Outcome {
+    let did = |result: &OpResult| match result {
+        OpResult::Get(kv) => {
+            Did::Got(kv.as_ref().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
+        }
+        OpResult::Put { .. } => Did::Put,
+        OpResult::Deleted { count, .. } => Did::Deleted(*count > 0),
+        other => panic!("nobody asked for {other:?}"),
+    };
+    Outcome::Done {
+        end,
+        revision: outcome.revision.get(),
+        succeeded: outcome.succeeded,
+        results: outcome.results.iter().map(did).collect(),
+    }
+}

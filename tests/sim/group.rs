@@ -41,6 +41,8 @@ pub struct Setup {
     pub rates: Vec<i64>,
     pub sync_takes: Vec<Duration>,
     pub workers: usize,
+    /// How long it works before everything is healed.
+    pub lasts: Duration,
 }
 
 /// A runtime with a clock of its own.

@@ -4,10 +4,12 @@
 #![allow(unreachable_pub, reason = "a test has no interface")]
 
 mod book;
+mod check;
 mod dice;
 mod disk;
 mod group;
 mod history;
+mod nemesis;
 mod net;
 mod run;
 mod system;
@@ -16,5 +18,7 @@ mod work;
 #[test]
 fn one_seed() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    run::run(seed);
+    let report = run::run(seed);
+    println!("{report:#?}");
+    assert_eq!(report.violations, [""; 0]);
 }

@@ -69,7 +69,8 @@ struct Inner {
     /// What waits for a link that is cut.
     held: BTreeMap<(HostId, HostId), VecDeque<Event>>,
     off: BTreeSet<HostId>,
-    pub counts: Counts,
+    counts: Counts,
+    trace: u64,
 }
 
 /// What has happened in the network.
@@ -157,6 +158,7 @@ impl Net {
             held: BTreeMap::new(),
             off: BTreeSet::new(),
             counts: Counts::default(),
+            trace: 0,
         })))
     }
 
@@ -180,6 +182,11 @@ impl Net {
     /// Whose tasks run from now on.
     pub fn runs(&self, host: HostId) {
         self.inner().running = host;
+    }
+
+    /// Stands for everything that was sent so far, and when.
+    pub fn trace(&self) -> u64 {
+        self.inner().trace
     }
 
     pub fn counts(&self) -> Counts {
@@ -258,6 +265,12 @@ impl Inner {
         self.next += 1;
         self.events.insert(self.next, event);
         self.due.push(Reverse((at, self.next)));
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        let sum = crc32c::crc32c(bytes);
+        let when = self.now.as_nanos() as u64;
+        self.trace = (self.trace.rotate_left(7) ^ u64::from(sum) ^ when).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 
     fn latency(&mut self) -> Duration {
@@ -574,6 +587,7 @@ impl AsyncWrite for End {
             }
             inner.repeat(self.id, to, bytes)
         };
+        inner.note(&out);
         inner.counts.chunks += 1;
         inner.counts.bytes += out.len() as u64;
         if let Some(connection) = inner.connections.get_mut(&self.id) {

@@ -1,10 +1,15 @@
 //! One run, from its seed to its verdict.
 use crate::book::Book;
+use crate::check::agreement::Truth;
+use crate::check::consensus::Consensus;
+use crate::check;
 use crate::dice::Dice;
 use crate::disk;
 use crate::group::{Group, Setup};
+use crate::nemesis::Nemesis;
 use crate::net::Weather;
 use crate::system;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub fn setup(seed: u64) -> Setup {
@@ -21,31 +26,159 @@ pub fn setup(seed: u64) -> Setup {
         rates: (0..=members).map(|_| dice.within(0, 40) as i64 - 20).collect(),
         sync_takes: (0..members).map(|_| millis(dice.within(0, 5))).collect(),
         workers: dice.within(1, 3) as usize,
+        lasts: millis(50) * dice.within(200, 600) as u32,
     }
 }
 
-pub fn run(seed: u64) {
-    let started = std::time::Instant::now();
-    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+/// What came out of a run.
+#[derive(Debug)]
+pub struct Report {
+    pub seed: u64,
+    pub violations: Vec<String>,
+    /// Stands for everything that was sent: equal if and only if two runs were.
+    pub trace: u64,
+    pub simulated: Duration,
+    pub summary: String,
+}
+
+/// How many heartbeats a group that is whole again may take until it serves.
+const RECOVERY_BEATS: u32 = 400;
+
+pub fn run(seed: u64) -> Report {
+    let root = tempfile::Builder::new().prefix("quorate-sim").tempdir_in(place()).expect("a folder");
     let dice = Dice::new(seed);
     system::take_over_randomness(dice.fork("system"));
     system::set_clock(Duration::ZERO);
     disk::take_over(root.path(), dice.fork("disk"));
     let book = Book::default();
-    if std::env::var("TRACE").is_ok() {
+    if std::env::var_os("TRACE").is_some() {
         book.speak();
     }
-    let mut group = Group::new(setup(seed), root.path(), book.clone());
-    println!("{:?}", group.setup);
-    (0..group.members.len()).for_each(|index| group.start(index));
-    group.start_clients();
-    for _ in 0..10_000 {
-        group.step();
+    let mut run = Run::new(seed, root.path(), book);
+    run.live();
+    run.report()
+}
+
+/// In memory, where there is such a place.
+fn place() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
+}
+
+struct Run {
+    group: Group,
+    nemesis: Nemesis,
+    truth: Truth,
+    consensus: Consensus,
+}
+
+impl Run {
+    fn new(seed: u64, root: &Path, book: Book) -> Self {
+        let group = Group::new(setup(seed), root, book);
+        group.book.say(|| format!("{:?}", group.setup));
+        let nemesis = Nemesis::new(&group);
+        let truth = Truth::new(group.members.len());
+        Self { group, nemesis, truth, consensus: Consensus::default() }
     }
-    for member in &group.members {
-        println!("{:?} {:?}", member.refused(), member.peek());
+
+    fn live(&mut self) {
+        (0..self.group.members.len()).for_each(|index| self.group.start(index));
+        self.group.start_clients();
+        let end = self.group.setup.lasts;
+        while self.group.now < end && !self.has_violations() {
+            self.nemesis.act(&mut self.group);
+            self.step();
+        }
+        self.group.book.say(|| "everything heals".to_owned());
+        self.nemesis.heal(&mut self.group);
+        self.recover();
     }
-    println!("{} operations, {} reads, net {:?}", book.pages().operations.len(), book.pages().reads.len(), group.net.counts());
-    let _ = started;
-    group.stop();
+
+    fn has_violations(&self) -> bool {
+        !self.group.book.pages().violations.is_empty()
+    }
+
+    fn step(&mut self) {
+        self.group.step();
+        let mut violations = Vec::new();
+        self.consensus.observe(&self.group, &mut violations);
+        if self.group.steps % 10 == 0 {
+            self.truth.observe(&self.group, &mut violations);
+        }
+        violations.into_iter().for_each(|it| self.group.book.violation(it));
+    }
+
+    /// A group that is whole again serves, and all its members become equal.
+    fn recover(&mut self) {
+        let limit = self.group.now + self.group.setup.heartbeat * RECOVERY_BEATS;
+        let before = self.group.book.pages().operations.len();
+        let mut quiet_since = None;
+        while self.group.now < limit && !self.has_violations() {
+            self.nemesis.act(&mut self.group);
+            self.step();
+            // Writes that begin now are answered.
+            let written = self.group.book.pages().operations[before..]
+                .iter()
+                .any(|it| it.txn.may_write() && it.end().is_some());
+            if written && quiet_since.is_none() {
+                self.group.book.close();
+                quiet_since = Some(self.group.now);
+            }
+            let since = quiet_since.map(|since| self.group.now - since);
+            if since > Some(self.group.setup.heartbeat * 60) && self.are_equal() {
+                return;
+            }
+        }
+        if !self.has_violations() {
+            let peeks: Vec<_> = self.group.members.iter().map(|it| (it.refused(), it.peek())).collect();
+            self.group.book.violation(format!(
+                "alive: {RECOVERY_BEATS} heartbeats after everything was healed the group is not well; written since: {:?}; {peeks:?}",
+                quiet_since
+            ));
+        }
+    }
+
+    /// One leader, and the same state everywhere.
+    fn are_equal(&self) -> bool {
+        let peeks: Vec<_> = self.group.members.iter().map(|it| it.peek()).collect();
+        let Some(Some(first)) = peeks.first().cloned() else { return false };
+        peeks.iter().all(|peek| {
+            peek.as_ref().is_some_and(|peek| {
+                peek.leader == first.leader
+                    && peek.leader.is_some()
+                    && peek.applied == first.applied
+                    && peek.hash == first.hash
+            })
+        })
+    }
+
+    fn report(mut self) -> Report {
+        let mut violations = Vec::new();
+        if !self.has_violations() {
+            self.truth.observe(&self.group, &mut violations);
+            self.truth.check_whole(&mut violations);
+            let pages = self.group.book.pages();
+            violations.extend(check::all(&pages, &self.truth));
+        }
+        self.group.stop();
+        let pages = self.group.book.pages();
+        violations.splice(0..0, pages.violations.iter().cloned());
+        let net = self.group.net.counts();
+        let known = pages.operations.iter().filter(|it| it.end().is_some()).count();
+        let summary = format!(
+            "{} members, {} revisions, {known} of {} operations answered, {} ranges, {:?}, net {net:?}",
+            self.group.members.len(),
+            self.truth.head(),
+            pages.operations.len(),
+            pages.reads.len(),
+            self.nemesis.counts,
+        );
+        Report {
+            seed: self.group.setup.seed,
+            violations,
+            trace: self.group.net.trace(),
+            simulated: self.group.now,
+            summary,
+        }
+    }
 }

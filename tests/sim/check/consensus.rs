@@ -1,0 +1,68 @@
+//! **Raft's own invariants, after each step**: one leader in a term; what is committed stays, and is the same for all;
+//! terms, votes, commits and cuts of the log go forward; and the order `purged ≤ snapshot ≤ committed ≤ log`.
+
+use crate::group::Group;
+use std::collections::BTreeMap;
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub struct Consensus {
+    /// Who led in a term.
+    leaders: BTreeMap<u64, u64>,
+    /// The entry at an index, once somebody knew it to be committed.
+    committed: BTreeMap<u64, (u64, u64)>,
+    members: BTreeMap<usize, Seen>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    starts: u32,
+    term: u64,
+    committed: Option<u64>,
+    purged: Option<u64>,
+    applied: Option<u64>,
+    revision: u64,
+}
+
+impl Consensus {
+    pub fn observe(&mut self, group: &Group, violations: &mut Vec<String>) {
+        for member in &group.members {
+            if let Some(peek) = member.peek() {
+                self.check(member.index, member.starts, &peek, violations);
+            }
+        }
+    }
+
+    fn check(&mut self, index: usize, starts: u32, peek: &quorate::Peek, violations: &mut Vec<String>) {
+        let mut must = |holds: bool, what: &str| {
+            if !holds {
+                violations.push(format!("consensus: m{index}: {what}: {peek:?}"));
+            }
+        };
+        let (term, candidate, is_committed) = peek.vote;
+        if is_committed {
+            let leader = *self.leaders.entry(term).or_insert(candidate);
+            must(leader == candidate, "two leaders in one term");
+        }
+        for (term, node, at) in [peek.committed, peek.snapshot, peek.purged].into_iter().flatten() {
+            let known = *self.committed.entry(at).or_insert((term, node));
+            must(known == (term, node), "another entry is committed at an index");
+        }
+        let index_of = |id: Option<(u64, u64, u64)>| id.map(|(_, _, index)| index);
+        let (committed, purged) = (index_of(peek.committed), index_of(peek.purged));
+        must(committed <= peek.last, "committed beyond the log");
+        must(peek.applied <= committed, "applied beyond what is committed");
+        must(purged <= index_of(peek.snapshot), "the log is cut beyond the snapshot");
+        let seen = self.members.entry(index).or_default();
+        if seen.starts != starts {
+            // Its disk remembers terms and cuts; what was committed and applied it may have to learn again.
+            *seen = Seen { starts, term: seen.term, ..Seen::default() };
+        }
+        must(seen.term <= term, "the term has gone back");
+        must(seen.committed <= committed, "the commit has gone back");
+        must(seen.purged <= purged, "the cut of the log has gone back");
+        must(seen.applied <= peek.applied, "the applied index has gone back");
+        must(seen.revision <= peek.revision, "the revision has gone back");
+        *seen = Seen { starts, term, committed, purged, applied: peek.applied, revision: peek.revision };
+    }
+}

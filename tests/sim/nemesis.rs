@@ -1,0 +1,256 @@
+//! What goes wrong, and when.
+//!
+//! A run draws a mix of faults, so that some runs have much of one kind, and others a little of each. Each fault has an
+//! end; at the end of the run all of them have.
+
+use crate::dice::Dice;
+use crate::disk::Trouble;
+use crate::group::{CLIENTS, Group};
+use crate::net::{HostId, Weather};
+use std::time::Duration;
+
+/// The kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Partition,
+    OneWay,
+    Bridge,
+    Ring,
+    Loss,
+    Resets,
+    Twice,
+    Kill,
+    PowerLoss,
+    PowerLossOfAll,
+    LongOutage,
+    ShortPause,
+    LongPause,
+    SlowDisk,
+    DiskFull,
+    DiskFails,
+}
+
+const ALL: [Fault; 16] = [
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Bridge,
+    Fault::Ring,
+    Fault::Loss,
+    Fault::Resets,
+    Fault::Twice,
+    Fault::Kill,
+    Fault::PowerLoss,
+    Fault::PowerLossOfAll,
+    Fault::LongOutage,
+    Fault::ShortPause,
+    Fault::LongPause,
+    Fault::SlowDisk,
+    Fault::DiskFull,
+    Fault::DiskFails,
+];
+
+/// The faults of a run.
+pub struct Nemesis {
+    dice: Dice,
+    mix: Vec<Fault>,
+    /// How long it is quiet between two, at most.
+    quiet: Duration,
+    next: Duration,
+    /// What ends when.
+    ends: Vec<(Duration, End)>,
+    calm: Weather,
+    pub counts: Vec<(String, u64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Links,
+    Weather,
+    Restart(usize),
+    Resume(usize),
+    Disk(usize),
+}
+
+impl Nemesis {
+    pub fn new(group: &Group) -> Self {
+        let mut dice = Dice::new(group.setup.seed).fork("nemesis");
+        let mut all = ALL;
+        dice.shuffle(&mut all);
+        let mix = all[..dice.within(0, 8) as usize].to_vec();
+        let quiet = group.setup.heartbeat * dice.within(10, 100) as u32;
+        let next = group.setup.heartbeat * 60;
+        let calm = group.setup.weather;
+        Self { dice, mix, quiet, next, ends: Vec::new(), calm, counts: Vec::new() }
+    }
+
+    /// Between two steps.
+    pub fn act(&mut self, group: &mut Group) {
+        let now = group.now;
+        let (due, later) = self.ends.drain(..).partition(|(at, _)| *at <= now);
+        self.ends = later;
+        let due: Vec<(Duration, End)> = due;
+        due.into_iter().for_each(|(_, end)| self.end(group, end));
+        if now >= self.next && !self.mix.is_empty() {
+            let fault = *self.dice.pick(&self.mix);
+            self.begin(group, fault);
+            let quiet = self.quiet.as_millis() as u64;
+            self.next = now + Duration::from_millis(self.dice.roll(quiet + 1));
+        }
+        self.replace_failed(group);
+    }
+
+    /// Ends everything at once.
+    pub fn heal(&mut self, group: &mut Group) {
+        self.mix.clear();
+        self.ends.clear();
+        group.net.mend();
+        group.net.set_weather(self.calm);
+        for index in 0..group.members.len() {
+            group.pause(index, false);
+            if group.members[index].is_in_trouble {
+                group.kill(index);
+            }
+            let sync_takes = group.members[index].sync_takes;
+            group.trouble(index, Trouble { sync_takes, ..Trouble::default() });
+            group.restart(index);
+        }
+    }
+
+    fn begin(&mut self, group: &mut Group, fault: Fault) {
+        let heartbeat = group.setup.heartbeat;
+        let beats = |dice: &mut Dice, low, high| heartbeat * dice.within(low, high) as u32;
+        let until = group.now + beats(&mut self.dice, 2, 80);
+        let victim = self.dice.roll(group.members.len() as u64) as usize;
+        match self.counts.iter_mut().find(|(name, _)| *name == format!("{fault:?}")) {
+            Some((_, count)) => *count += 1,
+            None => self.counts.push((format!("{fault:?}"), 1)),
+        }
+        group.book.say(|| format!("{fault:?} m{victim} until {until:?}"));
+        match fault {
+            Fault::Partition | Fault::OneWay | Fault::Bridge | Fault::Ring => {
+                self.cut(group, fault);
+                self.ends.push((until, End::Links));
+            }
+            Fault::Loss | Fault::Twice => {
+                let mut weather = self.calm;
+                match fault {
+                    Fault::Loss => weather.loss = self.dice.within(1, 40),
+                    _ => weather.twice = self.dice.within(1, 200),
+                }
+                group.net.set_weather(weather);
+                self.ends.push((until, End::Weather));
+            }
+            Fault::Resets => {
+                for _ in 0..self.dice.within(1, 10) {
+                    let hosts = group.members.len() as u64;
+                    let (one, other) = (self.dice.within(1, hosts), self.dice.within(1, hosts));
+                    group.net.reset_one(one as HostId, other as HostId);
+                }
+                group.net.reset_one(victim as HostId + 1, CLIENTS);
+            }
+            Fault::Kill => {
+                group.kill(victim);
+                let until = group.now + beats(&mut self.dice, 0, 40);
+                self.ends.push((until, End::Restart(victim)));
+            }
+            Fault::PowerLoss => {
+                group.lose_power(victim);
+                let until = group.now + beats(&mut self.dice, 0, 40);
+                self.ends.push((until, End::Restart(victim)));
+            }
+            Fault::PowerLossOfAll => {
+                for index in 0..group.members.len() {
+                    group.lose_power(index);
+                    let until = group.now + beats(&mut self.dice, 0, 40);
+                    self.ends.push((until, End::Restart(index)));
+                }
+            }
+            Fault::LongOutage => {
+                group.lose_power(victim);
+                let until = group.now + beats(&mut self.dice, 100, 400);
+                self.ends.push((until, End::Restart(victim)));
+            }
+            Fault::ShortPause | Fault::LongPause => {
+                group.pause(victim, true);
+                let (low, high) = if fault == Fault::ShortPause { (1, 10) } else { (10, 100) };
+                let until = group.now + beats(&mut self.dice, low, high);
+                self.ends.push((until, End::Resume(victim)));
+            }
+            Fault::SlowDisk => {
+                let sync_takes = beats(&mut self.dice, 1, 20);
+                group.trouble(victim, Trouble { sync_takes, ..Trouble::default() });
+                self.ends.push((until, End::Disk(victim)));
+            }
+            Fault::DiskFull | Fault::DiskFails => {
+                let sync_takes = group.members[victim].sync_takes;
+                let mut trouble = Trouble { sync_takes, ..Trouble::default() };
+                match fault {
+                    Fault::DiskFull => trouble.writes_fail = Some(libc::ENOSPC),
+                    _ => trouble.syncs_fail = Some(libc::EIO),
+                }
+                group.trouble(victim, trouble);
+                self.ends.push((until, End::Disk(victim)));
+            }
+        }
+    }
+
+    fn end(&mut self, group: &mut Group, end: End) {
+        match end {
+            End::Links => group.net.mend(),
+            End::Weather => group.net.set_weather(self.calm),
+            End::Restart(index) => group.restart(index),
+            End::Resume(index) => group.pause(index, false),
+            End::Disk(index) => {
+                let sync_takes = group.members[index].sync_takes;
+                group.trouble(index, Trouble { sync_takes, ..Trouble::default() });
+                if group.members[index].is_in_trouble {
+                    // What a failed write has left behind only a restart can tell.
+                    group.lose_power(index);
+                    self.ends.push((group.now, End::Restart(index)));
+                }
+            }
+        }
+    }
+
+    /// A member whose disk failed has ended, and somebody restarts it when the disk is well again.
+    fn replace_failed(&mut self, group: &mut Group) {
+        for index in 0..group.members.len() {
+            let member = &group.members[index];
+            let failed = member.peek().and_then(|peek| peek.failed).or_else(|| member.refused());
+            let Some(error) = failed.filter(|_| !member.is_paused()) else { continue };
+            if !member.is_in_trouble {
+                group.book.violation(format!("m{index} has failed without a reason: {error:?}"));
+            }
+            group.kill(index);
+            if !self.ends.iter().any(|(_, end)| matches!(end, End::Disk(it) | End::Restart(it) if *it == index)) {
+                self.ends.push((group.now, End::Restart(index)));
+            }
+        }
+    }
+
+    fn cut(&mut self, group: &mut Group, fault: Fault) {
+        let mut hosts: Vec<HostId> = (1..=group.members.len() as HostId).collect();
+        self.dice.shuffle(&mut hosts);
+        let some = self.dice.roll(hosts.len() as u64) as usize;
+        for (i, one) in hosts.iter().enumerate() {
+            for (j, other) in hosts.iter().enumerate().filter(|(j, _)| *j != i) {
+                let is_cut = match fault {
+                    // Two sides.
+                    Fault::Partition => (i < some) != (j < some),
+                    // One side hears, and is not heard.
+                    Fault::OneWay => i < some && j >= some,
+                    // Two sides, and one that belongs to both.
+                    Fault::Bridge => i != 0 && j != 0 && (i <= some) != (j <= some),
+                    // Each reaches its neighbours only.
+                    _ => i.abs_diff(j) != 1 && i.abs_diff(j) != hosts.len() - 1,
+                };
+                if is_cut {
+                    group.net.cut(*one, *other);
+                }
+            }
+        }
+        if self.dice.percent(30) {
+            group.net.cut(CLIENTS, hosts[0]);
+        }
+    }
+}

@@ -4,7 +4,7 @@ SHELL := bash
 # .ci/run sets it to `time`.
 TIMED ?=
 
-.PHONY: verify fix audit
+.PHONY: verify sim fix audit
 
 verify:
 	$(TIMED) cargo fmt --all --check
@@ -18,6 +18,13 @@ verify:
 	done
 	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+# Whole groups in one thread, under faults: SEEDS of them, or again the one that is SEED, saying what happens.
+SEEDS ?= 200
+FROM ?= 1
+sim:
+	$(if $(SEED),TRACE=1 SEED=$(SEED),SEEDS=$(SEEDS) FROM=$(FROM)) \
+		cargo test --locked --profile sim --features sim --test sim -- --nocapture $(if $(SEED),seeds)
 
 fix:
 	cargo fmt --all

@@ -1,4 +1,16 @@
 //! Whole groups in one thread, under everything that can go wrong, and the checks of what came out.
+//!
+//! ```text
+//! seed ─▶ dice ─▶ setup, nemesis, work, net, disk, randomness     one process for each seed: nothing of another run
+//!                      │                                          can have a part in it
+//!                      ▼
+//!                 group, step by step ──▶ book, truth ──▶ checks ──▶ report
+//! ```
+//!
+//! `make sim SEEDS=200` runs that many; `make sim SEED=17` repeats one and says what happens in it.
+//!
+//! The library is the one that everybody links. What is taken from under it: its sockets and its threads
+//! (`quorate::sim`), and the functions of the C library ([`system`]).
 
 #![allow(clippy::print_stdout, reason = "a simulation says what it does")]
 #![allow(unreachable_pub, reason = "a test has no interface")]
@@ -9,16 +21,33 @@ mod dice;
 mod disk;
 mod group;
 mod history;
+mod many;
 mod nemesis;
 mod net;
 mod run;
 mod system;
 mod work;
 
+/// As many seeds as `SEEDS` says, from `FROM` on; or the one that is `SEED`, in this process.
 #[test]
-fn one_seed() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let report = run::run(seed);
-    println!("{report:#?}");
-    assert_eq!(report.violations, [""; 0]);
+fn seeds() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|it| it.parse::<u64>().ok());
+    match number("SEED") {
+        Some(seed) => many::one(seed),
+        None => many::many(number("FROM").unwrap_or(1), number("SEEDS").unwrap_or(20)),
+    }
+}
+
+/// The same seed twice is the same run, to the last byte that was sent.
+#[test]
+fn a_seed_is_one_run() {
+    if std::env::var_os("SEED").is_some() {
+        return;
+    }
+    for seed in [3, 4] {
+        let [one, other] = [many::child(seed), many::child(seed)];
+        let trace = one["trace"].as_u64();
+        assert!(trace.is_some_and(|trace| trace != 0), "{one}");
+        assert_eq!(trace, other["trace"].as_u64(), "seed {seed}");
+    }
 }

@@ -1,5 +1,5 @@
 //! One run, from its seed to its verdict.
-use crate::book::Book;
+use crate::book::{Book, Pages};
 use crate::check::agreement::Truth;
 use crate::check::consensus::Consensus;
 use crate::check;
@@ -9,6 +9,7 @@ use crate::group::{Group, Setup};
 use crate::nemesis::Nemesis;
 use crate::net::Weather;
 use crate::system;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Report {
     pub trace: u64,
     pub simulated: Duration,
     pub summary: String,
+    /// What has happened, by name.
+    pub counts: BTreeMap<String, u64>,
 }
 
 /// How many heartbeats a group that is whole again may take until it serves.
@@ -163,22 +166,44 @@ impl Run {
         self.group.stop();
         let pages = self.group.book.pages();
         violations.splice(0..0, pages.violations.iter().cloned());
-        let net = self.group.net.counts();
-        let known = pages.operations.iter().filter(|it| it.end().is_some()).count();
-        let summary = format!(
-            "{} members, {} revisions, {known} of {} operations answered, {} ranges, {:?}, net {net:?}",
-            self.group.members.len(),
-            self.truth.head(),
-            pages.operations.len(),
-            pages.reads.len(),
-            self.nemesis.counts,
-        );
+        let counts = self.counts(&pages);
+        let summary = format!("{:?}", self.group.setup);
         Report {
             seed: self.group.setup.seed,
             violations,
             trace: self.group.net.trace(),
             simulated: self.group.now,
             summary,
+            counts,
         }
+    }
+
+    fn counts(&self, pages: &Pages) -> BTreeMap<String, u64> {
+        let net = self.group.net.counts();
+        let answered = pages.operations.iter().filter(|it| it.end().is_some()).count();
+        let counts = [
+            ("members", self.group.members.len() as u64),
+            ("starts of members", self.group.members.iter().map(|it| u64::from(it.starts)).sum()),
+            ("revisions", self.truth.head()),
+            ("operations", pages.operations.len() as u64),
+            ("operations answered", answered as u64),
+            ("ranges read", pages.reads.len() as u64),
+            ("net: connections", net.connections),
+            ("net: chunks sent", net.chunks),
+            ("net: chunks lost once", net.lost),
+            ("net: chunks held by a cut", net.held),
+            ("net: frames sent twice", net.twice),
+            ("net: connections broken off", net.resets),
+            ("disk: writes lost", self.disk(|it| it.lost)),
+            ("disk: writes torn", self.disk(|it| it.torn)),
+            ("disk: syncs", self.disk(|it| it.syncs)),
+        ];
+        let counts = counts.into_iter().map(|(name, count)| (name.to_owned(), count));
+        let faults = self.nemesis.counts.iter();
+        counts.chain(faults.map(|(name, count)| (format!("fault: {name}"), *count))).collect()
+    }
+
+    fn disk(&self, which: impl Fn(&disk::Counts) -> u64) -> u64 {
+        self.group.members.iter().map(|member| which(&disk::counts(&member.folder))).sum()
     }
 }

@@ -30,6 +30,7 @@ pub mod bench;
 pub mod client;
 mod codec;
 mod error;
+mod fault;
 #[cfg(feature = "node")]
 mod lmdb;
 #[cfg(feature = "node")]

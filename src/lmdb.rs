@@ -20,6 +20,7 @@
 mod audit;
 
 use crate::error::{Fault, Reason};
+use crate::fault::{Point, point};
 #[cfg(feature = "sim")]
 use crate::sim;
 use heed::{EnvFlags, EnvOpenOptions, WithoutTls};
@@ -174,6 +175,7 @@ pub(crate) fn make_folder(folder: &Path) -> Result<(), Fault> {
 /// Makes the names in a folder survive a loss of power.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), Fault> {
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    point(Point::FolderSynced);
     synced
         .map_err(|error| Fault::disk(format!("cannot sync the folder {}", folder.display()), error))
 }
@@ -185,8 +187,12 @@ pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), Fault> {
     let write = || -> io::Result<()> {
         let mut file = File::create(&draft)?;
         io::Write::write_all(&mut file, content)?;
+        point(Point::FileDrafted);
         file.sync_all()?;
-        fs::rename(&draft, path)
+        point(Point::FileSynced);
+        fs::rename(&draft, path)?;
+        point(Point::FileRenamed);
+        Ok(())
     };
     write().map_err(tried)?;
     path.parent().map_or(Ok(()), sync_folder)

@@ -19,6 +19,7 @@
 //! - without a [`World`] everything is as without the feature, so that tests of both kinds share one build;
 //! - a worker that is dropped is run to its end first, as a thread would be.
 
+pub use crate::fault::{Bug, Point};
 use futures::future::BoxFuture;
 use std::cell::RefCell;
 use std::io;
@@ -48,6 +49,25 @@ pub trait World: Send + Sync + 'static {
     fn connect(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Io>>>;
     /// Listens, as the member that runs now.
     fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Port>>;
+}
+
+/// Who is asked at the [points](Point) of the code.
+pub trait Hook: Send + Sync + 'static {
+    /// The member that runs now passes a point.
+    fn point(&self, point: Point);
+    /// Whether a bug was put back.
+    fn bug(&self, bug: Bug) -> bool;
+}
+
+static HOOK: OnceLock<Box<dyn Hook>> = OnceLock::new();
+
+/// From now on `hook` is asked. Said once.
+pub fn install_hook(hook: impl Hook) {
+    assert!(HOOK.set(Box::new(hook)).is_ok(), "a process has one hook");
+}
+
+pub(crate) fn hook() -> Option<&'static dyn Hook> {
+    HOOK.get().map(|hook| &**hook)
 }
 
 static WORLD: OnceLock<Box<dyn World>> = OnceLock::new();
@@ -192,9 +212,8 @@ impl Pump {
 
 impl Drop for Pump {
     fn drop(&mut self) {
-        let is_own = HELD.with_borrow(|held| {
-            held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &self.baton))
-        });
+        let is_own = HELD
+            .with_borrow(|held| held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &self.baton)));
         // A worker that drops its own sender finds that out when it looks for the next message.
         while !is_own && self.baton.resume() != Turn::Ended {}
     }

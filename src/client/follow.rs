@@ -35,6 +35,7 @@ use super::link::{Link, unexpected};
 use super::slot::{Progress, Slot, lock};
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position, Request, Response};
 use crate::error::{Error, Reason, Result};
+use crate::fault::{Bug, bug};
 use crate::types::{Changes, KeyRange, Revision, limits};
 use futures::future::{Either, select};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -273,7 +274,10 @@ impl Follower {
             self.cursors.insert(cursor, id);
             let Plan { range, puts, deletes, prev } = entry.plan.clone();
             bytes += range.start.len() + range.end.as_ref().map_or(0, bytes::Bytes::len);
-            let next = entry.slot.stands(progress);
+            let mut next = entry.slot.stands(progress);
+            if self.call > 1 && self.after == 0 && bug(Bug::WatchSkipsWhenItResumes) {
+                next = Position { revision: next.revision.next(), sub: 0 };
+            }
             added.push((cursor, Cursor { range, next, puts, deletes, prev }));
             joining.push(id);
         }

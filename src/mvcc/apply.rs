@@ -26,6 +26,7 @@ use super::{
 };
 use crate::api::{Applied, Command, Position, check_txn};
 use crate::error::Fault;
+use crate::fault::{Point, point};
 use crate::lmdb;
 use crate::types::{DeleteOp, KeyRange, LeaseId, OpResult, PutOp, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
@@ -106,6 +107,7 @@ impl<'env> Writer<'env> {
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<Option<Outcome>, Fault> {
+        point(Point::CoreEntry);
         let position = entry.position;
         check_order(self.head.applied, position)?;
         self.head.applied = Some(position);
@@ -123,6 +125,7 @@ impl<'env> Writer<'env> {
     }
 
     fn membership(&mut self, new: &Membership) -> Result<(), Fault> {
+        point(Point::CoreMembership);
         let Self { tables, txn, head, .. } = self;
         if let Some(old) = tables.find_meta(txn)? {
             head.rows_hash = head.rows_hash.wrapping_sub(hash::of_membership(&old));
@@ -257,6 +260,7 @@ impl<'env> Writer<'env> {
         }
         let lease = |image: Option<Image>| image.and_then(|image| image.lease);
         self.attach(&key, lease(prev), lease(new))?;
+        point(Point::CoreChange);
         self.changes += 1;
         self.touched.push((at.revision, key));
         Ok(())

@@ -21,6 +21,7 @@ use super::records::{Change, Head, Record, Table, Value};
 use super::tables::Tables;
 use crate::api::{Applied, Position};
 use crate::error::{Fault, Reason};
+use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb;
 use crate::types::Revision;
 use heed::{RoTxn, RwTxn};
@@ -36,6 +37,7 @@ impl Writer<'_> {
         if at > current {
             return Err(Reason::FutureRevision { current }.into());
         }
+        point(Point::CompactApplied);
         self.head.compact_revision = at;
         self.compacted = Some(at);
         Ok(Applied::Compacted { revision: current })
@@ -51,6 +53,7 @@ pub(super) fn step(env: &lmdb::Env, tables: Tables, rows_max: usize) -> Result<b
         delete(&mut txn, tables, *at, change)?;
     }
     if !dead.is_empty() {
+        point(Point::CompactStepWritten);
         txn.commit()?;
     }
     Ok(dead.len() < rows_max)
@@ -63,7 +66,11 @@ fn dead_changes(
     rows_max: usize,
 ) -> Result<Vec<(Position, Change)>, Fault> {
     let head: Head = tables.meta(txn)?;
-    let end = keys::position(Position::start_of(head.compact_revision));
+    let first_kept = match bug(Bug::CompactionOneTooFar) {
+        false => head.compact_revision,
+        true => head.compact_revision.next().min(head.revision),
+    };
+    let end = keys::position(Position::start_of(first_kept));
     let rows = tables.range(txn, Table::Events, Bound::Unbounded, Bound::Excluded(&end))?;
     let dead = rows.take(rows_max).map(|row| {
         let (key, row) = row?;

@@ -17,6 +17,7 @@
 //!   with, and a member that began anew there would forget what it has promised.
 
 use crate::error::Fault;
+use crate::fault::{Point, point};
 use crate::lmdb;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,7 @@ impl Generations {
         lmdb::sync_folder(draft)?;
         lmdb::sync_folder(&self.folder)?;
         write_current(&self.folder, number)?;
+        point(Point::SnapshotPublished);
         self.current = number;
         Ok(())
     }

@@ -21,6 +21,7 @@ use super::records::{LeaseRow, Table};
 use super::{LeaseChange, Stop, hash, keys};
 use crate::api::Applied;
 use crate::error::{Fault, Reason};
+use crate::fault::{Bug, Point, bug, point};
 use crate::types::{LeaseId, limits};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -79,6 +80,7 @@ impl Reader<'_> {
 
 impl Writer<'_> {
     pub(super) fn grant(&mut self, id: Option<LeaseId>, ttl: Duration) -> Result<Applied, Stop> {
+        point(Point::CoreLease);
         if ttl > limits::TTL_MAX {
             return Err(Reason::TtlTooLarge.into());
         }
@@ -123,7 +125,8 @@ impl Writer<'_> {
         term: u64,
         leases: &[LeaseId],
     ) -> Result<Applied, Stop> {
-        if term != deciding_term {
+        point(Point::CoreExpire);
+        if term != deciding_term && !bug(Bug::ExpireOutlivesTerm) {
             return Err(Reason::LeaderChanged.into());
         }
         if leases.len() > limits::EXPIRE_LEASES_MAX {

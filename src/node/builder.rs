@@ -4,6 +4,7 @@ use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
 use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
+use crate::fault::{Point, point};
 use crate::lmdb::FolderLock;
 use crate::raft::config::{Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
@@ -258,9 +259,11 @@ impl NodeBuilder {
         // The order matters: nothing in the folder is touched before it is ours, and nobody is answered before the
         // folder has said who this is.
         let lock = Arc::new(self.lock().await?);
+        point(Point::StartLocked);
         let listener = self.bind().await?;
         let log = LogStore::open(&log_folder(&self.folder), LOG_MAP_BYTES)?;
         log.hold(Arc::clone(&lock) as Arc<_>)?;
+        point(Point::StartLogOpen);
         let map_bytes = self.map_bytes.min(STATE_MAP_BYTES_MAX).next_multiple_of(MAP_STEP);
         let map_bytes = usize::try_from(map_bytes).unwrap_or(usize::MAX);
         let state = State::open(&self.folder, map_bytes)?;
@@ -270,6 +273,7 @@ impl NodeBuilder {
             let lost = format!("{folder} has a state, and has lost the log that led to it");
             return Err(Fault::corrupt(lost).into());
         }
+        point(Point::StartStateOpen);
         let records = Records::open(&log).await?;
         let solo = founders.is_none();
         let founders = founders.unwrap_or_else(|| Founders::alone(&self.name));
@@ -277,6 +281,7 @@ impl NodeBuilder {
         let door = Arc::new(Door::new(desk.clone()));
         let server = listener.map(|it| wire::serve(it, Arc::new(Doorkeeper(Arc::clone(&door)))));
         let identity = self.identify(&desk, &log, solo).await?;
+        point(Point::StartFounded);
         let parts = Parts {
             identity,
             timing: self.timing,
@@ -288,6 +293,7 @@ impl NodeBuilder {
         };
         let member = Member::start(parts).await?;
         door.open(Arc::clone(&member.shared));
+        point(Point::StartServes);
         if desk.initializes() {
             member.initialize(desk.members()).await?;
         }

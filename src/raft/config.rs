@@ -3,6 +3,7 @@
 //! Timing is a setting of the *group*: all members must run the same, and compare it when they connect.
 
 use crate::error::{Error, Reason};
+use crate::fault::{Bug, bug};
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use std::time::Duration;
 
@@ -84,7 +85,7 @@ pub(crate) fn config(timing: Timing, retention: Retention) -> Config {
         enable_pre_vote: Some(true),
         // Must stay off. A restarted leader would resume its term and issue the ids of entries that had not reached
         // its disk again, for other entries: followers compare ids only, so the group would silently disagree.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(bug(Bug::LeaderRestore)),
         // A leader that reaches no quorum, but one member that does, would block elections for ever.
         quorum_loss_probe_interval: Some(2 * millis(timing.election_max())),
         // Bytes are bounded where entries are read for replication.

@@ -25,6 +25,7 @@ use super::gateway::Tried;
 use super::member::Shared;
 use crate::api::{Applied, Call, Command, Proposal, Request, Response};
 use crate::error::{Error, Reason};
+use crate::fault::{Point, point};
 use crate::types::{OpKind, TxnOp, limits};
 use crate::wire::RpcClient;
 use futures::future::{Either, select};
@@ -248,7 +249,10 @@ async fn forward(leader: &RpcClient, batch: &[&Payload], deadline: Instant) -> V
     let proposals = batch.iter().map(|payload| Proposal::clone(&payload.proposal)).collect();
     let timeout = deadline.saturating_duration_since(Instant::now());
     let request = Request::Propose { proposals, forwarded: true };
-    match leader.call(Call { request, timeout }).await {
+    point(Point::ConvoyLeaves);
+    let answer = leader.call(Call { request, timeout }).await;
+    point(Point::ForwardAnswered);
+    match answer {
         Ok(Response::Propose(outcomes)) if outcomes.len() == batch.len() => {
             outcomes.into_iter().map(sort).collect()
         }

@@ -18,13 +18,14 @@
 //! - a forwarded request is never forwarded again;
 //! - no request is held longer than its caller waits, and no more bytes than [`ADMISSION_UNITS`] are under way.
 
-use super::aside;
 use super::Payload;
+use super::aside;
 use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
 use super::watch::Watchers;
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
+use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::View;
 use crate::types::{
     Consistency, LeaseId, LeaseStatus, NodeId, Op, OpKind, TxnOp, TxnOutcome, limits,
@@ -236,9 +237,14 @@ impl Gateway {
         let payloads: Vec<Payload> = batch.iter().map(|payload| (*payload).clone()).collect();
         let late = || {
             let waited = started.elapsed();
-            Tried::Answered(Err(Error::from(Reason::DeadlinePassed { waited }).unknown_outcome()))
+            let error = Error::from(Reason::DeadlinePassed { waited });
+            Tried::Answered(Err(match bug(Bug::RefusedMayHaveHappened) {
+                false => error.unknown_outcome(),
+                true => error,
+            }))
         };
         let stopped = || Tried::Answered(Err(self.shared.stopped().unknown_outcome()));
+        point(Point::Proposed);
         let sent = timeout_at(deadline, self.shared.raft.client_write_many(payloads)).await;
         let mut answers = match sent {
             Ok(Ok(answers)) => answers,
@@ -255,6 +261,7 @@ impl Gateway {
         };
         let mut tried = Vec::with_capacity(batch.len());
         for _ in batch {
+            point(Point::ProposalApplied);
             tried.push(match timeout_at(deadline, answers.next()).await {
                 Ok(Some(Ok(Ok(written)))) => Tried::Answered(written.response.map_or_else(
                     || Err(Reason::Malformed { what: "command".to_owned() }.into()),
@@ -295,9 +302,12 @@ impl Gateway {
 
     async fn query(&self, query: Query, deadline: Instant) -> Result<TxnOutcome, Error> {
         let started = Instant::now();
-        if query.consistency == Consistency::Linearizable {
+        if query.consistency == Consistency::Linearizable && !bug(Bug::ReadWithoutIndex) {
+            point(Point::ReadRound);
             let position = self.round(deadline).await?;
+            point(Point::ReadConfirmed);
             self.applied(position.index, deadline).await?;
+            point(Point::ReadApplied);
         }
         if let Some(revision) = query.revision_min {
             let reached = self.shared.reached(|head| head.revision >= revision);
@@ -312,6 +322,7 @@ impl Gateway {
             return Ok(outcome);
         }
         self.settled(deadline).await?;
+        point(Point::ReadAnswer);
         self.read(&query)
     }
 
@@ -397,6 +408,7 @@ impl Gateway {
                 match self.shared.leader_client(&leadership) {
                     Some(_) if forwarded => Err(Reason::NotLeader { leader }.into()),
                     Some(client) => {
+                        point(Point::ForwardCall);
                         let timeout = deadline.saturating_duration_since(Instant::now());
                         client.call(Call { request: again.clone(), timeout }).await
                     }
@@ -417,9 +429,12 @@ impl Gateway {
     /// Renews leases, after a quorum has confirmed that this member leads: a leader that was deposed a moment ago would
     /// push back a deadline that its successor does not know.
     async fn keep_alive(&self, leases: &[LeaseId], deadline: Instant) -> Result<Response, Error> {
+        point(Point::LeaseRenew);
         let confirmed = self.round(deadline).await?;
         self.applied(confirmed.index, deadline).await?;
+        point(Point::LeaseConfirmed);
         let renewed = self.shared.state.lessor.renew(confirmed.term, leases);
+        point(Point::LeaseRenewed);
         renewed.map(Response::KeepAlive).ok_or_else(|| Reason::NoLeader.into())
     }
 

@@ -27,6 +27,7 @@ pub(crate) mod tests;
 use super::format::entry_bytes;
 use super::{Entry, LogId, Types, Vote};
 use crate::error::Fault;
+use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::{Env, Worker};
 pub(crate) use disk::Meta;
 use disk::{Disk, Job};
@@ -229,6 +230,7 @@ impl LogStore {
             let txn = (!on_disk.is_empty()).then(|| self.inner.env.read_txn()).transpose()?;
             (txn.map(|txn| (txn, on_disk)), in_memory.collect::<Vec<_>>())
         };
+        point(Point::LogRead);
         #[cfg(test)]
         tests::seam::before_read(&self.inner.env);
         if let Some((txn, range)) = on_disk {
@@ -386,17 +388,22 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        point(Point::LogVote);
         let (done, written) = oneshot::channel();
         let vote = *vote;
         self.submit(&mut self.shared(), |_| Job::Vote { vote, done }).map_err(io_error)?;
-        let written = written.await.unwrap_or_else(|_| Err(self.cause()));
-        written.map_err(io_error)?;
+        if !bug(Bug::VoteNotSynced) {
+            let written = written.await.unwrap_or_else(|_| Err(self.cause()));
+            written.map_err(io_error)?;
+        }
+        point(Point::LogVoteSaved);
         self.shared().vote = Some(vote);
         Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed else { return Ok(()) };
+        point(Point::LogCommitted);
         let mut shared = self.shared();
         shared.committed = Some(committed);
         self.submit(&mut shared, |_| Job::Committed { committed }).map_err(io_error)?;
@@ -412,6 +419,7 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
+        point(Point::LogAppend);
         let entries: Vec<Entry> = entries.into_iter().collect();
         // A disk that stalls must not fill the memory.
         let roomy = self.reach(|_, shared| shared.staged_bytes < STAGED_BYTES_MAX).await;
@@ -420,21 +428,29 @@ impl RaftLogStorage<Types> for LogStore {
         let job = shared.submitted + 1;
         shared.stage(&entries, job).map_err(io_error)?;
         self.submit(&mut shared, |job| Job::Append { job, entries, flushed }).map_err(io_error)?;
+        drop(shared);
+        point(Point::LogAppended);
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        point(Point::LogTruncate);
         let mut shared = self.shared();
         shared.cut_back(last);
         let from = last.map_or(0, |id| id.index + 1);
         self.submit(&mut shared, |_| Job::Truncate { from }).map_err(io_error)?;
+        drop(shared);
+        point(Point::LogTruncated);
         Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        point(Point::LogPurge);
         let mut shared = self.shared();
         shared.cut_front(upto);
         self.submit(&mut shared, |_| Job::Purge { upto }).map_err(io_error)?;
+        drop(shared);
+        point(Point::LogPurged);
         Ok(())
     }
 }

@@ -23,6 +23,7 @@ use super::state::{Loaded, State};
 use super::{Entry, EntryPayload, LogId, StoredMembership, Types};
 use crate::codec::layout::Layout;
 use crate::error::Fault;
+use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{self, Body, SnapshotReader, View};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{
@@ -108,12 +109,17 @@ impl Machine {
     async fn hand_in(&mut self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         let last = last.log_id.index;
-        self.gate.pass(last).await?;
+        point(Point::ApplyCalled);
+        if !bug(Bug::StateAheadOfLog) {
+            self.gate.pass(last).await?;
+        }
+        point(Point::ApplyGatePassed);
         self.check_gapless(&batch)?;
         let bytes = batch.iter().map(|(entry, _)| entry_bytes(entry)).sum();
         let (entries, responders) =
             batch.into_iter().map(|(entry, responder)| (plain(&entry), responder)).unzip();
         self.state.hand_in(entries, responders, bytes).await?;
+        point(Point::ApplyHandedIn);
         self.handed_in = Some(last);
         Ok(())
     }
@@ -144,8 +150,13 @@ impl Machine {
                 "a snapshot of {content} came as one of {wanted}"
             )));
         }
-        self.gate.flush().await?;
+        point(Point::SnapshotInstall);
+        if !bug(Bug::InstallWithoutFlush) {
+            self.gate.flush().await?;
+        }
+        point(Point::SnapshotLogFlushed);
         self.state.run(move |state| state.swap(loaded)).await?;
+        point(Point::SnapshotInstalled);
         self.handed_in = content.last_log_id.map(|id| id.index);
         Ok(())
     }
@@ -159,6 +170,14 @@ impl Machine {
 fn stop(state: &State, fault: Fault) -> io::Error {
     state.fail(fault.clone());
     io_error(fault)
+}
+
+/// Has everything that is committed on the disk.
+async fn sync(state: &Arc<State>) -> Result<(), Fault> {
+    if bug(Bug::PurgePastDurableState) {
+        return Ok(());
+    }
+    state.run(|state| state.store()?.force_sync()).await
 }
 
 /// Loads a view into a state of its own.
@@ -213,9 +232,9 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
+        point(Point::SnapshotAsked);
         // openraft may cut the log up to what is reported here, so it has to be on the disk first.
-        let synced = self.state.run(|state| state.store()?.force_sync()).await;
-        synced.map_err(|fault| self.stop(fault))?;
+        sync(&self.state).await.map_err(|fault| self.stop(fault))?;
         let view = self.state.view_in_order().await.map_err(|fault| self.stop(fault))?;
         if view.applied().is_none() {
             return Ok(None);
@@ -239,10 +258,16 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let view = self.view.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let stop = |fault| stop(&self.state, fault);
+        point(Point::SnapshotBuild);
         let view = view.unwrap_or_else(|| self.state.view()).map_err(stop)?;
         // openraft cuts the log up to what is reported here, so it has to be on the disk first.
-        self.state.run(|state| state.store()?.force_sync()).await.map_err(stop)?;
-        let meta = meta(&view).map_err(stop)?;
+        sync(&self.state).await.map_err(stop)?;
+        point(Point::SnapshotSynced);
+        let mut meta = meta(&view).map_err(stop)?;
+        if bug(Bug::SnapshotWithOtherMeta) {
+            // Of the state as it is by now.
+            meta = self::meta(&self.state.view().map_err(stop)?).map_err(stop)?;
+        }
         Ok(Snapshot { meta, snapshot: SnapshotData::View(Box::new(view)) })
     }
 }

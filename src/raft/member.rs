@@ -21,6 +21,7 @@ use super::reads::{Reads, rounds};
 use super::state::{COMMIT_EVERY, Head, State};
 use crate::api::{Command, Proposal};
 use crate::error::{Error, Fault, Reason};
+use crate::fault::{Point, point};
 use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
@@ -389,6 +390,7 @@ async fn reign(shared: Arc<Shared>) {
 
 /// Confirms the leadership, applies what came before it, and hands all leases to the lessor.
 async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
+    point(Point::ReignBegins);
     let Ok(confirmed) = shared.reads.round().await else { return false };
     if confirmed.term != term || shared.applied(confirmed.index).await.is_err() {
         return false;
@@ -400,6 +402,7 @@ async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
         state.lessor.begin(term, leases, grace);
         Ok(())
     });
+    point(Point::ReignBegun);
     match begun.await {
         Ok(()) => true,
         Err(fault) => {
@@ -413,10 +416,12 @@ async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
 async fn expire(shared: Arc<Shared>) {
     loop {
         let (deciding_term, leases) = shared.state.lessor.due().await;
+        point(Point::LeaseDue);
         let command = Command::Expire { deciding_term, leases: leases.clone() };
         let proposed = shared.raft.client_write(Proposal::from(command).into());
         let limit = shared.timing.election_max();
         let answer = timeout(limit, proposed).await;
+        point(Point::LeaseExpired);
         let is_done = matches!(&answer, Ok(Ok(written)) if matches!(written.data, Some(Ok(_))));
         if !is_done {
             let again = Instant::now() + shared.timing.heartbeat;

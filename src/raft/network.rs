@@ -13,6 +13,7 @@ use super::machine::SnapshotData;
 use super::{Peer, Types, Vote};
 use crate::codec::layout::Layout;
 use crate::error::{Error, ErrorKind, Fault, Reason};
+use crate::fault::{Point, point};
 use crate::mvcc::SnapshotReader;
 use crate::wire::{Endpoint, Hello, PeerClient, PeerKind};
 use bytes::Bytes;
@@ -148,7 +149,9 @@ impl Connection {
     ) -> Result<A, RPCError<Types>> {
         // openraft's hint is made for heartbeats; bulk on a slow disk takes longer.
         let timeout = option.hard_ttl().max(self.timing.election_min());
+        point(Point::PeerCall);
         let answer = self.client.call(method, request.to_bytes(), timeout).await;
+        point(Point::PeerAnswered);
         self.refusals.note(self.target, &answer);
         answer.and_then(read_answer).map_err(|error| rpc_error(&error))
     }
@@ -160,6 +163,7 @@ impl Connection {
         };
         let at = snapshot.meta.last_log_id.as_ref().map(position);
         tracing::info!(?at, "sending a snapshot");
+        point(Point::SnapshotSend);
         self.client.call(method::SNAPSHOT_BEGIN, Bytes::new(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
         let mut offset = 0u64;
@@ -168,10 +172,12 @@ impl Connection {
             offset.write(&mut message);
             message.extend_from_slice(&chunk);
             offset += chunk.len() as u64;
+            point(Point::SnapshotSendsChunk);
             self.client.call(method::SNAPSHOT_CHUNK, message.into(), CHUNK_TIMEOUT).await?;
         }
         // The view keeps pages from being reused: it goes before the receiver's work begins.
         drop(reader);
+        point(Point::SnapshotSent);
         let answer =
             self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT).await?;
         read_answer(answer)

@@ -13,6 +13,7 @@ use super::format::position;
 use super::member::Shared;
 use crate::api::{Call, Request, Response};
 use crate::error::{Error, Reason};
+use crate::fault::{Bug, bug};
 use crate::mvcc::LogPosition;
 use openraft::ReadPolicy;
 use openraft::errors::{ForwardToLeader, LinearizableReadError, RaftError};
@@ -83,7 +84,11 @@ async fn round(shared: &Shared) -> Result<LogPosition, Error> {
 
 /// Has a quorum confirm that this member leads, and returns what it has committed, which is of its own term.
 async fn confirm(shared: &Shared) -> Result<LogPosition, Error> {
-    match shared.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+    let policy = match bug(Bug::LeaseReadWithoutConditions) {
+        false => ReadPolicy::ReadIndex,
+        true => ReadPolicy::LeaseRead,
+    };
+    match shared.raft.get_read_log_id(policy).await {
         Ok((read, _applied)) => Ok(position(read.log_id())),
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
             Err(not_leader(&forward))

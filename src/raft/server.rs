@@ -10,6 +10,7 @@ use super::state::Draft;
 use super::{Types, Vote, aside};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
+use crate::fault::{Point, point};
 use crate::mvcc::LoadError;
 use crate::wire::{Hello, PeerKind, Status};
 use bytes::Bytes;
@@ -91,7 +92,9 @@ impl PeerServer {
     async fn append(&self, from: u64, body: Bytes) -> Result<Bytes, Error> {
         let request: AppendEntriesRequest<Types> = read(body)?;
         speaks_for(from, &request.vote)?;
+        point(Point::PeerAsked);
         let answer = self.shared.raft.append_entries(request).await;
+        point(Point::PeerAnswers);
         answer.map(|answer| answer.to_bytes()).map_err(|_| self.shared.stopped())
     }
 
@@ -111,6 +114,7 @@ impl PeerServer {
     }
 
     async fn begin(self: &Arc<Self>, from: u64) -> Result<Bytes, Error> {
+        point(Point::SnapshotBegin);
         // A draft that a broken transfer left behind goes first: there is room for one of each member.
         let old = [self.take(from), self.take_oldest()];
         let state = Arc::clone(&self.shared.state);
@@ -124,6 +128,7 @@ impl PeerServer {
     }
 
     async fn chunk(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        point(Point::SnapshotChunk);
         let mut input = Input::new(body);
         let offset = u64::read(&mut input).map_err(|_| malformed("snapshot chunk"))?;
         let chunk = input.rest();
@@ -144,11 +149,13 @@ impl PeerServer {
         let vote: Vote = read(body)?;
         speaks_for(from, &vote)?;
         let receiving = self.take(from).ok_or_else(|| malformed("snapshot: it has not begun"))?;
+        point(Point::SnapshotEnd);
         let loaded = self.blocking(move || {
             let loaded = receiving.draft.finish()?;
             Ok((meta(&loaded.view()?)?, loaded))
         });
         let (meta, loaded) = loaded.await?;
+        point(Point::SnapshotValid);
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Loaded(loaded) };
         let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await;
         answer.map(|answer| answer.vote.to_bytes()).map_err(|_| self.shared.stopped())

@@ -33,6 +33,7 @@ use super::Types;
 use super::leases::Lessor;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
+use crate::fault::{Point, point};
 use crate::lmdb::{self, Worker};
 use crate::mvcc::{self, Generations, Latest, LoadError, SnapshotLoader, Store, View};
 use crate::types::{GetOp, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
@@ -344,6 +345,7 @@ impl State {
         let revision = recent.head.revision;
         let changed = mem::take(&mut recent.changed);
         drop(recent);
+        point(Point::WatchWake);
         self.interest.wake(touched, revision);
         // Outside of the lock, for it may be many.
         drop(changed);
@@ -360,8 +362,9 @@ impl State {
     fn compact(self: &Arc<Self>) {
         let step = |state: &Arc<Self>| {
             let Ok(store) = state.store() else { return };
+            point(Point::CompactStep);
             match store.compact_step(COMPACT_ROWS) {
-                Ok(true) => {}
+                Ok(true) => point(Point::CompactStepDone),
                 Ok(false) => state.compact(),
                 Err(fault) => drop(state.fail(fault)),
             }
@@ -401,6 +404,7 @@ impl State {
         drop((store, now));
         // Outside of the locks: a file is unmapped.
         drop(old);
+        point(Point::SnapshotSwapped);
         self.publish(head);
         self.interest.wake_all(head.revision);
         Ok(())

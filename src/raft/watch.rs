@@ -22,6 +22,7 @@
 use super::state::State;
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position};
 use crate::error::{Error, Fault, Reason};
+use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{Events, View};
 use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
@@ -260,6 +261,7 @@ impl Watchers {
     /// # Cancel safety
     /// If it is dropped before it answers, the caller asks again after the answer it has.
     pub(crate) async fn follow(&self, follow: Follow) -> Result<Followed, Error> {
+        point(Point::WatchFollow);
         let deadline = Instant::now() + follow.wait.min(limits::CALL_TIMEOUT_MAX);
         let bytes_max = (follow.bytes_max as usize).clamp(1, ANSWER_BYTES_MAX);
         let Some((number, stream)) = self.stream(&follow) else { return Ok(Followed::Unknown) };
@@ -283,7 +285,9 @@ impl Watchers {
                 tokio::task::yield_now().await;
                 continue;
             }
-            if timeout_at(deadline, woken).await.is_err() {
+            let is_idle = timeout_at(deadline, woken).await.is_err();
+            point(Point::WatchWoken);
+            if is_idle {
                 let answer = self.answer(number, &stream, turn, bytes_max, true)?;
                 return Ok(answer.unwrap_or(Followed::Unknown));
             }
@@ -329,7 +333,7 @@ impl Watchers {
         // In the order of the state's thread: index first, then a stream.
         let mut ranges = self.state.interest.ranges();
         let mut cursors = stream.cursors();
-        if follow.call <= cursors.turn {
+        if follow.call <= cursors.turn && !bug(Bug::LateFollowIsAnswered) {
             return Ok(None);
         }
         if follow.after.checked_add(1) == Some(cursors.answered) {
@@ -371,6 +375,7 @@ impl Watchers {
         let Some(reading) = stream.cursors().take_ready(turn) else {
             return Ok(Some(stream.too_late()));
         };
+        point(Point::WatchHistory);
         // The view is opened after the cursors are taken. A commit that woke one before is in this view; one that wakes
         // it later finds it not ready, and makes it so again. And it is read without the lock, so that no commit waits
         // for a slow reader.
@@ -390,6 +395,7 @@ impl Watchers {
             cursors.answered += 1;
             Followed::Step { number: cursors.answered, progress, news }
         };
+        point(Point::WatchAnswer);
         if !ended.is_empty() {
             let mut ranges = self.state.interest.ranges();
             ended.iter().for_each(|(id, range)| ranges.remove((number, *id), range));

@@ -24,6 +24,7 @@
 use crate::client::Session;
 use crate::client::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Reason, Result};
+use crate::fault::{Bug, bug};
 use crate::types::{
     Compare, FencingToken, KeyRange, KeyValue, Op, OpKind, OpResult, RangeOp, Revision, SortBy,
     TxnOutcome,
@@ -72,7 +73,10 @@ impl Line {
         };
         while let Some((key, revision)) = ahead {
             place.until_gone(&key, revision).await?;
-            ahead = self.look(&place).await?;
+            ahead = match bug(Bug::LockWithoutRecheck) {
+                false => self.look(&place).await?,
+                true => None,
+            };
         }
         Ok(place)
     }

@@ -4,7 +4,9 @@
 //! stamp before it.
 
 use crate::history::{Mode, Moment, Operation, Outcome, Txn};
+use crate::net::HostId;
 use quorate::{Changes, FencingToken, KeyValue};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,6 +26,8 @@ struct Inner {
 #[derive(Default)]
 pub struct Pages {
     now: Moment,
+    /// Hosts that have ended in the middle of a step, and do not know it yet.
+    fallen: BTreeSet<HostId>,
     pub operations: Vec<Operation>,
     pub reads: Vec<RangeRead>,
     pub watches: Vec<Watched>,
@@ -109,6 +113,19 @@ impl Book {
             let now = self.stamp();
             println!("{:10.4} {}", now.as_secs_f64(), what());
         }
+    }
+
+    /// What a host does from now on has not happened.
+    pub fn fall(&self, host: HostId) {
+        self.pages().fallen.insert(host);
+    }
+
+    pub fn rise(&self, host: HostId) {
+        self.pages().fallen.remove(&host);
+    }
+
+    pub fn has_fallen(&self, host: HostId) -> bool {
+        self.pages().fallen.contains(&host)
     }
 
     /// Nobody is to begin anything new.

@@ -99,7 +99,11 @@ enum Undo {
     /// Puts a file there again, or a folder.
     Restore(PathBuf, Option<Vec<u8>>),
     /// Takes the new name back, and puts what it had replaced in its place.
-    Rename { from: PathBuf, to: PathBuf, replaced: Option<Vec<u8>> },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        replaced: Option<Vec<u8>>,
+    },
 }
 
 /// All files of a member, by path, and all its folders.
@@ -364,7 +368,13 @@ impl Member {
 }
 
 /// Undoes all writes, and carries out those again that chance keeps.
-fn forget(content: &mut Vec<u8>, writes: &[Write], keep: u64, dice: &mut Dice, counts: &mut Counts) {
+fn forget(
+    content: &mut Vec<u8>,
+    writes: &[Write],
+    keep: u64,
+    dice: &mut Dice,
+    counts: &mut Counts,
+) {
     for write in writes.iter().rev() {
         content.truncate(write.length_before.max(write.at));
         content.resize(write.length_before, 0);

@@ -15,7 +15,8 @@ use crate::book::Book;
 use crate::dice::Dice;
 use crate::disk::{self, Trouble};
 use crate::history::Moment;
-use crate::net::{HostId, Net, Weather};
+use crate::points::{Happens, Points};
+use crate::net::{CLIENT_HOSTS, HostId, Net, Weather};
 use crate::system;
 use crate::work::{self, Worker};
 use quorate::{Error, Node, Peek};
@@ -26,7 +27,7 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 /// The host of all remote clients.
-pub const CLIENTS: HostId = 100;
+pub const CLIENTS: HostId = CLIENT_HOSTS;
 
 /// What a group is like.
 #[derive(Clone, Debug)]
@@ -88,6 +89,7 @@ pub struct Group {
     pub book: Book,
     pub members: Vec<Member>,
     clients: Host,
+    pub points: Points,
     pub dice: Dice,
     pub steps: u64,
 }
@@ -173,6 +175,9 @@ impl Group {
         let dice = Dice::new(setup.seed);
         let net = Net::new(dice.fork("net"), setup.weather);
         quorate::sim::install(net.clone());
+        let folders = (0..setup.members).map(|index| root.join(format!("m{index}"))).collect();
+        let points = Points::new(net.clone(), book.clone(), folders);
+        quorate::sim::install_hook(points.clone());
         let member = |index: usize| Member {
             index,
             folder: root.join(format!("m{index}")),
@@ -186,7 +191,7 @@ impl Group {
         let members = (0..setup.members).map(member).collect();
         let clients = Host::new(CLIENTS, setup.rates[setup.members]);
         let now = Moment::ZERO;
-        Self { setup, now, net, book, members, clients, dice: dice.fork("group"), steps: 0 }
+        Self { setup, now, net, book, members, clients, points, dice: dice.fork("group"), steps: 0 }
     }
 
     /// Starts a member, on whatever its disk holds.
@@ -208,7 +213,8 @@ impl Group {
         let seed = self.setup.seed;
         let workers = if member.starts == 1 { self.setup.workers } else { 1 };
         let book = self.book.clone();
-        self.net.runs(member.host.id);
+        let host = member.host.id;
+        self.net.runs(host);
         let runtime = member.host.start();
         runtime.spawn(async move {
             let started = builder.form(addresses).await;
@@ -222,10 +228,11 @@ impl Group {
             let client = node.client();
             *life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Up(node);
             for worker in 0..workers {
-                let worker = Worker::new(&book, seed, format!("{name}.w{worker}"));
+                let worker = Worker::new(&book, seed, format!("{name}.w{worker}"), host);
                 work::embedded(worker, client.clone());
             }
         });
+        self.book.rise(self.members[index].host.id);
         self.book.say(|| format!("m{index} starts"));
     }
 
@@ -237,7 +244,7 @@ impl Group {
         let runtime = self.clients.start();
         let _context = runtime.enter();
         for worker in 0..workers {
-            let worker = Worker::new(&book, seed, format!("remote.w{worker}"));
+            let worker = Worker::new(&book, seed, format!("remote.w{worker}"), CLIENTS);
             work::remote(worker, addresses.clone());
         }
     }
@@ -282,7 +289,8 @@ impl Group {
 
     pub fn pause(&mut self, index: usize, paused: bool) {
         if self.members[index].host.paused != paused {
-            self.book.say(|| format!("m{index} {}", if paused { "stands still" } else { "goes on" }));
+            self.book
+                .say(|| format!("m{index} {}", if paused { "stands still" } else { "goes on" }));
             self.members[index].host.paused = paused;
         }
     }
@@ -302,8 +310,14 @@ impl Group {
         self.book.turn(self.now);
         self.net.advance(self.now);
         let step = self.setup.step;
-        for member in &mut self.members {
-            member.host.step(step, &self.net);
+        for index in 0..self.members.len() {
+            self.members[index].host.step(step, &self.net);
+            match self.points.happened(index) {
+                Some(Happens::PowerLoss) => self.lose_power(index),
+                Some(Happens::Kill) => self.kill(index),
+                Some(Happens::Stall) => self.pause(index, true),
+                None => {}
+            }
         }
         self.clients.step(step, &self.net);
     }

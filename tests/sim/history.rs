@@ -50,7 +50,12 @@ pub enum Did {
 /// The end of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    Done { end: Moment, revision: u64, succeeded: bool, results: Vec<Did> },
+    Done {
+        end: Moment,
+        revision: u64,
+        succeeded: bool,
+        results: Vec<Did>,
+    },
     /// Certainly not carried out.
     Refused,
     Unknown,

@@ -24,6 +24,7 @@ mod history;
 mod many;
 mod nemesis;
 mod net;
+mod points;
 mod run;
 mod system;
 mod work;

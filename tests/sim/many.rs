@@ -89,7 +89,10 @@ impl Sum {
             *self.counts.entry(name.clone()).or_default() += count.as_u64().unwrap_or(0);
         }
         if report["violations"].as_array().is_none_or(|violations| !violations.is_empty()) {
-            println!("seed {} failed; repeat it with: make sim SEED={}", report["seed"], report["seed"]);
+            println!(
+                "seed {} failed; repeat it with: make sim SEED={}",
+                report["seed"], report["seed"]
+            );
             for violation in report["violations"].as_array().into_iter().flatten().take(5) {
                 println!("    {}", violation.as_str().unwrap_or_default());
             }

@@ -7,6 +7,7 @@ use crate::dice::Dice;
 use crate::disk::Trouble;
 use crate::group::{CLIENTS, Group};
 use crate::net::{HostId, Weather};
+use crate::points::Happens;
 use std::time::Duration;
 
 /// The kinds of faults.
@@ -28,9 +29,12 @@ enum Fault {
     SlowDisk,
     DiskFull,
     DiskFails,
+    /// Something happens at a point of the code.
+    Point,
 }
 
-const ALL: [Fault; 16] = [
+const ALL: [Fault; 17] = [
+    Fault::Point,
     Fault::Partition,
     Fault::OneWay,
     Fault::Bridge,
@@ -96,13 +100,33 @@ impl Nemesis {
             let quiet = self.quiet.as_millis() as u64;
             self.next = now + Duration::from_millis(self.dice.roll(quiet + 1));
         }
+        self.raise_fallen(group);
         self.replace_failed(group);
+    }
+
+    /// Whoever ended at a point is started again, and whoever stands still goes on.
+    fn raise_fallen(&mut self, group: &mut Group) {
+        for index in 0..group.members.len() {
+            let (ends, now) = (&mut self.ends, group.now);
+            let is_awaited = |ends: &[(Duration, End)]| {
+                ends.iter().any(|(_, end)| {
+                    matches!(end, End::Restart(it) | End::Resume(it) | End::Disk(it) if *it == index)
+                })
+            };
+            let soon = now + group.setup.heartbeat * self.dice.within(0, 40) as u32;
+            if !group.members[index].is_running() && !is_awaited(ends) {
+                ends.push((soon, End::Restart(index)));
+            } else if group.members[index].is_paused() && !is_awaited(ends) {
+                ends.push((soon, End::Resume(index)));
+            }
+        }
     }
 
     /// Ends everything at once.
     pub fn heal(&mut self, group: &mut Group) {
         self.mix.clear();
         self.ends.clear();
+        group.points.disarm();
         group.net.mend();
         group.net.set_weather(self.calm);
         for index in 0..group.members.len() {
@@ -176,6 +200,12 @@ impl Nemesis {
                 let until = group.now + beats(&mut self.dice, low, high);
                 self.ends.push((until, End::Resume(victim)));
             }
+            Fault::Point => {
+                let point = *self.dice.pick(quorate::sim::Point::ALL);
+                let happens = [Happens::PowerLoss, Happens::Kill, Happens::Stall];
+                let (happens, skip) = (*self.dice.pick(&happens), self.dice.roll(5));
+                group.points.arm(point, happens, skip);
+            }
             Fault::SlowDisk => {
                 let sync_takes = beats(&mut self.dice, 1, 20);
                 group.trouble(victim, Trouble { sync_takes, ..Trouble::default() });
@@ -222,7 +252,11 @@ impl Nemesis {
                 group.book.violation(format!("m{index} has failed without a reason: {error:?}"));
             }
             group.kill(index);
-            if !self.ends.iter().any(|(_, end)| matches!(end, End::Disk(it) | End::Restart(it) if *it == index)) {
+            if !self
+                .ends
+                .iter()
+                .any(|(_, end)| matches!(end, End::Disk(it) | End::Restart(it) if *it == index))
+            {
                 self.ends.push((group.now, End::Restart(index)));
             }
         }

@@ -37,6 +37,9 @@ const FRAME_HEAD: usize = 4;
 
 pub type HostId = u8;
 
+/// Hosts from here on are no members.
+pub const CLIENT_HOSTS: HostId = 100;
+
 /// The network. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Net(Arc<Mutex<Inner>>);
@@ -179,6 +182,11 @@ impl Net {
         }
     }
 
+    /// Whose tasks run now.
+    pub fn running(&self) -> HostId {
+        self.inner().running
+    }
+
     /// Whose tasks run from now on.
     pub fn runs(&self, host: HostId) {
         self.inner().running = host;
@@ -270,7 +278,8 @@ impl Inner {
     fn note(&mut self, bytes: &[u8]) {
         let sum = crc32c::crc32c(bytes);
         let when = self.now.as_nanos() as u64;
-        self.trace = (self.trace.rotate_left(7) ^ u64::from(sum) ^ when).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.trace =
+            (self.trace.rotate_left(7) ^ u64::from(sum) ^ when).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 
     fn latency(&mut self) -> Duration {
@@ -305,7 +314,9 @@ impl Inner {
         let (id, to) = match event {
             Event::Syn(id, _) => (id, 1),
             Event::Answer(id, _) => (id, 0),
-            Event::Chunk(id, side, _) | Event::End(id, side) | Event::Reset(id, side) => (id, *side),
+            Event::Chunk(id, side, _) | Event::End(id, side) | Event::Reset(id, side) => {
+                (id, *side)
+            }
         };
         let hosts = self.connections.get(id)?.hosts;
         Some((hosts[1 - to], hosts[to]))

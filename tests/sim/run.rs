@@ -1,8 +1,8 @@
 //! One run, from its seed to its verdict.
 use crate::book::{Book, Pages};
+use crate::check;
 use crate::check::agreement::Truth;
 use crate::check::consensus::Consensus;
-use crate::check;
 use crate::dice::Dice;
 use crate::disk;
 use crate::group::{Group, Setup};
@@ -23,7 +23,12 @@ pub fn setup(seed: u64) -> Setup {
         heartbeat: millis(50),
         step: millis(2),
         snapshot_every: dice.within(20, 2000),
-        weather: Weather { latency: (millis(1), millis(dice.within(1, 10))), loss: 0, twice: 0, again: millis(200) },
+        weather: Weather {
+            latency: (millis(1), millis(dice.within(1, 10))),
+            loss: 0,
+            twice: 0,
+            again: millis(200),
+        },
         rates: (0..=members).map(|_| dice.within(0, 40) as i64 - 20).collect(),
         sync_takes: (0..members).map(|_| millis(dice.within(0, 5))).collect(),
         workers: dice.within(1, 3) as usize,
@@ -48,7 +53,8 @@ pub struct Report {
 const RECOVERY_BEATS: u32 = 400;
 
 pub fn run(seed: u64) -> Report {
-    let root = tempfile::Builder::new().prefix("quorate-sim").tempdir_in(place()).expect("a folder");
+    let root =
+        tempfile::Builder::new().prefix("quorate-sim").tempdir_in(place()).expect("a folder");
     let dice = Dice::new(seed);
     system::take_over_randomness(dice.fork("system"));
     system::set_clock(Duration::ZERO);
@@ -133,7 +139,8 @@ impl Run {
             }
         }
         if !self.has_violations() {
-            let peeks: Vec<_> = self.group.members.iter().map(|it| (it.refused(), it.peek())).collect();
+            let peeks: Vec<_> =
+                self.group.members.iter().map(|it| (it.refused(), it.peek())).collect();
             self.group.book.violation(format!(
                 "alive: {RECOVERY_BEATS} heartbeats after everything was healed the group is not well; written since: {:?}; {peeks:?}",
                 quiet_since
@@ -200,6 +207,7 @@ impl Run {
         ];
         let counts = counts.into_iter().map(|(name, count)| (name.to_owned(), count));
         let faults = self.nemesis.counts.iter();
+        let counts = counts.chain(self.group.points.counts());
         counts.chain(faults.map(|(name, count)| (format!("fault: {name}"), *count))).collect()
     }
 

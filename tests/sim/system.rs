@@ -161,7 +161,12 @@ pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, length: usize)
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn pwrite(file: c_int, bytes: *const c_void, length: usize, at: i64) -> isize {
+pub unsafe extern "C" fn pwrite(
+    file: c_int,
+    bytes: *const c_void,
+    length: usize,
+    at: i64,
+) -> isize {
     unsafe { write_at(file, bytes, length, Some(at)) }
 }
 

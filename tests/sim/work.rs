@@ -5,6 +5,7 @@
 use crate::book::{Book, RangeRead};
 use crate::dice::Dice;
 use crate::history::{Compare, Did, Do, Key, Mode, Outcome, Txn};
+use crate::net::HostId;
 use quorate::{Client, Consistency, Error, Op, OpResult, Revision, TxnOutcome};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -20,14 +21,15 @@ pub struct Worker {
     /// Who it is, in the history. Whoever does not know what became of an operation is somebody else from then on.
     client: u32,
     name: String,
+    host: HostId,
     count: u64,
     highest: u64,
 }
 
 impl Worker {
-    pub fn new(book: &Book, seed: u64, name: String) -> Self {
+    pub fn new(book: &Book, seed: u64, name: String, host: HostId) -> Self {
         let dice = Dice::new(seed).fork(&name);
-        Self { book: book.clone(), dice, client: 0, name, count: 0, highest: 0 }
+        Self { book: book.clone(), dice, client: 0, name, host, count: 0, highest: 0 }
     }
 
     fn key(&mut self) -> Key {
@@ -101,6 +103,9 @@ impl Worker {
         let mode = if may_be_stale { Mode::Serializable } else { Mode::Linearizable };
         let operation = self.book.begin(self.client, mode, txn.clone());
         let asked = ask(client, &txn, mode).await;
+        if self.book.has_fallen(self.host) {
+            return false;
+        }
         self.book.end(operation, |end| match &asked {
             Ok(outcome) => done(end, outcome),
             Err(error) if error.may_have_applied() => Outcome::Unknown,
@@ -136,8 +141,12 @@ impl Worker {
                 let value = self.value();
                 Txn {
                     when: vec![Compare::Exists(one.clone())],
-                    then: vec![Do::Get(other.clone()), Do::Put(one.clone(), value.clone()),
-                        Do::Put(other.clone(), value.clone()), Do::Get(other.clone())],
+                    then: vec![
+                        Do::Get(other.clone()),
+                        Do::Put(one.clone(), value.clone()),
+                        Do::Put(other.clone(), value.clone()),
+                        Do::Get(other.clone()),
+                    ],
                     otherwise: vec![Do::Put(one, value), Do::Delete(other)],
                 }
             }
@@ -150,8 +159,12 @@ impl Worker {
             true => (Mode::Serializable, Consistency::Serializable),
             false => (Mode::Linearizable, Consistency::Linearizable),
         };
-        self.read(mode, None, client.range(quorate::KeyRange::prefix(PREFIX)).consistency(consistency))
-            .await
+        self.read(
+            mode,
+            None,
+            client.range(quorate::KeyRange::prefix(PREFIX)).consistency(consistency),
+        )
+        .await
     }
 
     async fn read_past(&mut self, client: &Client) -> bool {
@@ -171,6 +184,7 @@ impl Worker {
     ) -> bool {
         let start = self.book.stamp();
         match read.await {
+            Ok(_) if self.book.has_fallen(self.host) => false,
             Ok(page) => {
                 let end = self.book.stamp();
                 let revision = page.revision.get();

@@ -7,6 +7,7 @@ use super::super::{Entry, LogId, Vote};
 use super::{Flushed, Shared};
 use crate::codec::layout::Layout;
 use crate::error::Fault;
+use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::{self, Env, ReadTxn};
 use bytes::Bytes;
 use heed::byteorder::BigEndian;
@@ -254,6 +255,14 @@ impl Disk {
     }
 
     fn carry_out(&self, txn: &mut RwTxn<'_>, job: &Job) -> Result<(), Fault> {
+        point(match job {
+            Job::Vote { .. } => Point::LogWritesVote,
+            Job::Append { .. } => Point::LogWritesEntries,
+            Job::Truncate { .. } => Point::LogWritesTruncation,
+            Job::Purge { .. } => Point::LogWritesPurge,
+            Job::Committed { .. } => Point::LogWritesCommitted,
+            Job::Meta { .. } | Job::Barrier { .. } | Job::Hold { .. } => Point::LogWritesRecord,
+        });
         match job {
             Job::Vote { vote, .. } => self.write_meta(txn, Meta::Vote, &vote.to_bytes()),
             Job::Committed { committed } => {
@@ -300,7 +309,11 @@ pub(super) fn writer(
         if riding.len() < RIDING_MAX && riding.iter().all(Job::rides) {
             return;
         }
-        let jobs = std::mem::take(&mut riding);
+        point(Point::LogBatch);
+        let mut jobs = std::mem::take(&mut riding);
+        if bug(Bug::AcknowledgeBeforeSync) {
+            acknowledge_too_early(&mut jobs);
+        }
         let written = match &failed {
             Some(fault) => Err(fault.clone()),
             None => write(&env, &disk, &jobs),
@@ -311,6 +324,7 @@ pub(super) fn writer(
         });
         match &written {
             Ok(()) => {
+                point(Point::LogSynced);
                 if let Some(last) = last {
                     shared.lock().unwrap_or_else(PoisonError::into_inner).settle(last);
                     flushed.send_modify(|flushed| flushed.job = last);
@@ -322,7 +336,18 @@ pub(super) fn writer(
                 flushed.send_modify(|flushed| flushed.failed = Some(fault.clone()));
             }
         }
+        point(Point::LogSettled);
         answer(jobs, &written);
+        point(Point::LogAnswered);
+    }
+}
+
+/// For [`Bug::AcknowledgeBeforeSync`]: tells openraft of entries that are not on the disk.
+fn acknowledge_too_early(jobs: &mut [Job]) {
+    for job in jobs {
+        if let Job::Append { flushed, .. } = job {
+            std::mem::replace(flushed, IOFlushed::noop()).io_completed(Ok(()));
+        }
     }
 }
 
@@ -330,7 +355,9 @@ pub(super) fn writer(
 fn write(env: &Env, disk: &Disk, jobs: &[Job]) -> Result<(), Fault> {
     let write = || {
         let mut txn = env.write_txn()?;
+        point(Point::LogBegun);
         jobs.iter().try_for_each(|job| disk.carry_out(&mut txn, job))?;
+        point(Point::LogBeforeSync);
         #[cfg(test)]
         super::tests::seam::before_sync(env)?;
         Ok(txn.commit()?)

@@ -18,6 +18,7 @@
 
 use super::State;
 use crate::error::{Fault, Reason};
+use crate::fault::{Point, point};
 use crate::lmdb::{self, Inbox};
 use crate::mvcc::{self, Latest, Pending};
 use crate::raft::Types;
@@ -124,7 +125,9 @@ fn apply(
     match apply_in_one(state, queue, inbox, shares) {
         Ok(since) => {
             let Some(state) = state.upgrade() else { return };
+            point(Point::StateCommitted);
             state.commit_is_visible(&since.touched);
+            point(Point::StateVisible);
             for done in since.settled {
                 // Whoever asked may have gone.
                 let _ = done.send(());
@@ -149,7 +152,9 @@ fn apply_in_one(
     };
     // After a failure nothing can follow on what may be missing.
     let store = store.inspect_err(|_| take_shares(queue, shares))?;
+    point(Point::StateBegins);
     let mut pending = store.begin()?;
+    point(Point::StateBegun);
     let mut since = Since::default();
     while since.is_short() {
         if queue.is_empty() && !since.is_wanted {
@@ -162,6 +167,7 @@ fn apply_in_one(
                 apply_shares(&mut pending, shares, &mut since)?;
             }
             Some(Work::Settle(done)) => {
+                point(Point::StateSettled);
                 since.settled.push(done);
                 since.is_wanted = true;
             }
@@ -172,6 +178,7 @@ fn apply_in_one(
             None => break,
         }
     }
+    point(Point::StateBeforeCommit);
     pending.commit()?;
     Ok(since)
 }
@@ -222,6 +229,7 @@ fn apply_shares(
     let mut entries = Vec::new();
     shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
     let mut batch = pending.apply(&entries)?;
+    point(Point::StateApplied);
     let mut touched = mem::take(&mut batch.touched);
     since.changes += entries.len().max(touched.len());
     since.bytes += shares.iter().map(|share| share.bytes).sum::<usize>();
@@ -229,6 +237,7 @@ fn apply_shares(
     since.compacted |= batch.compacted.is_some();
     let outcomes = mem::take(&mut batch.outcomes);
     state.show(&entries, batch);
+    point(Point::StateShown);
     since.is_wanted = since.is_wanted || state.interest.is_in(&touched);
     since.touched.append(&mut touched);
     let responders = shares.drain(..).flat_map(|share| share.responders);
@@ -237,5 +246,6 @@ fn apply_shares(
             responder.send(outcome);
         }
     }
+    point(Point::StateAnswered);
     Ok(())
 }

@@ -34,7 +34,9 @@ pub fn check(pages: &Pages, truth: &Truth, violations: &mut Vec<String>) {
         let changes = operation.txn.may_write() && changed(operation);
         let (state, writes) = if changes { (&before, true) } else { (&at, false) };
         let (succeeded, results, written) = state.run(&operation.txn);
-        let Outcome::Done { succeeded: said, results: told, .. } = &operation.outcome else { continue };
+        let Outcome::Done { succeeded: said, results: told, .. } = &operation.outcome else {
+            continue;
+        };
         if (succeeded, &results) != (*said, told) {
             violations.push(format!(
                 "acknowledged: at revision {revision} the answer was to be {succeeded} {results:?}: {operation:?}"
@@ -43,7 +45,9 @@ pub fn check(pages: &Pages, truth: &Truth, violations: &mut Vec<String>) {
         if writes {
             check_changes(truth, revision, &written, operation, violations);
             if let Some(other) = claimed.insert(revision, operation) {
-                violations.push(format!("acknowledged: revision {revision} was given twice: {other:?} {operation:?}"));
+                violations.push(format!(
+                    "acknowledged: revision {revision} was given twice: {other:?} {operation:?}"
+                ));
             }
         }
     }
@@ -105,7 +109,8 @@ fn check_origin(pages: &Pages, truth: &Truth, violations: &mut Vec<String>) {
             }
             match asked.get(&(key.as_str(), value.as_str())) {
                 Some(false) => {}
-                Some(true) => violations.push(format!("acknowledged: {key}={value} was refused, and is there")),
+                Some(true) => violations
+                    .push(format!("acknowledged: {key}={value} was refused, and is there")),
                 None => violations.push(format!("acknowledged: nobody asked for {key}={value}")),
             }
             if !seen.insert((key.clone(), value.clone())) {

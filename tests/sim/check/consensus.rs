@@ -33,7 +33,13 @@ impl Consensus {
         }
     }
 
-    fn check(&mut self, index: usize, starts: u32, peek: &quorate::Peek, violations: &mut Vec<String>) {
+    fn check(
+        &mut self,
+        index: usize,
+        starts: u32,
+        peek: &quorate::Peek,
+        violations: &mut Vec<String>,
+    ) {
         let mut must = |holds: bool, what: &str| {
             if !holds {
                 violations.push(format!("consensus: m{index}: {what}: {peek:?}"));
@@ -63,6 +69,13 @@ impl Consensus {
         must(seen.purged <= purged, "the cut of the log has gone back");
         must(seen.applied <= peek.applied, "the applied index has gone back");
         must(seen.revision <= peek.revision, "the revision has gone back");
-        *seen = Seen { starts, term, committed, purged, applied: peek.applied, revision: peek.revision };
+        *seen = Seen {
+            starts,
+            term,
+            committed,
+            purged,
+            applied: peek.applied,
+            revision: peek.revision,
+        };
     }
 }

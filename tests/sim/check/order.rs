@@ -30,7 +30,12 @@ pub fn check(pages: &Pages, violations: &mut Vec<String>) {
         start: read.start,
         end: read.end,
         revision: read.revision,
-        what: format!("a range of {} keys from {:?} to {:?}", read.entries.len(), read.start, read.end),
+        what: format!(
+            "a range of {} keys from {:?} to {:?}",
+            read.entries.len(),
+            read.start,
+            read.end
+        ),
     }));
     let mut by_start: Vec<&Span> = spans.iter().collect();
     by_start.sort_by_key(|span| span.start);

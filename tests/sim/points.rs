@@ -1,0 +1,131 @@
+//! What happens at the points of the code, and the bugs that were put back.
+//!
+//! A point is armed with something that happens when a member passes it, whichever is the first to do so. The power of
+//! that member goes in the very middle of what it does: its disk is what it was at that moment, and nothing that it still
+//! says is heard, though it runs on to the end of the step without knowing.
+
+use crate::book::Book;
+use crate::disk;
+use crate::net::{CLIENT_HOSTS, HostId, Net};
+use quorate::sim::{Bug, Hook, Point};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What happens at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happens {
+    PowerLoss,
+    /// The process ends, and its machine goes on.
+    Kill,
+    /// Nothing but that the member stands still for a while.
+    Stall,
+}
+
+/// The points of a run. Clones are the same.
+#[derive(Clone)]
+pub struct Points(Arc<Inner>);
+
+struct Inner {
+    net: Net,
+    book: Book,
+    folders: Vec<PathBuf>,
+    bugs: Vec<Bug>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    armed: Vec<Armed>,
+    happened: BTreeMap<usize, Happens>,
+    passed: BTreeMap<Point, u64>,
+    fired: BTreeMap<(Point, &'static str), u64>,
+}
+
+struct Armed {
+    point: Point,
+    happens: Happens,
+    skip: u64,
+}
+
+/// How many points are armed at once, at most: the oldest gives way.
+const ARMED_MAX: usize = 8;
+
+impl Points {
+    /// Those bugs are put back that the variable `BUGS` names.
+    pub fn new(net: Net, book: Book, folders: Vec<PathBuf>) -> Self {
+        let names = std::env::var("BUGS").unwrap_or_default();
+        let names = names.split(',').filter(|name| !name.is_empty());
+        let bugs = names.map(|name| Bug::named(name).expect("a bug of that name")).collect();
+        Self(Arc::new(Inner { net, book, folders, bugs, state: Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has something happen at a point, after it was passed so often.
+    pub fn arm(&self, point: Point, happens: Happens, skip: u64) {
+        let mut state = self.state();
+        if state.armed.len() >= ARMED_MAX {
+            state.armed.remove(0);
+        }
+        state.armed.push(Armed { point, happens, skip });
+    }
+
+    pub fn disarm(&self) {
+        self.state().armed.clear();
+    }
+
+    /// What happened to a member in the step that it has just done.
+    pub fn happened(&self, member: usize) -> Option<Happens> {
+        self.state().happened.remove(&member)
+    }
+
+    pub fn counts(&self) -> impl Iterator<Item = (String, u64)> + use<> {
+        let state = self.state();
+        let passed = Point::ALL.iter().map(|point| {
+            (format!("passed: {point:?}"), state.passed.get(point).copied().unwrap_or(0))
+        });
+        let fired = state.fired.iter();
+        let fired = fired.map(|((point, how), count)| (format!("{how}: {point:?}"), *count));
+        passed.chain(fired).collect::<Vec<_>>().into_iter()
+    }
+}
+
+impl Hook for Points {
+    fn point(&self, point: Point) {
+        let host: HostId = self.0.net.running();
+        if host == 0 || host >= CLIENT_HOSTS {
+            return;
+        }
+        let member = usize::from(host) - 1;
+        let mut state = self.state();
+        *state.passed.entry(point).or_default() += 1;
+        if state.happened.contains_key(&member) {
+            return;
+        }
+        let Some(index) = state.armed.iter().position(|armed| armed.point == point) else { return };
+        if state.armed[index].skip > 0 {
+            state.armed[index].skip -= 1;
+            return;
+        }
+        let happens = state.armed.remove(index).happens;
+        state.happened.insert(member, happens);
+        let how = if happens == Happens::Stall { "stood still at" } else { "ended at" };
+        *state.fired.entry((point, how)).or_default() += 1;
+        drop(state);
+        self.0.book.say(|| format!("m{member} {happens:?} at {point:?}"));
+        match happens {
+            Happens::Stall => return,
+            Happens::PowerLoss => disk::lose_power(&self.0.folders[member]),
+            Happens::Kill => disk::killed(&self.0.folders[member]),
+        }
+        self.0.net.power_off(host);
+        self.0.book.fall(host);
+    }
+
+    fn bug(&self, bug: Bug) -> bool {
+        self.0.bugs.contains(&bug)
+    }
+}

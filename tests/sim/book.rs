@@ -5,8 +5,8 @@
 
 use crate::history::{Mode, Moment, Operation, Outcome, Txn};
 use crate::net::HostId;
-use quorate::{Changes, FencingToken, KeyValue};
-use std::collections::BTreeSet;
+use quorate::{Changes, KeyValue};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,8 +32,13 @@ pub struct Pages {
     pub reads: Vec<RangeRead>,
     pub watches: Vec<Watched>,
     pub leases: Vec<Lease>,
-    pub holds: Vec<Hold>,
-    pub faults: Vec<String>,
+    pub acts: Vec<Act>,
+    /// The revisions that somebody asked to compact to.
+    pub compactions: Vec<u64>,
+    /// The newest revision that the checks have seen.
+    pub observed: u64,
+    /// When each revision was first seen at any member.
+    pub seen_at: BTreeMap<u64, Moment>,
     /// What must not have happened, as it was noticed.
     pub violations: Vec<String>,
 }
@@ -63,6 +68,8 @@ pub struct Watched {
     pub positions: Vec<(usize, u64)>,
     /// Where it was compacted away, if it was.
     pub compacted: Option<u64>,
+    /// Whether somebody still listens.
+    pub is_alive: bool,
 }
 
 /// A lease, as whoever was given it knows it.
@@ -73,19 +80,19 @@ pub struct Lease {
     pub key: String,
     /// When the last renewal was asked for that was answered; the lease lives on from then at least.
     pub renewed: Moment,
-    /// From when on nobody asked for another.
-    pub left: Option<Moment>,
-    pub revoked: bool,
+    /// Whether somebody may have ended it.
+    pub is_revoked: bool,
+    /// Whether somebody may still renew it.
+    pub is_held: bool,
 }
 
-/// A time in which somebody believed to hold something.
+/// A moment at which somebody believed to hold something.
 #[derive(Clone, Debug)]
-pub struct Hold {
+pub struct Act {
     pub what: String,
     pub who: String,
-    pub token: FencingToken,
-    pub from: Moment,
-    pub until: Option<Moment>,
+    pub token: u64,
+    pub at: Moment,
 }
 
 impl Book {
@@ -150,6 +157,32 @@ impl Book {
         let mut pages = self.pages();
         let now = pages.stamp();
         pages.operations[operation].outcome = outcome(now);
+    }
+
+    pub fn watch(&self, watched: Watched) -> usize {
+        let mut pages = self.pages();
+        pages.watches.push(watched);
+        pages.watches.len() - 1
+    }
+
+    pub fn watched(&self, watch: usize, note: impl FnOnce(&mut Watched)) {
+        note(&mut self.pages().watches[watch]);
+    }
+
+    pub fn lease(&self, lease: Lease) -> usize {
+        let mut pages = self.pages();
+        pages.leases.push(lease);
+        pages.leases.len() - 1
+    }
+
+    pub fn leased(&self, lease: usize, note: impl FnOnce(&mut Lease)) {
+        note(&mut self.pages().leases[lease]);
+    }
+
+    pub fn act(&self, act: impl FnOnce(Moment) -> Act) {
+        let mut pages = self.pages();
+        let now = pages.stamp();
+        pages.acts.push(act(now));
     }
 
     pub fn violation(&self, what: String) {

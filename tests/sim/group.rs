@@ -211,9 +211,9 @@ impl Group {
             .map_size(64 << 20);
         let name = format!("m{index}.{}", member.starts);
         let seed = self.setup.seed;
-        let workers = if member.starts == 1 { self.setup.workers } else { 1 };
+        let workers = self.setup.workers;
         let book = self.book.clone();
-        let host = member.host.id;
+        let (host, heartbeat) = (member.host.id, self.setup.heartbeat);
         self.net.runs(host);
         let runtime = member.host.start();
         runtime.spawn(async move {
@@ -228,7 +228,7 @@ impl Group {
             let client = node.client();
             *life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Up(node);
             for worker in 0..workers {
-                let worker = Worker::new(&book, seed, format!("{name}.w{worker}"), host);
+                let worker = Worker::new(&book, seed, format!("{name}.w{worker}"), host, heartbeat);
                 work::embedded(worker, client.clone());
             }
         });
@@ -240,11 +240,12 @@ impl Group {
     pub fn start_clients(&mut self) {
         let addresses: Vec<String> = self.members.iter().map(|it| it.address.clone()).collect();
         let (book, seed, workers) = (self.book.clone(), self.setup.seed, self.setup.workers);
+        let heartbeat = self.setup.heartbeat;
         self.net.runs(CLIENTS);
         let runtime = self.clients.start();
         let _context = runtime.enter();
         for worker in 0..workers {
-            let worker = Worker::new(&book, seed, format!("remote.w{worker}"), CLIENTS);
+            let worker = Worker::new(&book, seed, format!("remote.w{worker}"), CLIENTS, heartbeat);
             work::remote(worker, addresses.clone());
         }
     }

@@ -111,10 +111,23 @@ impl Run {
         self.group.step();
         let mut violations = Vec::new();
         self.consensus.observe(&self.group, &mut violations);
+        self.note_revisions();
         if self.group.steps % 10 == 0 {
             self.truth.observe(&self.group, &mut violations);
+            self.group.book.pages().observed = self.truth.head();
         }
         violations.into_iter().for_each(|it| self.group.book.violation(it));
+    }
+
+    /// Writes down when revisions are first seen anywhere.
+    fn note_revisions(&mut self) {
+        let highest = self.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision).max();
+        let now = self.group.now;
+        let mut pages = self.group.book.pages();
+        let known = pages.seen_at.last_key_value().map_or(1, |(revision, _)| *revision);
+        for revision in known + 1..=highest.unwrap_or(known) {
+            pages.seen_at.insert(revision, now);
+        }
     }
 
     /// A group that is whole again serves, and all its members become equal.
@@ -134,7 +147,7 @@ impl Run {
                 quiet_since = Some(self.group.now);
             }
             let since = quiet_since.map(|since| self.group.now - since);
-            if since > Some(self.group.setup.heartbeat * 60) && self.are_equal() {
+            if since > Some(self.group.setup.heartbeat * 60) && self.group.steps % 50 == 0 && self.is_settled() {
                 return;
             }
         }
@@ -146,6 +159,11 @@ impl Run {
                 quiet_since
             ));
         }
+    }
+
+    /// All are equal, and what was left to expire has.
+    fn is_settled(&self) -> bool {
+        self.are_equal() && check::leases::left(&self.group.book.pages(), &self.truth) == 0
     }
 
     /// One leader, and the same state everywhere.
@@ -195,6 +213,11 @@ impl Run {
             ("operations", pages.operations.len() as u64),
             ("operations answered", answered as u64),
             ("ranges read", pages.reads.len() as u64),
+            ("watches", pages.watches.len() as u64),
+            ("batches told to watches", pages.watches.iter().map(|it| it.told.len() as u64).sum()),
+            ("leases", pages.leases.len() as u64),
+            ("acts of holders", pages.acts.len() as u64),
+            ("compactions asked for", pages.compactions.len() as u64),
             ("net: connections", net.connections),
             ("net: chunks sent", net.chunks),
             ("net: chunks lost once", net.lost),

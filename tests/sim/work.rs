@@ -2,6 +2,13 @@
 //!
 //! Every value is written once, so that a value says who wrote it.
 
+mod leasing;
+mod locking;
+mod watching;
+
+pub use leasing::LEASED;
+pub use locking::FENCED;
+
 use crate::book::{Book, RangeRead};
 use crate::dice::Dice;
 use crate::history::{Compare, Did, Do, Key, Mode, Outcome, Txn};
@@ -22,14 +29,15 @@ pub struct Worker {
     client: u32,
     name: String,
     host: HostId,
+    heartbeat: Duration,
     count: u64,
     highest: u64,
 }
 
 impl Worker {
-    pub fn new(book: &Book, seed: u64, name: String, host: HostId) -> Self {
+    pub fn new(book: &Book, seed: u64, name: String, host: HostId, heartbeat: Duration) -> Self {
         let dice = Dice::new(seed).fork(&name);
-        Self { book: book.clone(), dice, client: 0, name, host, count: 0, highest: 0 }
+        Self { book: book.clone(), dice, client: 0, name, host, heartbeat, count: 0, highest: 0 }
     }
 
     fn key(&mut self) -> Key {
@@ -81,12 +89,18 @@ async fn work(mut worker: Worker, client: Client) {
 /// Works until something goes wrong.
 async fn work_for_a_while(mut worker: Worker, client: Client) -> Worker {
     worker.client = worker.dice.next() as u32;
-    while !worker.book.is_closing() {
+    let role = worker.dice.roll(100);
+    for _ in 0..worker.dice.within(10, 200) {
+        if worker.book.is_closing() {
+            break;
+        }
         worker.rest().await;
-        let is_well = match worker.dice.roll(100) {
-            0..10 => worker.read_range(&client).await,
-            10..13 => worker.read_past(&client).await,
-            _ => worker.transact(&client).await,
+        let is_well = match role {
+            0..10 => worker.watch(&client).await.is_ok(),
+            10..20 => worker.lease(&client).await.is_ok(),
+            20..35 => worker.lock(&client).await.is_ok(),
+            35..40 => worker.lead(&client).await.is_ok(),
+            _ => worker.work_on_keys(&client).await,
         };
         if !is_well {
             break;
@@ -96,6 +110,15 @@ async fn work_for_a_while(mut worker: Worker, client: Client) -> Worker {
 }
 
 impl Worker {
+    async fn work_on_keys(&mut self, client: &Client) -> bool {
+        match self.dice.roll(200) {
+            0..20 => self.read_range(client).await,
+            20..26 => self.read_past(client).await,
+            26 => self.compact(client).await.is_ok(),
+            _ => self.transact(client).await,
+        }
+    }
+
     /// A transaction of any kind; returns whether its outcome is known.
     async fn transact(&mut self, client: &Client) -> bool {
         let txn = self.txn();

@@ -3,9 +3,12 @@
 pub mod acknowledged;
 pub mod agreement;
 pub mod consensus;
+pub mod fencing;
+pub mod leases;
 pub mod order;
 pub mod reads;
 pub mod replay;
+pub mod watches;
 
 use crate::book::Pages;
 use agreement::Truth;
@@ -16,5 +19,8 @@ pub fn all(pages: &Pages, truth: &Truth) -> Vec<String> {
     acknowledged::check(pages, truth, &mut violations);
     order::check(pages, &mut violations);
     reads::check(pages, truth, &mut violations);
+    watches::check(pages, truth, &mut violations);
+    leases::check(pages, truth, &mut violations);
+    fencing::check(pages, truth, &mut violations);
     violations
 }

@@ -219,7 +219,18 @@ impl Drop for Pump {
     }
 }
 
+/// Runs a worker until it has nothing to do when its member's runtime ends: a thread would not end with that, and what
+/// waits for it may be all that keeps it.
+struct Drained(Arc<Baton>);
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        while let Turn::Stalled(_) = self.0.resume() {}
+    }
+}
+
 async fn pump(baton: Arc<Baton>) {
+    let _drained = Drained(Arc::clone(&baton));
     loop {
         match baton.resume() {
             Turn::Stalled(how_long) => tokio::time::sleep(how_long).await,

@@ -35,6 +35,8 @@ pub struct Pages {
     pub acts: Vec<Act>,
     /// The revisions that somebody asked to compact to.
     pub compactions: Vec<u64>,
+    /// How many have written after everything was healed.
+    pub probed: usize,
     /// The newest revision that the checks have seen.
     pub observed: u64,
     /// When each revision was first seen at any member.

@@ -15,8 +15,8 @@ use crate::book::Book;
 use crate::dice::Dice;
 use crate::disk::{self, Trouble};
 use crate::history::Moment;
-use crate::points::{Happens, Points};
 use crate::net::{CLIENT_HOSTS, HostId, Net, Weather};
+use crate::points::{Happens, Points};
 use crate::system;
 use crate::work::{self, Worker};
 use quorate::{Error, Node, Peek};
@@ -139,6 +139,13 @@ impl Host {
     }
 }
 
+/// The files of a folder that this process has open.
+fn still_open(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let paths = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+    paths.filter(|path| path.starts_with(folder)).collect()
+}
+
 impl Member {
     /// Looks at the node, if there is one.
     pub fn with<T>(&self, look: impl FnOnce(&Node) -> T) -> Option<T> {
@@ -250,6 +257,22 @@ impl Group {
         }
     }
 
+    /// Has every member write once. Returns whether all can be asked.
+    pub fn probe(&mut self) -> bool {
+        let clients: Vec<_> = self.members.iter().map(|it| it.with(Node::client)).collect();
+        if clients.iter().any(Option::is_none) {
+            return false;
+        }
+        for (member, client) in self.members.iter().zip(clients.into_iter().flatten()) {
+            let (seed, heartbeat) = (self.setup.seed, self.setup.heartbeat);
+            let name = format!("m{}.probe", member.index);
+            let worker = Worker::new(&self.book, seed, name, member.host.id, heartbeat);
+            let _context = member.host.runtime.as_ref().map(Runtime::enter);
+            work::probe(worker, client);
+        }
+        true
+    }
+
     /// Ends a member. What its disk holds after that was settled before.
     fn end(&mut self, index: usize) {
         let member = &mut self.members[index];
@@ -260,6 +283,9 @@ impl Group {
                 *member.life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Starting;
             }
             drop(runtime);
+        }
+        for left in still_open(&member.folder) {
+            self.book.violation(format!("leak: m{index} has ended, and {left:?} is still open"));
         }
         disk::restore(&member.folder);
     }

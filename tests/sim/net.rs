@@ -33,6 +33,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const WINDOW: usize = 256 << 10;
 /// The first bytes of a connection, which are no frame: what a caller says, and what it is answered.
 const CALLERS_WORDS: usize = 56;
+/// After so long a host that does not answer is asked again.
+const KNOCK_AGAIN: Duration = Duration::from_secs(1);
 const FRAME_HEAD: usize = 4;
 
 pub type HostId = u8;
@@ -329,7 +331,7 @@ impl Inner {
             return self.held.entry(link).or_default().push_back(event);
         }
         if self.off.contains(&link.1) {
-            return;
+            return self.not_heard(event);
         }
         match event {
             Event::Syn(id, to) => self.knock(id, to),
@@ -359,6 +361,16 @@ impl Inner {
                 connection.reset(side);
                 self.forget_if_over(id);
             }
+        }
+    }
+
+    /// What comes to a host without power is lost; only who knocks knocks again, as long as it waits.
+    fn not_heard(&mut self, event: Event) {
+        let Event::Syn(id, _) = event else { return };
+        if self.connections[&id].pipes[0].is_closed {
+            self.connections.remove(&id);
+        } else {
+            self.at(self.now + KNOCK_AGAIN, event);
         }
     }
 

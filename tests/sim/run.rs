@@ -121,7 +121,8 @@ impl Run {
 
     /// Writes down when revisions are first seen anywhere.
     fn note_revisions(&mut self) {
-        let highest = self.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision).max();
+        let highest =
+            self.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision).max();
         let now = self.group.now;
         let mut pages = self.group.book.pages();
         let known = pages.seen_at.last_key_value().map_or(1, |(revision, _)| *revision);
@@ -133,37 +134,41 @@ impl Run {
     /// A group that is whole again serves, and all its members become equal.
     fn recover(&mut self) {
         let limit = self.group.now + self.group.setup.heartbeat * RECOVERY_BEATS;
-        let before = self.group.book.pages().operations.len();
-        let mut quiet_since = None;
+        let (mut is_probing, mut quiet_since) = (false, None);
         while self.group.now < limit && !self.has_violations() {
             self.nemesis.act(&mut self.group);
             self.step();
-            // Writes that begin now are answered.
-            let written = self.group.book.pages().operations[before..]
-                .iter()
-                .any(|it| it.txn.may_write() && it.end().is_some());
-            if written && quiet_since.is_none() {
+            is_probing = is_probing || self.group.probe();
+            if quiet_since.is_none() && self.group.book.pages().probed == self.group.members.len() {
                 self.group.book.close();
                 quiet_since = Some(self.group.now);
             }
             let since = quiet_since.map(|since| self.group.now - since);
-            if since > Some(self.group.setup.heartbeat * 60) && self.group.steps % 50 == 0 && self.is_settled() {
+            if since > Some(self.group.setup.heartbeat * 60)
+                && self.group.steps % 50 == 0
+                && self.is_settled()
+            {
                 return;
             }
         }
         if !self.has_violations() {
             let peeks: Vec<_> =
                 self.group.members.iter().map(|it| (it.refused(), it.peek())).collect();
-            self.group.book.violation(format!(
-                "alive: {RECOVERY_BEATS} heartbeats after everything was healed the group is not well; written since: {:?}; {peeks:?}",
-                quiet_since
-            ));
+            let told = format!(
+                "alive: {RECOVERY_BEATS} heartbeats after everything was healed the group is not well: all have written since {quiet_since:?}; {} keys outlive their leases; {} watches are behind; {peeks:?}",
+                check::leases::left(&self.group.book.pages(), &self.truth),
+                check::watches::behind(&self.group.book.pages(), &self.truth),
+            );
+            self.group.book.violation(told);
         }
     }
 
     /// All are equal, and what was left to expire has.
     fn is_settled(&self) -> bool {
-        self.are_equal() && check::leases::left(&self.group.book.pages(), &self.truth) == 0
+        let pages = self.group.book.pages();
+        self.are_equal()
+            && check::leases::left(&pages, &self.truth) == 0
+            && check::watches::behind(&pages, &self.truth) == 0
     }
 
     /// One leader, and the same state everywhere.

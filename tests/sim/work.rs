@@ -56,10 +56,35 @@ impl Worker {
     }
 }
 
+/// Does something when it is dropped, by whomever.
+struct AtEnd<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// Works with a client of a member, as tasks of that member.
 pub fn embedded(worker: Worker, client: Client) {
     #[expect(clippy::disallowed_methods, reason = "its runtime owns it")]
     tokio::spawn(work(worker, client));
+}
+
+/// Writes until one of them is answered.
+pub fn probe(mut worker: Worker, client: Client) {
+    #[expect(clippy::disallowed_methods, reason = "its runtime owns it")]
+    tokio::spawn(async move {
+        loop {
+            worker.client = worker.dice.next() as u32;
+            let put = Txn::single(Do::Put(worker.key(), worker.value()));
+            if worker.carry_out(&client, put, Mode::Linearizable).await {
+                worker.book.pages().probed += 1;
+                return;
+            }
+            worker.rest().await;
+        }
+    });
 }
 
 /// Works from far away, on whatever member answers.
@@ -69,9 +94,10 @@ pub fn remote(mut worker: Worker, addresses: Vec<String>) {
         while !worker.book.is_closing() {
             let address = worker.dice.pick(&addresses).clone();
             let patience = Duration::from_millis(worker.dice.within(500, 3000));
-            let client = Client::builder().endpoints([address]).timeout(patience).connect();
+            let client = Client::builder().endpoints([address.clone()]).timeout(patience).connect();
             match timeout(patience, client).await {
                 Ok(Ok(client)) => {
+                    worker.book.say(|| format!("{} works at {address}", worker.name));
                     worker = work_for_a_while(worker, client).await;
                 }
                 _ => worker.rest().await,
@@ -124,6 +150,10 @@ impl Worker {
         let txn = self.txn();
         let may_be_stale = !txn.may_write() && self.dice.percent(30);
         let mode = if may_be_stale { Mode::Serializable } else { Mode::Linearizable };
+        self.carry_out(client, txn, mode).await
+    }
+
+    async fn carry_out(&mut self, client: &Client, txn: Txn, mode: Mode) -> bool {
         let operation = self.book.begin(self.client, mode, txn.clone());
         let asked = ask(client, &txn, mode).await;
         if self.book.has_fallen(self.host) {

@@ -1,4 +1,4 @@
-//! **Raft's own invariants, after each step**: one leader in a term; what is committed stays, and is the same for all;
+//! **Raft's own invariants, after each step**: what is committed stays, and is the same for all;
 //! terms, votes, commits and cuts of the log go forward; and the order `purged ≤ snapshot ≤ committed ≤ log`.
 
 use crate::group::Group;
@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub struct Consensus {
-    /// Who led in a term.
-    leaders: BTreeMap<u64, u64>,
+    /// Who led. A term may have several leaders, one after the other, by their ids.
+    led: BTreeMap<(u64, u64), usize>,
     /// The entry at an index, once somebody knew it to be committed.
     committed: BTreeMap<u64, (u64, u64)>,
     members: BTreeMap<usize, Seen>,
@@ -17,7 +17,7 @@ pub struct Consensus {
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     starts: u32,
-    term: u64,
+    vote: (u64, u64),
     committed: Option<u64>,
     purged: Option<u64>,
     applied: Option<u64>,
@@ -45,10 +45,13 @@ impl Consensus {
                 violations.push(format!("consensus: m{index}: {what}: {peek:?}"));
             }
         };
-        let (term, candidate, is_committed) = peek.vote;
-        if is_committed {
-            let leader = *self.leaders.entry(term).or_insert(candidate);
-            must(leader == candidate, "two leaders in one term");
+        let (term, candidate, _) = peek.vote;
+        if peek.is_leader {
+            must(candidate == peek.node, "it leads, and has voted for another");
+            must(
+                self.led.insert((term, candidate), index).is_none_or(|it| it == index),
+                "two are one leader",
+            );
         }
         for (term, node, at) in [peek.committed, peek.snapshot, peek.purged].into_iter().flatten() {
             let known = *self.committed.entry(at).or_insert((term, node));
@@ -62,16 +65,16 @@ impl Consensus {
         let seen = self.members.entry(index).or_default();
         if seen.starts != starts {
             // Its disk remembers terms and cuts; what was committed and applied it may have to learn again.
-            *seen = Seen { starts, term: seen.term, ..Seen::default() };
+            *seen = Seen { starts, vote: seen.vote, ..Seen::default() };
         }
-        must(seen.term <= term, "the term has gone back");
+        must(seen.vote <= (term, candidate), "the vote has gone back");
         must(seen.committed <= committed, "the commit has gone back");
         must(seen.purged <= purged, "the cut of the log has gone back");
         must(seen.applied <= peek.applied, "the applied index has gone back");
         must(seen.revision <= peek.revision, "the revision has gone back");
         *seen = Seen {
             starts,
-            term,
+            vote: (term, candidate),
             committed,
             purged,
             applied: peek.applied,

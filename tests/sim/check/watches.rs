@@ -67,6 +67,25 @@ fn matches(watched: &Watched, event: &Event) -> bool {
     }
 }
 
+/// What a watch is to be told.
+fn expected<'a>(watched: &Watched, history: impl Iterator<Item = &'a Changes>) -> Vec<Changes> {
+    let history = history.filter(|changes| changes.revision.get() >= watched.from);
+    let matching = history.filter_map(|changes| {
+        let mut changes = changes.clone();
+        changes.events.retain(|event| matches(watched, event));
+        (!changes.events.is_empty()).then_some(changes)
+    });
+    matching.collect()
+}
+
+/// How many of those who still listen have not been told everything.
+pub fn behind(pages: &Pages, truth: &Truth) -> usize {
+    let lacks = |watched: &&Watched| {
+        watched.is_alive && watched.told.len() < expected(watched, truth.history.values()).len()
+    };
+    pages.watches.iter().filter(lacks).count()
+}
+
 fn check_one(
     watched: &Watched,
     pages: &Pages,
@@ -74,15 +93,7 @@ fn check_one(
     head: u64,
     violations: &mut Vec<String>,
 ) {
-    let expected: Vec<Changes> = history
-        .iter()
-        .filter(|changes| changes.revision.get() >= watched.from)
-        .filter_map(|changes| {
-            let mut changes = changes.clone();
-            changes.events.retain(|event| matches(watched, event));
-            (!changes.events.is_empty()).then_some(changes)
-        })
-        .collect();
+    let expected = expected(watched, history.iter());
     let differs = watched.told.iter().zip(&expected).position(|(told, expected)| told != expected);
     if let Some(index) = differs {
         violations.push(format!(

@@ -1,6 +1,6 @@
 //! Somebody who is given leases, hangs keys on them, renews them for a while, and lets them go.
 
-use super::Worker;
+use super::{AtEnd, Worker};
 use crate::book::Lease;
 use quorate::{Client, Error, Op};
 use std::time::Duration;
@@ -29,6 +29,8 @@ impl Worker {
             is_revoked: false,
             is_held: true,
         });
+        let book = self.book.clone();
+        let _ends = AtEnd(move || book.leased(number, |lease| lease.is_held = false));
         // Two keys, that have to go together.
         let put = |key: &str| Op::put(key, "leased").lease(id);
         let hung = client.txn().then(put(&key)).then(put(&format!("{key}+"))).await;
@@ -52,7 +54,6 @@ impl Worker {
             self.book.leased(number, |lease| lease.is_revoked = true);
             let _ = client.lease_revoke(id).await;
         }
-        self.book.leased(number, |lease| lease.is_held = false);
         Ok(())
     }
 }

@@ -55,7 +55,14 @@ impl Worker {
     }
 
     /// Believes to hold something, for a while.
-    async fn act(&mut self, client: &Client, session: &Session, what: &str, token: u64, held: Compare) {
+    async fn act(
+        &mut self,
+        client: &Client,
+        session: &Session,
+        what: &str,
+        token: u64,
+        held: Compare,
+    ) {
         let acts = self.dice.within(1, 100);
         for _ in 0..acts {
             if !session.is_alive() || self.book.has_fallen(self.host) || self.book.is_closing() {

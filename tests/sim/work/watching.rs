@@ -1,6 +1,6 @@
 //! Somebody who watches, from some revision on, and writes down what it is told; and somebody who forgets the past.
 
-use super::{PREFIX, Worker};
+use super::{AtEnd, PREFIX, Worker};
 use crate::book::Watched;
 use quorate::{Client, Error, ErrorKind, KeyRange, Revision, Watch};
 use std::time::Duration;
@@ -13,7 +13,8 @@ impl Worker {
             true => PREFIX.to_owned(),
             false => self.key(),
         };
-        let (puts, deletes) = *self.dice.pick(&[(true, true), (true, true), (true, false), (false, true)]);
+        let (puts, deletes) =
+            *self.dice.pick(&[(true, true), (true, true), (true, false), (false, true)]);
         let mut builder = client.watch(KeyRange::prefix(&prefix)).prev();
         if !deletes {
             builder = builder.puts_only();
@@ -39,15 +40,18 @@ impl Worker {
             compacted: None,
             is_alive: true,
         });
-        let ended = self.listen(&mut watch, number).await;
-        self.book.watched(number, |watched| watched.is_alive = false);
-        ended
+        self.book.say(|| format!("{} watches, number {number}, from {from}", self.name));
+        // Whether it had enough, or its member ended: nobody listens any more.
+        let book = self.book.clone();
+        let _ends = AtEnd(move || book.watched(number, |watched| watched.is_alive = false));
+        self.listen(&mut watch, number).await
     }
 
     async fn listen(&mut self, watch: &mut Watch, number: usize) -> Result<(), Error> {
         let batches = self.dice.within(1, 400);
         for _ in 0..batches {
-            let told = timeout(Duration::from_millis(self.dice.within(100, 5000)), watch.recv()).await;
+            let told =
+                timeout(Duration::from_millis(self.dice.within(100, 5000)), watch.recv()).await;
             if self.book.has_fallen(self.host) {
                 return Ok(());
             }

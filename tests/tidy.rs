@@ -11,16 +11,18 @@ use std::process::Command;
 /// For each module, the other modules it may name. Lower layers come first.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("types", &[]),
+    ("fault", &["sim"]), // with its feature only
+    ("sim", &["fault"]), // likewise
     ("error", &["types"]),
     ("codec", &[]),
     ("api", &["types", "error", "codec"]),
-    ("lmdb", &["error"]),
-    ("wire", &["types", "error", "codec", "api"]),
-    ("mvcc", &["types", "error", "codec", "api", "lmdb"]),
-    ("client", &["types", "error", "api", "wire"]),
-    ("raft", &["types", "error", "codec", "api", "lmdb", "wire", "mvcc"]),
-    ("node", &["types", "error", "api", "lmdb", "wire", "client", "raft"]),
-    ("recipes", &["types", "error", "client"]),
+    ("lmdb", &["error", "fault", "sim"]),
+    ("wire", &["types", "error", "codec", "api", "sim"]),
+    ("mvcc", &["types", "error", "codec", "api", "lmdb", "fault"]),
+    ("client", &["types", "error", "api", "wire", "fault"]),
+    ("raft", &["types", "error", "codec", "api", "lmdb", "wire", "mvcc", "fault", "sim"]),
+    ("node", &["types", "error", "api", "lmdb", "wire", "client", "raft", "fault", "sim"]),
+    ("recipes", &["types", "error", "client", "fault"]),
     ("bench", &["types", "error", "codec", "api", "lmdb", "wire", "mvcc", "raft"]), // with its feature only
 ];
 
@@ -32,7 +34,7 @@ const LIVES_IN: &[(&str, &[&str])] = &[
         &["types", "codec", "api", "wire", "mvcc", "client", "raft", "node", "recipes", "bench"],
     ),
     ("crc32c", &["wire", "mvcc", "raft"]),
-    ("futures", &["wire", "client", "raft", "node", "recipes"]),
+    ("futures", &["sim", "wire", "client", "raft", "node", "recipes"]),
     ("getrandom", &["client", "raft"]),
     ("heed", &["lmdb", "mvcc", "raft"]),
     ("openraft", &["raft"]),
@@ -42,7 +44,7 @@ const LIVES_IN: &[(&str, &[&str])] = &[
     ("serde", &["types", "codec", "client", "raft", "recipes"]),
     ("serde_json", &["client"]),
     ("tarpc", &["wire"]),
-    ("tokio", &["wire", "client", "raft", "node", "recipes"]),
+    ("tokio", &["sim", "wire", "client", "raft", "node", "recipes"]),
     ("tower", &["wire", "client", "raft", "node"]),
     ("tracing", &["wire", "client", "raft", "recipes"]),
 ];

@@ -39,6 +39,28 @@ fn seeds() {
     }
 }
 
+/// Each bug that was put back is found, by some check, within so many seeds.
+#[test]
+fn bugs_are_found() {
+    let Some(seeds) = std::env::var("BUG_SEEDS").ok().and_then(|it| it.parse().ok()) else {
+        return;
+    };
+    let mut missed = Vec::new();
+    for bug in quorate::sim::Bug::ALL {
+        match many::find(*bug, seeds) {
+            Some((seed, what)) => {
+                let what: String = what.chars().take(160).collect();
+                println!("| {bug:?} | {seed} | {what} |");
+            }
+            None => {
+                println!("| {bug:?} | - | not found in {seeds} seeds |");
+                missed.push(bug);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
+}
+
 /// The same seed twice is the same run, to the last byte that was sent.
 #[test]
 fn a_seed_is_one_run() {

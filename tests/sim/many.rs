@@ -1,6 +1,7 @@
 //! Many runs, each in a process of its own, as many at once as there are processors.
 
 use crate::run::{self, Report};
+use quorate::sim::Bug;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -31,10 +32,16 @@ fn encode(report: &Report) -> Value {
 
 /// Runs one seed in a process, and returns its report, or how the process ended.
 pub fn child(seed: u64) -> Value {
+    child_with(seed, "")
+}
+
+/// The same with bugs put back.
+pub fn child_with(seed: u64, bugs: &str) -> Value {
     let program = std::env::current_exe().expect("a program knows where it is");
     let ran = Command::new(program)
         .args(["--exact", "seeds", "--nocapture", "--test-threads=1"])
         .env("SEED", seed.to_string())
+        .env("BUGS", bugs)
         .stdin(Stdio::null())
         .output()
         .expect("a process can be started");
@@ -80,6 +87,35 @@ pub fn many(from: u64, seeds: u64) {
     let sum = sum.into_inner().unwrap();
     sum.print(seeds, started.elapsed());
     assert!(sum.failed.is_empty(), "{} of {seeds} seeds failed", sum.failed.len());
+}
+
+/// Looks for the first seed that finds a bug, and says which check did.
+pub fn find(bug: Bug, seeds: u64) -> Option<(u64, String)> {
+    let next = AtomicU64::new(1);
+    let found = Mutex::new(None::<(u64, String)>);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..processors {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > seeds || found.lock().unwrap().is_some() {
+                        return;
+                    }
+                    let report = child_with(seed, &format!("{bug:?}"));
+                    let first = report["violations"].as_array().and_then(|it| it.first().cloned());
+                    if let Some(violation) = first {
+                        let text = violation.as_str().unwrap_or_default().to_owned();
+                        let mut found = found.lock().unwrap();
+                        if found.as_ref().is_none_or(|(first, _)| seed < *first) {
+                            *found = Some((seed, text));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap()
 }
 
 impl Sum {

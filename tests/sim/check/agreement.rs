@@ -2,7 +2,7 @@
 //! same index of the log, the same hash of the state. A member that goes back, or has a gap, disagrees with itself.
 
 use crate::group::Group;
-use quorate::{Changes, ErrorKind};
+use quorate::{Changes, Reason};
 use std::collections::BTreeMap;
 
 /// What the members have shown of their history: the measure of all other checks.
@@ -56,9 +56,11 @@ impl Truth {
                 changes.into_iter().for_each(|changes| self.compare(index, changes, violations));
                 next = upto;
             }
-            Err(error) if error.kind() == ErrorKind::Compacted => next += 1,
-            // It is about to end, or says why it failed elsewhere.
-            Err(_) => {}
+            Err(error) => match error.reason() {
+                Reason::Compacted { at } => next = at.get(),
+                // It is about to end, or says why it failed elsewhere.
+                _ => {}
+            },
         }
         self.next[index] = (member.starts, next);
     }

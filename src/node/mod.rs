@@ -265,8 +265,8 @@ impl Node {
     #[cfg(feature = "sim")]
     #[doc(hidden)]
     #[must_use]
-    pub fn peek(&self) -> crate::Peek {
-        self.shared().peek()
+    pub fn peek(&self) -> crate::raft::peek::Peek {
+        self.running().member.peek()
     }
 
     /// Committed history from a revision on, and the revision to go on from, for a simulation.
@@ -275,7 +275,7 @@ impl Node {
     /// If it was compacted away, or cannot be read.
     #[cfg(feature = "sim")]
     #[doc(hidden)]
-    pub fn history(&self, from: u64) -> Result<(Vec<crate::Changes>, u64)> {
+    pub fn history(&self, from: u64) -> Result<(Vec<crate::types::Changes>, u64)> {
         self.shared().history(from)
     }
 

@@ -155,6 +155,15 @@ impl LogStore {
         self.submit(&mut self.shared(), |_| Job::Hold { what }).map(drop)
     }
 
+    /// The last index that is on the disk with everything before it.
+    #[cfg(feature = "sim")]
+    pub(crate) fn durable(&self) -> Option<u64> {
+        let shared = self.shared();
+        let last = shared.last.map(|id| id.index);
+        let staged = shared.pending.iter().find(|append| !append.indexes.is_empty());
+        staged.map_or(last, |staged| staged.indexes.start.checked_sub(1))
+    }
+
     /// The bytes that the log takes on the disk.
     pub(crate) fn bytes(&self) -> Result<u64, Fault> {
         self.inner.disk.bytes(&self.inner.env)

@@ -21,7 +21,7 @@ use super::reads::{Reads, rounds};
 use super::state::{COMMIT_EVERY, Head, State};
 use crate::api::{Command, Proposal};
 use crate::error::{Error, Fault, Reason};
-use crate::fault::{Point, point};
+use crate::fault::{Bug, Point, bug, point};
 use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
@@ -203,6 +203,11 @@ pub(crate) struct Parts {
 }
 
 impl Member {
+    #[cfg(feature = "sim")]
+    pub(crate) fn peek(&self) -> super::peek::Peek {
+        self.shared.peek(&self.log)
+    }
+
     /// Starts the member on the current runtime.
     pub(crate) async fn start(parts: Parts) -> Result<Self, Error> {
         let Parts { identity, timing, retention, log, state, desk, plaintext } = parts;
@@ -414,8 +419,14 @@ async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
 
 /// Proposes the end of leases that are due.
 async fn expire(shared: Arc<Shared>) {
+    let mut late = Vec::new();
     loop {
         let (deciding_term, leases) = shared.state.lessor.due().await;
+        for (deciding_term, leases) in late.drain(..) {
+            // For the bug: what an earlier term has decided is carried out in this one.
+            let command = Command::Expire { deciding_term, leases };
+            let _ = shared.raft.client_write(Proposal::from(command).into()).await;
+        }
         point(Point::LeaseDue);
         let command = Command::Expire { deciding_term, leases: leases.clone() };
         let proposed = shared.raft.client_write(Proposal::from(command).into());
@@ -424,6 +435,9 @@ async fn expire(shared: Arc<Shared>) {
         point(Point::LeaseExpired);
         let is_done = matches!(&answer, Ok(Ok(written)) if matches!(written.data, Some(Ok(_))));
         if !is_done {
+            if bug(Bug::ExpireOutlivesTerm) {
+                late.push((deciding_term, leases.clone()));
+            }
             let again = Instant::now() + shared.timing.heartbeat;
             shared.state.lessor.retry(deciding_term, &leases, again);
         }

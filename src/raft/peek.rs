@@ -3,6 +3,7 @@
 //! Behind the feature `sim`, and no part of the API. Nothing here waits, and nothing changes the member.
 
 use super::LogId;
+use super::log::LogStore;
 use super::member::Shared;
 use crate::api::{Cursor, Position};
 use crate::error::{Error, Result};
@@ -35,6 +36,10 @@ pub struct Peek {
     pub voters: Vec<u64>,
     /// The index that was applied last.
     pub applied: Option<u64>,
+    /// The end of what of its log is on the disk.
+    pub durable: Option<u64>,
+    /// The index that its state was applied to when it was last committed.
+    pub durable_state: Option<u64>,
     /// The newest revision.
     pub revision: u64,
     /// The hash of the state there.
@@ -44,7 +49,7 @@ pub struct Peek {
 }
 
 impl Shared {
-    pub(crate) fn peek(&self) -> Peek {
+    pub(crate) fn peek(&self, log: &LogStore) -> Peek {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let (head, hash) = self.state.summary();
         let leadership = self.leadership();
@@ -61,6 +66,8 @@ impl Shared {
             purged: metrics.purged.map(entry),
             voters: self.membership().voter_ids().collect(),
             applied: head.applied,
+            durable: log.durable(),
+            durable_state: self.state.view().ok().and_then(|view| Some(view.applied()?.index)),
             revision: head.revision.get(),
             hash,
             failed: self.failed.borrow().clone(),

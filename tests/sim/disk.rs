@@ -167,6 +167,14 @@ pub fn killed(folder: &Path) {
     });
 }
 
+/// The disk of a member that has ended is lost.
+pub fn wipe(folder: &Path) {
+    with(|disk| {
+        disk.members.remove(folder);
+        let _ = fs::remove_dir_all(folder);
+    });
+}
+
 /// Makes the folder of a member what the disk holds, once nobody has it open any more.
 pub fn restore(folder: &Path) {
     let image = with(|disk| {

@@ -69,6 +69,8 @@ pub struct Member {
     /// How often it was started.
     pub starts: u32,
     pub sync_takes: Duration,
+    /// It has lost its disk once, and with it the votes that it gave.
+    pub is_wiped: bool,
     /// Its disk may fail it.
     pub is_in_trouble: bool,
 }
@@ -194,6 +196,7 @@ impl Group {
             starts: 0,
             sync_takes: setup.sync_takes[index],
             is_in_trouble: false,
+            is_wiped: false,
         };
         let members = (0..setup.members).map(member).collect();
         let clients = Host::new(CLIENTS, setup.rates[setup.members]);
@@ -259,11 +262,11 @@ impl Group {
 
     /// Has every member write once. Returns whether all can be asked.
     pub fn probe(&mut self) -> bool {
-        let clients: Vec<_> = self.members.iter().map(|it| it.with(Node::client)).collect();
+        let clients: Vec<_> = self.healthy().map(|it| it.with(Node::client)).collect();
         if clients.iter().any(Option::is_none) {
             return false;
         }
-        for (member, client) in self.members.iter().zip(clients.into_iter().flatten()) {
+        for (member, client) in self.healthy().zip(clients.into_iter().flatten()) {
             let (seed, heartbeat) = (self.setup.seed, self.setup.heartbeat);
             let name = format!("m{}.probe", member.index);
             let worker = Worker::new(&self.book, seed, name, member.host.id, heartbeat);
@@ -304,6 +307,19 @@ impl Group {
         self.net.power_off(self.members[index].host.id);
         disk::lose_power(&self.members[index].folder);
         self.end(index);
+    }
+
+    /// The power of a member goes, and its disk is lost.
+    pub fn wipe(&mut self, index: usize) {
+        self.lose_power(index);
+        self.book.say(|| format!("m{index} loses its disk"));
+        self.members[index].is_wiped = true;
+        disk::wipe(&self.members[index].folder);
+    }
+
+    /// The members that are to be well in the end.
+    pub fn healthy(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| !member.is_wiped)
     }
 
     /// Starts a member again, whose power is back if it was gone.

@@ -8,6 +8,7 @@ use crate::disk::Trouble;
 use crate::group::{CLIENTS, Group};
 use crate::net::{HostId, Weather};
 use crate::points::Happens;
+use quorate::Reason;
 use std::time::Duration;
 
 /// The kinds of faults.
@@ -29,11 +30,17 @@ enum Fault {
     SlowDisk,
     DiskFull,
     DiskFails,
+    /// The disk of a member is lost.
+    Wipe,
+    /// The leader is cut off, and all others begin anew, without a memory of it.
+    Usurp,
     /// Something happens at a point of the code.
     Point,
 }
 
-const ALL: [Fault; 17] = [
+const ALL: [Fault; 19] = [
+    Fault::Wipe,
+    Fault::Usurp,
     Fault::Point,
     Fault::Partition,
     Fault::OneWay,
@@ -200,6 +207,26 @@ impl Nemesis {
                 let until = group.now + beats(&mut self.dice, low, high);
                 self.ends.push((until, End::Resume(victim)));
             }
+            Fault::Wipe => {
+                // Whoever has lost its disk is not let in again, so a majority has to be left.
+                let wiped = group.members.iter().filter(|member| member.is_wiped).count();
+                if (wiped + 1) * 2 < group.members.len() {
+                    group.wipe(victim);
+                    self.ends.push((until, End::Restart(victim)));
+                }
+            }
+            Fault::Usurp => {
+                let leader =
+                    group.members.iter().position(|it| it.peek().is_some_and(|it| it.is_leader));
+                let Some(leader) = leader else { return };
+                for other in (0..group.members.len()).filter(|other| *other != leader) {
+                    group.net.cut(leader as HostId + 1, other as HostId + 1);
+                    group.net.cut(other as HostId + 1, leader as HostId + 1);
+                    group.kill(other);
+                    self.ends.push((group.now, End::Restart(other)));
+                }
+                self.ends.push((until, End::Links));
+            }
             Fault::Point => {
                 let point = *self.dice.pick(quorate::sim::Point::ALL);
                 let happens = [Happens::PowerLoss, Happens::Kill, Happens::Stall];
@@ -248,6 +275,10 @@ impl Nemesis {
             let member = &group.members[index];
             let failed = member.peek().and_then(|peek| peek.failed).or_else(|| member.refused());
             let Some(error) = failed.filter(|_| !member.is_paused()) else { continue };
+            if member.is_wiped && matches!(error.reason(), Reason::IncarnationRefused { .. }) {
+                // As it should be.
+                continue;
+            }
             if !member.is_in_trouble {
                 group.book.violation(format!("m{index} has failed without a reason: {error:?}"));
             }

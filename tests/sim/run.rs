@@ -22,7 +22,7 @@ pub fn setup(seed: u64) -> Setup {
         members,
         heartbeat: millis(50),
         step: millis(2),
-        snapshot_every: dice.within(20, 2000),
+        snapshot_every: *dice.pick(&[1, 2, 5, 20, 100, 500, 2000]),
         weather: Weather {
             latency: (millis(1), millis(dice.within(1, 10))),
             loss: 0,
@@ -112,6 +112,10 @@ impl Run {
         let mut violations = Vec::new();
         self.consensus.observe(&self.group, &mut violations);
         self.note_revisions();
+        for member in self.group.members.iter().filter(|it| it.is_wiped && it.peek().is_some()) {
+            violations
+                .push(format!("membership: m{} lost its disk, and takes part again", member.index));
+        }
         if self.group.steps % 10 == 0 {
             self.truth.observe(&self.group, &mut violations);
             self.group.book.pages().observed = self.truth.head();
@@ -139,7 +143,9 @@ impl Run {
             self.nemesis.act(&mut self.group);
             self.step();
             is_probing = is_probing || self.group.probe();
-            if quiet_since.is_none() && self.group.book.pages().probed == self.group.members.len() {
+            if quiet_since.is_none()
+                && self.group.book.pages().probed == self.group.healthy().count()
+            {
                 self.group.book.close();
                 quiet_since = Some(self.group.now);
             }
@@ -173,7 +179,7 @@ impl Run {
 
     /// One leader, and the same state everywhere.
     fn are_equal(&self) -> bool {
-        let peeks: Vec<_> = self.group.members.iter().map(|it| it.peek()).collect();
+        let peeks: Vec<_> = self.group.healthy().map(|it| it.peek()).collect();
         let Some(Some(first)) = peeks.first().cloned() else { return false };
         peeks.iter().all(|peek| {
             peek.as_ref().is_some_and(|peek| {

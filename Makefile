@@ -9,6 +9,7 @@ TIMED ?=
 verify:
 	$(TIMED) cargo fmt --all --check
 	$(TIMED) cargo clippy --locked --all-targets -- -D warnings
+	$(TIMED) cargo clippy --locked --features sim --all-targets -- -D warnings
 	$(TIMED) cargo clippy --locked --lib --no-default-features -- -D warnings
 	$(TIMED) cargo clippy --locked -p quorate-bench --all-targets -- -D warnings
 	$(TIMED) cargo test --locked

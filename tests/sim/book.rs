@@ -77,7 +77,6 @@ pub struct Watched {
 /// A lease, as whoever was given it knows it.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    pub id: u64,
     pub ttl: Duration,
     pub key: String,
     /// When the last renewal was asked for that was answered; the lease lives on from then at least.
@@ -94,6 +93,7 @@ pub struct Act {
     pub what: String,
     pub who: String,
     pub token: u64,
+    #[expect(dead_code, reason = "for whoever reads of a violation")]
     pub at: Moment,
 }
 

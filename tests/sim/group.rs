@@ -80,7 +80,7 @@ pub struct Member {
 pub enum Life {
     #[default]
     Starting,
-    Up(Node),
+    Up(Box<Node>),
     Refused(Error),
 }
 
@@ -92,7 +92,6 @@ pub struct Group {
     pub members: Vec<Member>,
     clients: Host,
     pub points: Points,
-    pub dice: Dice,
     pub steps: u64,
 }
 
@@ -201,7 +200,7 @@ impl Group {
         let members = (0..setup.members).map(member).collect();
         let clients = Host::new(CLIENTS, setup.rates[setup.members]);
         let now = Moment::ZERO;
-        Self { setup, now, net, book, members, clients, points, dice: dice.fork("group"), steps: 0 }
+        Self { setup, now, net, book, members, clients, points, steps: 0 }
     }
 
     /// Starts a member, on whatever its disk holds.
@@ -236,7 +235,9 @@ impl Group {
                 }
             };
             let client = node.client();
-            *life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Up(node);
+            *life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Up(Box::new(node));
+            let greeter = Worker::new(&book, seed, format!("{name}.g"), host, heartbeat);
+            work::greet(greeter, client.clone());
             for worker in 0..workers {
                 let worker = Worker::new(&book, seed, format!("{name}.w{worker}"), host, heartbeat);
                 work::embedded(worker, client.clone());
@@ -258,6 +259,17 @@ impl Group {
             let worker = Worker::new(&book, seed, format!("remote.w{worker}"), CLIENTS, heartbeat);
             work::remote(worker, addresses.clone());
         }
+    }
+
+    /// Has somebody at a member read again and again.
+    pub fn stare(&mut self, index: usize) {
+        let member = &self.members[index];
+        let Some(client) = member.with(|node| node.client()) else { return };
+        let name = format!("m{index}.{:?}", self.now);
+        let (seed, heartbeat) = (self.setup.seed, self.setup.heartbeat);
+        let worker = Worker::new(&self.book, seed, name, member.host.id, heartbeat);
+        let _context = member.host.runtime.as_ref().map(Runtime::enter);
+        work::stare(worker, client);
     }
 
     /// Has every member write once. Returns whether all can be asked.

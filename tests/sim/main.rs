@@ -13,6 +13,7 @@
 //! (`quorate::sim`), and the functions of the C library ([`system`]).
 
 #![allow(clippy::print_stdout, reason = "a simulation says what it does")]
+#![allow(clippy::disallowed_methods, reason = "how long many runs take is told by a real clock")]
 #![allow(unreachable_pub, reason = "a test has no interface")]
 
 mod book;

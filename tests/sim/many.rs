@@ -1,6 +1,7 @@
 //! Many runs, each in a process of its own, as many at once as there are processors.
 
 use crate::run::{self, Report};
+use crate::system;
 use quorate::sim::Bug;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -14,6 +15,9 @@ const MARK: &str = "report: ";
 
 /// Runs one seed here, and says what came out.
 pub fn one(seed: u64) {
+    if let Some(processor) = std::env::var("PROCESSOR").ok().and_then(|it| it.parse().ok()) {
+        system::stay_on(processor);
+    }
     let report = run::run(seed);
     println!("{MARK}{}", encode(&report));
     assert!(report.violations.is_empty(), "seed {seed}: {:#?}", report.violations);
@@ -32,16 +36,17 @@ fn encode(report: &Report) -> Value {
 
 /// Runs one seed in a process, and returns its report, or how the process ended.
 pub fn child(seed: u64) -> Value {
-    child_with(seed, "")
+    child_with(seed, "", 0)
 }
 
-/// The same with bugs put back.
-pub fn child_with(seed: u64, bugs: &str) -> Value {
+/// The same with bugs put back, on one of the processors.
+fn child_with(seed: u64, bugs: &str, processor: usize) -> Value {
     let program = std::env::current_exe().expect("a program knows where it is");
     let ran = Command::new(program)
         .args(["--exact", "seeds", "--nocapture", "--test-threads=1"])
         .env("SEED", seed.to_string())
         .env("BUGS", bugs)
+        .env("PROCESSOR", processor.to_string())
         .stdin(Stdio::null())
         .output()
         .expect("a process can be started");
@@ -71,14 +76,15 @@ pub fn many(from: u64, seeds: u64) {
     let sum = Mutex::new(Sum::default());
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..processors {
-            scope.spawn(|| {
+        for processor in 0..processors {
+            let (next, sum) = (&next, &sum);
+            scope.spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= from + seeds {
                         return;
                     }
-                    let report = child(seed);
+                    let report = child_with(seed, "", processor);
                     sum.lock().unwrap().add(report);
                 }
             });
@@ -95,14 +101,15 @@ pub fn find(bug: Bug, seeds: u64) -> Option<(u64, String)> {
     let found = Mutex::new(None::<(u64, String)>);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..processors {
-            scope.spawn(|| {
+        for processor in 0..processors {
+            let (next, found) = (&next, &found);
+            scope.spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed > seeds || found.lock().unwrap().is_some() {
                         return;
                     }
-                    let report = child_with(seed, &format!("{bug:?}"));
+                    let report = child_with(seed, &format!("{bug:?}"), processor);
                     let first = report["violations"].as_array().and_then(|it| it.first().cloned());
                     if let Some(violation) = first {
                         let text = violation.as_str().unwrap_or_default().to_owned();

@@ -87,7 +87,11 @@ impl Nemesis {
         let mut dice = Dice::new(group.setup.seed).fork("nemesis");
         let mut all = ALL;
         dice.shuffle(&mut all);
-        let mix = all[..dice.within(0, 8) as usize].to_vec();
+        let mut mix = all[..dice.within(0, 8) as usize].to_vec();
+        // For whoever looks for something.
+        if let Ok(only) = std::env::var("MIX") {
+            mix = ALL.into_iter().filter(|fault| only.contains(&format!("{fault:?}"))).collect();
+        }
         let quiet = group.setup.heartbeat * dice.within(10, 100) as u32;
         let next = group.setup.heartbeat * 60;
         let calm = group.setup.weather;
@@ -104,6 +108,9 @@ impl Nemesis {
         if now >= self.next && !self.mix.is_empty() {
             let fault = *self.dice.pick(&self.mix);
             self.begin(group, fault);
+            if self.dice.percent(50) {
+                self.begin(group, Fault::Point);
+            }
             let quiet = self.quiet.as_millis() as u64;
             self.next = now + Duration::from_millis(self.dice.roll(quiet + 1));
         }
@@ -219,6 +226,7 @@ impl Nemesis {
                 let leader =
                     group.members.iter().position(|it| it.peek().is_some_and(|it| it.is_leader));
                 let Some(leader) = leader else { return };
+                group.stare(leader);
                 for other in (0..group.members.len()).filter(|other| *other != leader) {
                     group.net.cut(leader as HostId + 1, other as HostId + 1);
                     group.net.cut(other as HostId + 1, leader as HostId + 1);

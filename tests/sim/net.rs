@@ -31,8 +31,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How many bytes of one stream may be under way.
 const WINDOW: usize = 256 << 10;
-/// The first bytes of a connection, which are no frame: what a caller says, and what it is answered.
-const CALLERS_WORDS: usize = 56;
+/// The first bytes that a caller says, which are no frame.
+const CALLERS_WORDS: usize = 41;
+/// Among them the kind of the connection, which is this for clients.
+const KIND_AT: usize = 4;
+const CLIENTS_KIND: u8 = 1;
 /// After so long a host that does not answer is asked again.
 const KNOCK_AGAIN: Duration = Duration::from_secs(1);
 const FRAME_HEAD: usize = 4;
@@ -216,13 +219,6 @@ impl Net {
     pub fn mend(&self) {
         let mut inner = self.inner();
         inner.cut.clear();
-        inner.release();
-    }
-
-    /// Mends what goes from one host to another.
-    pub fn mend_link(&self, from: HostId, to: HostId) {
-        let mut inner = self.inner();
-        inner.cut.remove(&(from, to));
         inner.release();
     }
 
@@ -425,8 +421,11 @@ impl Inner {
         // Only what a caller sends: an answer that comes twice is an error of the other side.
         let sent = &mut connection.pipes[side].sent;
         let words = CALLERS_WORDS.saturating_sub(sent.total).min(bytes.len());
+        if sent.total == 0 {
+            sent.kind = bytes.get(KIND_AT).copied().unwrap_or(CLIENTS_KIND);
+        }
         sent.total += bytes.len();
-        if side == 0 || chance == 0 {
+        if side == 0 || sent.kind == CLIENTS_KIND || chance == 0 && sent.frame.is_empty() {
             return Bytes::copy_from_slice(bytes);
         }
         let mut out = BytesMut::from(&bytes[..words]);

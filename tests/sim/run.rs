@@ -116,7 +116,7 @@ impl Run {
             violations
                 .push(format!("membership: m{} lost its disk, and takes part again", member.index));
         }
-        if self.group.steps % 10 == 0 {
+        if self.group.steps.is_multiple_of(10) {
             self.truth.observe(&self.group, &mut violations);
             self.group.book.pages().observed = self.truth.head();
         }
@@ -151,7 +151,7 @@ impl Run {
             }
             let since = quiet_since.map(|since| self.group.now - since);
             if since > Some(self.group.setup.heartbeat * 60)
-                && self.group.steps % 50 == 0
+                && self.group.steps.is_multiple_of(50)
                 && self.is_settled()
             {
                 return;

@@ -67,13 +67,31 @@ impl<F: FnMut()> Drop for AtEnd<F> {
 
 /// Works with a client of a member, as tasks of that member.
 pub fn embedded(worker: Worker, client: Client) {
-    #[expect(clippy::disallowed_methods, reason = "its runtime owns it")]
     tokio::spawn(work(worker, client));
+}
+
+/// Writes once, at once.
+pub fn greet(mut worker: Worker, client: Client) {
+    tokio::spawn(async move {
+        worker.client = worker.dice.next() as u32;
+        let put = Txn::single(Do::Put(worker.key(), worker.value()));
+        worker.carry_out(&client, put, Mode::Linearizable).await;
+    });
+}
+
+/// Reads again and again, for a while.
+pub fn stare(mut worker: Worker, client: Client) {
+    tokio::spawn(async move {
+        worker.client = worker.dice.next() as u32;
+        for _ in 0..100 {
+            worker.read_key(&client).await;
+            sleep(Duration::from_millis(worker.dice.within(1, 10))).await;
+        }
+    });
 }
 
 /// Writes until one of them is answered.
 pub fn probe(mut worker: Worker, client: Client) {
-    #[expect(clippy::disallowed_methods, reason = "its runtime owns it")]
     tokio::spawn(async move {
         loop {
             worker.client = worker.dice.next() as u32;
@@ -89,7 +107,6 @@ pub fn probe(mut worker: Worker, client: Client) {
 
 /// Works from far away, on whatever member answers.
 pub fn remote(mut worker: Worker, addresses: Vec<String>) {
-    #[expect(clippy::disallowed_methods, reason = "its runtime owns it")]
     tokio::spawn(async move {
         while !worker.book.is_closing() {
             let address = worker.dice.pick(&addresses).clone();
@@ -126,6 +143,8 @@ async fn work_for_a_while(mut worker: Worker, client: Client) -> Worker {
             10..20 => worker.lease(&client).await.is_ok(),
             20..35 => worker.lock(&client).await.is_ok(),
             35..40 => worker.lead(&client).await.is_ok(),
+            // Whoever waits for a write that is stuck does not see what reads would show.
+            40..55 => worker.read_key(&client).await,
             _ => worker.work_on_keys(&client).await,
         };
         if !is_well {
@@ -143,6 +162,11 @@ impl Worker {
             26 => self.compact(client).await.is_ok(),
             _ => self.transact(client).await,
         }
+    }
+
+    async fn read_key(&mut self, client: &Client) -> bool {
+        let read = Txn::single(Do::Get(self.key()));
+        self.carry_out(client, read, Mode::Linearizable).await
     }
 
     /// A transaction of any kind; returns whether its outcome is known.
@@ -163,6 +187,12 @@ impl Worker {
             Ok(outcome) => done(end, outcome),
             Err(error) if error.may_have_applied() => Outcome::Unknown,
             Err(_) => Outcome::Refused,
+        });
+        self.book.say(|| match &asked {
+            Ok(outcome) => {
+                format!("{}: {:?} at {}: {:?}", self.name, mode, outcome.revision.get(), txn)
+            }
+            Err(error) => format!("{}: {error}: {txn:?}", self.name),
         });
         if let Ok(outcome) = &asked {
             self.highest = self.highest.max(outcome.revision.get());

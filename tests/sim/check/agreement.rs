@@ -56,11 +56,12 @@ impl Truth {
                 changes.into_iter().for_each(|changes| self.compare(index, changes, violations));
                 next = upto;
             }
-            Err(error) => match error.reason() {
-                Reason::Compacted { at } => next = at.get(),
-                // It is about to end, or says why it failed elsewhere.
-                _ => {}
-            },
+            Err(error) => {
+                // Of anything else it is about to end, or says elsewhere why it failed.
+                if let Reason::Compacted { at } = error.reason() {
+                    next = at.get();
+                }
+            }
         }
         self.next[index] = (member.starts, next);
     }

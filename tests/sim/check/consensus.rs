@@ -28,6 +28,10 @@ impl Consensus {
     pub fn observe(&mut self, group: &Group, violations: &mut Vec<String>) {
         for member in &group.members {
             if let Some(peek) = member.peek() {
+                let (term, candidate, _) = peek.vote;
+                if peek.is_leader && !self.led.contains_key(&(term, candidate)) {
+                    group.book.say(|| format!("m{} leads in term {term}", member.index));
+                }
                 self.check(member.index, member.starts, &peek, violations);
             }
         }

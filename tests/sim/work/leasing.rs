@@ -22,7 +22,6 @@ impl Worker {
         self.count += 1;
         let key = format!("{LEASED}{}.{}", self.name, self.count);
         let number = self.book.lease(Lease {
-            id: id.get(),
             ttl: granted.ttl,
             key: key.clone(),
             renewed: asked,

@@ -30,6 +30,9 @@ pub mod bench;
 pub mod client;
 mod codec;
 mod error;
+#[cfg(all(feature = "node", any(test, feature = "fuzz")))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(feature = "node")]
 mod lmdb;
 #[cfg(feature = "node")]

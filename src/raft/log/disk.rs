@@ -40,10 +40,10 @@ pub(crate) enum Meta {
 }
 
 impl Meta {
-    const ALL: [Self; 6] =
+    pub(super) const ALL: [Self; 6] =
         [Self::Format, Self::Vote, Self::Committed, Self::Purged, Self::Identity, Self::Founding];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Format => "format",
             Self::Vote => "vote",
@@ -108,8 +108,15 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn open(folder: &Path, map_bytes: usize) -> Result<(Env, Self), Fault> {
-        let options =
-            lmdb::Options { map_bytes, tables: 2, readers: 128, sync: lmdb::Sync::Strict };
+        Self::open_with(folder, map_bytes, lmdb::Sync::Strict)
+    }
+
+    pub(super) fn open_with(
+        folder: &Path,
+        map_bytes: usize,
+        sync: lmdb::Sync,
+    ) -> Result<(Env, Self), Fault> {
+        let options = lmdb::Options { map_bytes, tables: 2, readers: 128, sync };
         let env = lmdb::open(folder, options)?;
         let is_new = !lmdb::has_tables(&env);
         let made = env.create_databases_and_commit(env.write_txn()?, |opener, txn| {
@@ -146,7 +153,7 @@ impl Disk {
     }
 
     /// A record whose name has changed would be missed and made anew: a vote given twice, another identity.
-    fn check_records(&self, txn: &RoTxn<'_>) -> Result<(), Fault> {
+    pub(super) fn check_records(&self, txn: &RoTxn<'_>) -> Result<(), Fault> {
         for row in self.meta.iter(txn)? {
             let (name, _) = row?;
             let known = Meta::ALL.into_iter().find(|known| known.name() == name);
@@ -160,11 +167,14 @@ impl Disk {
     pub(super) fn load(&self, env: &Env) -> Result<Shared, Fault> {
         let txn = env.read_txn()?;
         let purged: Option<LogId> = self.read_record(&txn, Meta::Purged)?;
-        let next = purged.map_or(0, |id| id.index + 1);
+        let next = purged.map_or(0, |id| id.index.saturating_add(1));
         let last = match self.log.last(&txn)? {
             Some((index, record)) if index >= next => Some(check_entry(index, record)?.log_id),
             Some(_) | None => purged,
         };
+        if last.is_some_and(|last| last.index == u64::MAX) {
+            return Err(Fault::corrupt("the log is at the end of all numbers"));
+        }
         if let (Some((first, _)), Some(last)) = (self.log.first(&txn)?, last)
             && last.index >= next
         {
@@ -222,7 +232,12 @@ impl Disk {
         value.map(|value| Some(Bytes::copy_from_slice(value))).ok_or_else(corrupt)
     }
 
-    fn write_meta(&self, txn: &mut RwTxn<'_>, name: Meta, value: &[u8]) -> Result<(), Fault> {
+    pub(super) fn write_meta(
+        &self,
+        txn: &mut RwTxn<'_>,
+        name: Meta,
+        value: &[u8],
+    ) -> Result<(), Fault> {
         let record = sealed(name.name().as_bytes(), value.to_vec());
         Ok(self.meta.put(txn, name.name(), &record)?)
     }
@@ -244,6 +259,24 @@ impl Disk {
             }
         }
         Ok(())
+    }
+
+    /// Removes everything. For `crate::fuzz`.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn clear(&self, txn: &mut RwTxn<'_>) -> Result<(), Fault> {
+        self.log.clear(txn)?;
+        Ok(self.meta.clear(txn)?)
+    }
+
+    /// Writes whatever it is given as an entry. For `crate::fuzz`.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn put_entry(
+        &self,
+        txn: &mut RwTxn<'_>,
+        index: u64,
+        value: Vec<u8>,
+    ) -> Result<(), Fault> {
+        Ok(self.log.put(txn, &index, &sealed(&index.to_be_bytes(), value))?)
     }
 
     #[cfg(test)]
@@ -361,20 +394,20 @@ fn answer(jobs: Vec<Job>, written: &Result<(), Fault>) {
 }
 
 /// A record with its checksum, which covers the key too: a record in the wrong place is as wrong as one that changed.
-fn sealed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+pub(super) fn sealed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
     let sum = crc32c::crc32c_append(crc32c::crc32c(key), &value);
     value.extend_from_slice(&sum.to_be_bytes());
     value
 }
 
 /// The value of a record, if its checksum holds.
-fn checked<'a>(key: &[u8], record: &'a [u8]) -> Option<&'a [u8]> {
+pub(super) fn checked<'a>(key: &[u8], record: &'a [u8]) -> Option<&'a [u8]> {
     let (value, sum) = record.split_last_chunk::<4>()?;
     let actual = crc32c::crc32c_append(crc32c::crc32c(key), value);
     (actual.to_be_bytes() == *sum).then_some(value)
 }
 
-fn check_entry(index: u64, record: &[u8]) -> Result<Entry, Fault> {
+pub(super) fn check_entry(index: u64, record: &[u8]) -> Result<Entry, Fault> {
     let Some(value) = checked(&index.to_be_bytes(), record) else {
         return Err(Fault::corrupt(format!("log entry {index} has changed on the disk")));
     };

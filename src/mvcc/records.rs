@@ -330,13 +330,12 @@ impl Head {
         }
     }
 
-    /// Whether each of its numbers has one after it.
-    fn is_countable(&self) -> bool {
+    /// Whether each of its numbers has one after it, and nothing was forgotten that has not happened.
+    fn is_possible(&self) -> bool {
         let Self { revision, compact_revision, keys, lease_chosen, .. } = *self;
         let (term, index) = self.applied.map_or((0, 0), |at| (at.term, at.index));
-        [revision.get(), compact_revision.get(), keys, lease_chosen, term, index]
-            .into_iter()
-            .all(|number| number <= COUNT_MAX)
+        let counted = [revision.get(), keys, lease_chosen, term, index];
+        compact_revision <= revision && counted.into_iter().all(|number| number <= COUNT_MAX)
     }
 }
 
@@ -408,7 +407,7 @@ pub(super) fn check_row(table: Table, key: &[u8], row: &[u8]) -> Result<(), Faul
         Table::Attachments => legal(keys::parse_attachment(key).is_some() && row.is_empty()),
         Table::Dedup => legal(false),
         Table::Meta => match key {
-            Head::KEY => legal(Head::open(key, row)?.is_countable()),
+            Head::KEY => legal(Head::open(key, row)?.is_possible()),
             Membership::KEY => Membership::open(key, row).map(|_| ()),
             Format::KEY => Format::open(key, row).map(|_| ()),
             _ => legal(false),

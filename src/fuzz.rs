@@ -56,20 +56,26 @@ struct Heap {
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
-/// What a decoder of flat records may take. A list of the smallest items holds some hundred times its bytes, counted while
-/// it moves to a larger place: that is what bounds of frames and lists are multiplied with.
-const RECORDS: Heap = Heap { for_each_byte: 384, at_all: 64 * KIB };
+/// What a decoder of flat records may take: small items are larger in memory, and a list is there twice while it grows.
+const RECORDS: Heap = Heap { for_each_byte: 64, at_all: 64 * KIB };
+/// What a client may take for an answer, which no limit of a batch bounds: the state of a lease that is unknown is one
+/// byte there, and 64 in memory.
+const ANSWERS: Heap = Heap { for_each_byte: 256, at_all: 64 * KIB };
 /// What a decoder of cold structs may take: it believes a length up to a mebibyte, of a list and of what is in it.
-const COLD: Heap = Heap { for_each_byte: 384, at_all: 2 * MIB + 64 * KIB };
+const COLD: Heap = Heap { for_each_byte: 64, at_all: 2 * MIB + 64 * KIB };
 /// What a state may take beside its rows, which are in LMDB's pages: answers, and a piece of a stream.
-const STATE: Heap = Heap { for_each_byte: 1024, at_all: 2 * MIB };
+const STATE: Heap = Heap { for_each_byte: 64, at_all: 256 * KIB };
+/// What commands may take that make a value of thousands of bytes out of one, and read it again and again.
+const COMMANDS: Heap = Heap { for_each_byte: 4 * KIB, at_all: MIB };
+/// What a file may take, which is not the input, but has changed as it says.
+const FILE: Heap = Heap { for_each_byte: 64, at_all: 4 * MIB };
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
     Target { name: "preamble", run: wire::fuzz::preamble, heap: RECORDS },
-    Target { name: "frames", run: wire::fuzz::frames, heap: RECORDS },
+    Target { name: "frames", run: wire::fuzz::frames, heap: ANSWERS },
     Target { name: "request", run: request, heap: RECORDS },
-    Target { name: "response", run: response, heap: RECORDS },
+    Target { name: "response", run: response, heap: ANSWERS },
     Target { name: "command", run: command, heap: RECORDS },
     Target { name: "value", run: value, heap: RECORDS },
     Target { name: "entry", run: raft::fuzz::entry, heap: RECORDS },
@@ -90,13 +96,12 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "apply",
         run: |input| in_folder(|it| mvcc::fuzz::apply(it, input)),
-        // Its commands make values of thousands of bytes out of one.
-        heap: Heap { for_each_byte: 16 * KIB, at_all: 4 * MIB },
+        heap: COMMANDS,
     },
     Target {
         name: "lmdb_file",
         run: |input| in_folder(|it| mvcc::fuzz::lmdb_file(it, input)),
-        heap: Heap { for_each_byte: 1024, at_all: 8 * MIB },
+        heap: FILE,
     },
 ];
 

@@ -93,7 +93,7 @@ fn patched(image: &[u8], patches: &[u8]) -> Vec<u8> {
 /// Files that are whole, made once: a small one, and one with branches, long values and lists of free pages.
 fn images(folder: &Path) -> &'static [Vec<u8>; 2] {
     static IMAGES: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
-    IMAGES.get_or_init(|| [image(folder, 3), image(folder, 60)])
+    IMAGES.get_or_init(|| [image(folder, 3), image(folder, 24)])
 }
 
 fn image(folder: &Path, keys: u64) -> Vec<u8> {

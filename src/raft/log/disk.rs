@@ -167,14 +167,11 @@ impl Disk {
     pub(super) fn load(&self, env: &Env) -> Result<Shared, Fault> {
         let txn = env.read_txn()?;
         let purged: Option<LogId> = self.read_record(&txn, Meta::Purged)?;
-        let next = purged.map_or(0, |id| id.index.saturating_add(1));
+        let next = purged.map_or(0, |id| id.index + 1);
         let last = match self.log.last(&txn)? {
             Some((index, record)) if index >= next => Some(check_entry(index, record)?.log_id),
             Some(_) | None => purged,
         };
-        if last.is_some_and(|last| last.index == u64::MAX) {
-            return Err(Fault::corrupt("the log is at the end of all numbers"));
-        }
         if let (Some((first, _)), Some(last)) = (self.log.first(&txn)?, last)
             && last.index >= next
         {

@@ -4,7 +4,7 @@
 //! tables      table: u8 ++ how: u8 (1: sealed here) ++ key length: u16 ++ key ++ row     one row, alone
 //! snapshot    how: u8 (bit 0: sums put right; the rest: where it is cut) ++ a stream     a state from a member that lies
 //! apply       how: u8 (bit 0: a tape, else proposals; the rest: how many at once) ++ …   a log that was agreed on
-//! lmdb_file   which: u8 ++ patches: length: u8, place: u24, bytes                        a file from a disk that rots
+//! lmdb_file   which: u8 ++ patches: how: u8, place: u24, bytes                           a file from a disk that rots
 //! ```
 //!
 //! Each state is made in the same folder, emptied before.

@@ -14,8 +14,11 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// The bytes of the place of a patch, after its length.
-const PLACE_BYTES: usize = 3;
+/// The bytes of a patch before those that it puts.
+const PATCH_HEAD_BYTES: usize = 4;
+/// What LMDB writes, and what it follows: the head of a page with the first of its offsets, or all of a meta.
+const PAGE_BYTES: usize = 4096;
+const PAGE_HEAD_BYTES: usize = 160;
 /// Patches of one file.
 const PATCHES_MAX: usize = 32;
 
@@ -67,23 +70,35 @@ fn changes() -> [Op; 4] {
     ]
 }
 
+/// The image with the patches in it.
+///
+/// ```text
+/// how: u8      0xff              the file ends at `place`
+///              0x80 and more     the low four bits say how many bytes, and `place` is a page (u8) and one of its heads' bytes
+///              else              how many bytes, and `place` is anywhere
+/// place: u24 ++ bytes
+/// ```
 fn patched(image: &[u8], patches: &[u8]) -> Vec<u8> {
     let (mut file, mut rest) = (image.to_vec(), patches);
     for _ in 0..PATCHES_MAX {
-        let Some((&[how, place @ ..], after)) = rest.split_first_chunk::<{ 1 + PLACE_BYTES }>()
+        let Some((&[how, high, middle, low], after)) = rest.split_first_chunk::<PATCH_HEAD_BYTES>()
         else {
             break;
         };
-        let [high, middle, low] = place;
-        let place = u32::from_be_bytes([0, high, middle, low]) as usize % file.len().max(1);
-        // Sometimes the end of the file is lost.
+        rest = after;
+        let in_page = usize::from(u16::from_be_bytes([middle, low]));
+        let place = match how {
+            0x80..=0xfe => usize::from(high) * PAGE_BYTES + in_page % PAGE_HEAD_BYTES,
+            _ => usize::from(high) << 16 | in_page,
+        };
+        let place = place % file.len().max(1);
         if how == 0xff {
             file.truncate(place);
-            rest = after;
             continue;
         }
-        let length = usize::from(how).min(after.len()).min(file.len() - place);
-        let (bytes, after) = after.split_at(length);
+        let length = if how < 0x80 { how } else { how & 0xf };
+        let length = usize::from(length).min(rest.len()).min(file.len() - place);
+        let (bytes, after) = rest.split_at(length);
         file[place..place + length].copy_from_slice(bytes);
         rest = after;
     }
@@ -140,9 +155,11 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         seed("transaction-of-a-meta", patch(0, 8, 16 + 24 + 96 + 8, &[255; 8])),
     ];
     for at in 2..12 {
-        all.push(seed(&format!("flags-of-page-{at}"), patch(1, 2, at * page + flags, &[4, 0])));
-        all.push(seed(&format!("bounds-of-page-{at}"), patch(1, 4, at * page + lower, &[255; 4])));
-        all.push(seed(&format!("node-of-page-{at}"), patch(1, 2, at * page + nodes, &[16, 0])));
+        let of_page =
+            |how: u8, place: u8, bytes: &[u8]| [&[1, 0x80 | how, at, 0, place][..], bytes].concat();
+        all.push(seed(&format!("flags-of-page-{at}"), of_page(2, flags, &[4, 0])));
+        all.push(seed(&format!("bounds-of-page-{at}"), of_page(4, lower, &[255; 4])));
+        all.push(seed(&format!("node-of-page-{at}"), of_page(2, nodes, &[16, 0])));
     }
     all
 }

@@ -27,8 +27,17 @@ const CORPUS_BYTES_MAX: u64 = 300 * 1024;
 type Seeds = Vec<(String, Vec<u8>)>;
 type MakeSeeds = fn() -> Seeds;
 
+/// A path in the repository. A published package has neither `tests` nor `fuzz`.
+fn path(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn is_package() -> bool {
+    !path("tests").exists()
+}
+
 fn folder(target: &Target) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(target.name)
+    path("tests/corpus").join(target.name)
 }
 
 /// The committed inputs of a target.
@@ -50,6 +59,9 @@ fn check(target: &Target, input: &[u8]) {
 #[test]
 #[expect(clippy::print_stdout, reason = "a test says what it replays")]
 fn every_input_that_was_kept_keeps_every_promise() {
+    if is_package() {
+        return;
+    }
     let (mut all, mut bytes) = (0, 0);
     for target in TARGETS {
         let corpus = corpus(target);
@@ -67,6 +79,9 @@ fn every_input_that_was_kept_keeps_every_promise() {
 
 #[test]
 fn the_corpus_has_what_this_version_writes() {
+    if is_package() {
+        return;
+    }
     for (target, seeds) in seeds() {
         let corpus = corpus(target);
         for (name, seed) in seeds {
@@ -78,8 +93,10 @@ fn the_corpus_has_what_this_version_writes() {
 
 #[test]
 fn no_folder_of_the_corpus_is_without_a_target() {
-    let all = fs::read_dir(folder(&TARGETS[0]).parent().unwrap()).unwrap();
-    for folder in all {
+    if is_package() {
+        return;
+    }
+    for folder in fs::read_dir(path("tests/corpus")).unwrap() {
         let name = folder.unwrap().file_name().to_string_lossy().into_owned();
         assert!(target(&name).is_some(), "nothing replays {name}");
     }
@@ -89,9 +106,11 @@ fn no_folder_of_the_corpus_is_without_a_target() {
 
 #[test]
 fn a_fuzzer_stands_before_every_target() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz");
-    // A package does not carry them.
-    let Ok(manifest) = fs::read_to_string(folder.join("Cargo.toml")) else { return };
+    if is_package() {
+        return;
+    }
+    let folder = path("fuzz");
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
     for Target { name, .. } in TARGETS {
         assert!(manifest.contains(&format!("name = \"{name}\"")), "no binary {name}");
         let source = folder.join("fuzz_targets").join(format!("{name}.rs"));

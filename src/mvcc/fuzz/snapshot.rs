@@ -243,7 +243,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         seed(0, "revision-at-its-end", &stream_of(1, revision)),
         seed(0, "applied-at-its-end", &stream_of(1, applied)),
         seed(0, "leases-at-their-end", &stream_of(1, |head| head.lease_chosen = end)),
-        seed(0, "compacted-in-the-future", &stream_of(1, |head| head.compact_revision = 3.into())),
+        seed(0, "compacted-in-the-future", &stream_of(1, |head| head.compact_revision = 99.into())),
         seed(0, "a-newer-version", b"QSNP\x02"),
         seed(0, "a-wild-length", b"QSNP\x01\x01\x00\x01k\xff\xff\xff\xff"),
     ]

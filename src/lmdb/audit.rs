@@ -18,7 +18,8 @@
 //! - every page that is reached is within the file, is where its number says, and is reached once, or is free;
 //! - nodes lie within their page and do not overlap; their keys rise, and lie between those of the branches above;
 //! - a tree has the depth and the number of pages and entries that it says;
-//! - the number of the last transaction can still rise, and no pages were freed by one after it.
+//! - the number of the last transaction is on the page where LMDB looks for it and can still rise, and no pages were
+//!   freed by one after it.
 //!
 //! The layout is that of LMDB 0.9 on 64 bits, in the byte order of the host. On others nothing is checked.
 
@@ -181,7 +182,15 @@ fn newest_meta(file: &mut File) -> Result<Option<Meta>, Finding> {
     if first.page_bytes != second.page_bytes {
         return wrong(0, "the size of pages is not that of page 1");
     }
-    Ok(Some(if second.transaction > first.transaction { second } else { first }))
+    let (page, newest) = match second.transaction > first.transaction {
+        true => (1, second),
+        false => (0, first),
+    };
+    // LMDB takes the larger number, and then the page that such a number is written to.
+    if newest.transaction % 2 != page {
+        return wrong(page, "the number of its transaction belongs on the other meta page");
+    }
+    Ok(Some(newest))
 }
 
 /// What a tree says about itself.

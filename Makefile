@@ -4,7 +4,10 @@ SHELL := bash
 # .ci/run sets it to `time`.
 TIMED ?=
 
-.PHONY: verify sim fix audit
+# How long `make fuzz` stays with each target.
+SECONDS ?= 60
+
+.PHONY: verify sim fix audit fuzz
 
 verify:
 	$(TIMED) cargo fmt --all --check
@@ -34,3 +37,12 @@ fix:
 # Needs cargo-deny. `cargo deny check advisories` is apart, because it needs a database from the network.
 audit:
 	cargo deny check bans licenses sources
+
+# Needs a nightly compiler and cargo-fuzz; see fuzz/README.md. Goes on after a finding, and fails in the end.
+fuzz:
+	cd fuzz && cargo +nightly fuzz build
+	cd fuzz && failed=; for target in $$(cargo +nightly fuzz list); do \
+		mkdir -p corpus/$$target; \
+		cargo +nightly fuzz run $$target corpus/$$target ../tests/corpus/$$target -- \
+			-max_total_time=$(SECONDS) -timeout=30 -print_final_stats=1 || failed="$$failed $$target"; \
+	done; test -z "$$failed" || { echo "findings in:$$failed"; exit 1; }

@@ -21,7 +21,8 @@ use crate::types::{
     Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 /// A request and how long its caller waits.
@@ -387,8 +388,48 @@ fn within(
 /// The keys that a list of operations can change.
 #[derive(Default)]
 struct Footprint<'a> {
-    puts: BTreeSet<&'a Bytes>,
-    deletes: Vec<&'a KeyRange>,
+    puts: BTreeSet<&'a [u8]>,
+    deletes: Spans<'a>,
+}
+
+/// Ranges of keys by where they begin, joined where they meet. Each key is looked up once, however many ranges there are:
+/// a stranger may send hundreds of thousands of both.
+#[derive(Default)]
+struct Spans<'a>(BTreeMap<&'a [u8], Option<&'a [u8]>>);
+
+impl<'a> Spans<'a> {
+    fn contains(&self, key: &[u8]) -> bool {
+        let last = self.0.range(..=key).next_back();
+        last.is_some_and(|(_, end)| end.is_none_or(|end| key < end))
+    }
+
+    /// Whether a key lies in any of them.
+    fn contains_any(&self, keys: &BTreeSet<&[u8]>) -> bool {
+        if keys.len() <= self.0.len() {
+            return keys.iter().any(|key| self.contains(key));
+        }
+        self.0.iter().any(|(start, end)| {
+            let end = end.map_or(Bound::Unbounded, Bound::Excluded);
+            keys.range::<[u8], _>((Bound::Included(*start), end)).next().is_some()
+        })
+    }
+
+    fn add(&mut self, mut start: &'a [u8], mut end: Option<&'a [u8]>) {
+        let later = |a: Option<&'a [u8]>, b: Option<&'a [u8]>| Some(a?.max(b?));
+        if let Some((before, its_end)) = self.0.range(..=start).next_back()
+            && its_end.is_none_or(|its_end| its_end >= start)
+        {
+            (start, end) = (before, later(end, *its_end));
+        }
+        while let Some((next, its_end)) = self.0.range(start..).next()
+            && end.is_none_or(|end| *next <= end)
+        {
+            let (next, its_end) = (*next, *its_end);
+            end = later(end, its_end);
+            self.0.remove(next);
+        }
+        self.0.insert(start, end);
+    }
 }
 
 /// Refuses operations that run together and could change a key twice: two puts of it, or a put and a delete in either
@@ -402,7 +443,7 @@ fn footprint(ops: &[Op]) -> Result<Footprint<'_>, Reason> {
                 all.disjoint(&Footprint::put(&put.key))?.add(Footprint::put(&put.key))
             }
             OpKind::Delete(delete) => {
-                let delete = Footprint { deletes: vec![&delete.range], ..Footprint::default() };
+                let delete = Footprint::delete(&delete.range);
                 all.disjoint(&delete)?.add(delete);
             }
             OpKind::Get(_) | OpKind::Range(_) => {}
@@ -418,29 +459,32 @@ fn footprint(ops: &[Op]) -> Result<Footprint<'_>, Reason> {
 
 impl<'a> Footprint<'a> {
     fn put(key: &'a Bytes) -> Self {
-        Self { puts: BTreeSet::from([key]), deletes: Vec::new() }
+        Self { puts: BTreeSet::from([&key[..]]), deletes: Spans::default() }
+    }
+
+    fn delete(range: &'a KeyRange) -> Self {
+        let span = (&range.start[..], range.end.as_deref());
+        Self { puts: BTreeSet::new(), deletes: Spans(BTreeMap::from([span])) }
     }
 
     fn disjoint(&mut self, other: &Self) -> Result<&mut Self, Reason> {
         let twice = other.puts.iter().any(|key| self.puts.contains(key))
-            || self.deletes_any(&other.puts)
-            || other.deletes_any(&self.puts);
+            || self.deletes.contains_any(&other.puts)
+            || other.deletes.contains_any(&self.puts);
         if twice { Err(Reason::DuplicateKey) } else { Ok(self) }
-    }
-
-    fn deletes_any(&self, puts: &BTreeSet<&Bytes>) -> bool {
-        self.deletes.iter().any(|range| puts.iter().any(|key| range.contains(key)))
     }
 
     fn add(&mut self, other: Self) {
         self.puts.extend(other.puts);
-        self.deletes.extend(other.deletes);
+        other.deletes.0.into_iter().for_each(|(start, end)| self.deletes.add(start, end));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     fn check_ops(ops: impl IntoIterator<Item = Op>) -> Result<(), Reason> {
         check_txn(&TxnOp { then: ops.into_iter().collect(), ..TxnOp::default() })
@@ -472,6 +516,51 @@ mod tests {
         assert_eq!(check_ops([Op::txn([], [put("k")], [put("k")])]), Ok(()));
         assert_eq!(check_ops([Op::delete("a".."m"), Op::delete("k"..), put("a0/")]), twice);
         assert_eq!(check_ops([Op::delete("a".."m"), Op::delete("k".."z")]), Ok(()));
+    }
+
+    /// Pair by pair it would take minutes, on a thread that others wait for.
+    #[test]
+    fn many_nested_operations_are_checked_soon() {
+        let nested = |ops: Vec<Op>| -> Vec<Op> {
+            ops.chunks(13).map(|some| Op::txn([], some.to_vec(), [])).collect()
+        };
+        let many = |op: &dyn Fn(u32) -> Op| nested(nested(nested((0..30_000).map(op).collect())));
+        let deletes = many(&|number| Op::delete([&b"a"[..], &number.to_be_bytes()].concat()));
+        let puts = many(&|number| Op::put([&b"b"[..], &number.to_be_bytes()].concat(), ""));
+        let all = |puts: Vec<Op>| [deletes.clone(), puts].concat();
+        assert_eq!(check_ops(all(puts.clone())), Ok(()));
+        let twice = Op::put([&b"a"[..], &9u32.to_be_bytes()].concat(), "");
+        assert_eq!(
+            check_ops(all(puts[1..].iter().cloned().chain([twice]).collect())),
+            Err(Reason::DuplicateKey)
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn joined_ranges_hold_the_keys_of_each(
+            ranges in vec((vec(0..3u8, 0..4), proptest::option::of(vec(0..3u8, 1..4))), 0..8),
+            keys in vec(vec(0..3u8, 1..4), 0..12),
+        ) {
+            let range = |(start, end): (Vec<u8>, Option<Vec<u8>>)| KeyRange {
+                start: start.into(),
+                end: end.map(Bytes::from),
+            };
+            let ranges: Vec<_> =
+                ranges.into_iter().map(range).filter(|range| !range.is_empty()).collect();
+            let mut spans = Spans::default();
+            ranges.iter().for_each(|range| spans.add(&range.start, range.end.as_deref()));
+            let is_in_any = |key: &[u8]| ranges.iter().any(|range| range.contains(key));
+            for key in &keys {
+                prop_assert_eq!(spans.contains(key), is_in_any(key));
+            }
+            for some in [&keys[..], &keys[..keys.len().min(1)]] {
+                let any = some.iter().any(|key| is_in_any(key));
+                prop_assert_eq!(spans.contains_any(&some.iter().map(|key| &key[..]).collect()), any);
+            }
+        }
     }
 
     #[test]

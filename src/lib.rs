@@ -31,6 +31,9 @@ pub mod client;
 mod codec;
 mod error;
 mod fault;
+#[cfg(all(feature = "node", any(test, feature = "fuzz")))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(feature = "node")]
 mod lmdb;
 #[cfg(feature = "node")]

@@ -17,7 +17,9 @@
 //! Invariants of the file, each of which is checked
 //! - every page that is reached is within the file, is where its number says, and is reached once, or is free;
 //! - nodes lie within their page and do not overlap; their keys rise, and lie between those of the branches above;
-//! - a tree has the depth and the number of pages and entries that it says.
+//! - a tree has the depth and the number of pages and entries that it says;
+//! - the number of the last transaction is on the page where LMDB looks for it and can still rise, and no pages were
+//!   freed by one after it.
 //!
 //! The layout is that of LMDB 0.9 on 64 bits, in the byte order of the host. On others nothing is checked.
 
@@ -41,6 +43,8 @@ const TREE_BYTES: usize = 48;
 const DEPTH_MAX: u16 = 32;
 /// Pages at the end of a file that were never written, because they were free again before the commit.
 const UNWRITTEN_MAX: u64 = 1 << 16;
+/// No file has seen so many transactions. LMDB adds one to the number, and takes 0 for the oldest of all.
+const TRANSACTION_MAX: u64 = 1 << 62;
 /// The first page that is none of the two metas.
 const FIRST_PAGE: u64 = 2;
 
@@ -89,6 +93,9 @@ pub(super) fn audit(path: &Path) -> Result<(), Finding> {
         return Ok(());
     }
     let Some(meta) = newest_meta(&mut file)? else { return Ok(()) };
+    if meta.transaction > TRANSACTION_MAX {
+        return wrong(0, "the number of its transaction makes no sense");
+    }
     let in_file = length / meta.page_bytes as u64;
     if meta.pages > in_file + UNWRITTEN_MAX {
         return wrong(in_file, "the file ends before it");
@@ -112,6 +119,9 @@ pub(super) fn audit(path: &Path) -> Result<(), Finding> {
     }
     let mut free = Vec::new();
     audit.tree(&meta.free, Keys::Integers, &mut |audit, page, node| {
+        if !(1..=meta.transaction).contains(&number(node.key)) {
+            return wrong(page, "pages were freed by a transaction that never was");
+        }
         let list = match node.big {
             Some((first, length)) => audit.read(first, PAGE_HEAD, length)?,
             None => node.data.to_vec(),
@@ -172,7 +182,15 @@ fn newest_meta(file: &mut File) -> Result<Option<Meta>, Finding> {
     if first.page_bytes != second.page_bytes {
         return wrong(0, "the size of pages is not that of page 1");
     }
-    Ok(Some(if second.transaction > first.transaction { second } else { first }))
+    let (page, newest) = match second.transaction > first.transaction {
+        true => (1, second),
+        false => (0, first),
+    };
+    // LMDB takes the larger number, and then the page that such a number is written to.
+    if newest.transaction % 2 != page {
+        return wrong(page, "the number of its transaction belongs on the other meta page");
+    }
+    Ok(Some(newest))
 }
 
 /// What a tree says about itself.

@@ -37,6 +37,8 @@
 mod apply;
 mod compact;
 mod events;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod generation;
 mod hash;
 mod keys;
@@ -47,6 +49,8 @@ mod read;
 mod records;
 mod snapshot;
 mod tables;
+#[cfg(any(test, feature = "fuzz"))]
+mod tape;
 mod verify;
 mod view;
 
@@ -67,6 +71,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tables::Tables;
+
+/// States up to this size are checked as a whole when they are opened or received. A checksum tells a row that has
+/// changed; a row that is not found any more, because its key or the way to it has changed, is only told by all others.
+pub(crate) const VERIFIED_BYTES: u64 = 32 << 20;
 
 /// How many views there may be at once.
 const VIEWS_MAX: u32 = 1024;

@@ -25,6 +25,14 @@ type LeaderId = openraft::alias::LeaderIdOf<Types>;
 /// The version of vote, membership and entry.
 const VERSION: u8 = 1;
 
+/// Nobody has come so far. openraft adds one to indexes and terms, and would end where there is no next one.
+const COUNT_MAX: u64 = 1 << 62;
+
+fn read_count(input: &mut Input) -> Result<u64, Malformed> {
+    let count = u64::read(input)?;
+    if count <= COUNT_MAX { Ok(count) } else { Err(Malformed) }
+}
+
 /// Reads the version of a record, of which this build knows one.
 fn read_version(input: &mut Input) -> Result<(), Malformed> {
     if u8::read(input)? == VERSION { Ok(()) } else { Err(Malformed) }
@@ -44,7 +52,8 @@ impl Layout for LogId {
         position(self).write(out);
     }
     fn read(input: &mut Input) -> Result<Self, Malformed> {
-        LogPosition::read(input).map(log_id)
+        let (term, node) = (read_count(input)?, u64::read(input)?);
+        Ok(log_id(LogPosition { term, node, index: read_count(input)? }))
     }
 }
 
@@ -57,7 +66,7 @@ impl Layout for Vote {
     }
     fn read(input: &mut Input) -> Result<Self, Malformed> {
         read_version(input)?;
-        let leader_id = LeaderId::new(u64::read(input)?, u64::read(input)?);
+        let leader_id = LeaderId::new(read_count(input)?, u64::read(input)?);
         Ok(Self { leader_id, committed: bool::read(input)? })
     }
 }
@@ -276,6 +285,17 @@ mod tests {
         assert_eq!(VoteRequest::from_bytes(request.to_bytes()).unwrap(), request);
         let transfer = TransferLeaderRequest::<Types>::new(vote, 2, None);
         assert_eq!(TransferLeaderRequest::from_bytes(transfer.to_bytes()).unwrap(), transfer);
+    }
+
+    #[test]
+    fn a_term_or_index_without_a_next_one_is_malformed() {
+        let last = COUNT_MAX;
+        for (term, index, is_read) in [(last, last, true), (last + 1, 1, false), (1, !0, false)] {
+            assert_eq!(LogId::from_bytes(at(term, 1, index).to_bytes()).is_ok(), is_read);
+        }
+        let vote = |term| Vote { leader_id: LeaderId::new(term, 1), committed: false };
+        assert!(Vote::from_bytes(vote(last).to_bytes()).is_ok());
+        assert!(Vote::from_bytes(vote(u64::MAX).to_bytes()).is_err());
     }
 
     #[test]

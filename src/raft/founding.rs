@@ -41,15 +41,15 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The question.
 #[derive(Debug, Serialize, Deserialize)]
-struct Ask {
-    own: String,
-    name: String,
-    addresses: Vec<String>,
+pub(super) struct Ask {
+    pub(super) own: String,
+    pub(super) name: String,
+    pub(super) addresses: Vec<String>,
 }
 
 /// The answer.
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
+pub(super) enum Answer {
     Empty { name: String, addresses: Vec<String>, incarnation: u64 },
     Founded(Founding),
 }

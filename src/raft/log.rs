@@ -21,6 +21,8 @@
 //! - [`LogStore::flushed`] answers for the entry that is at an index *now*, also if the disk still has an older one there.
 
 mod disk;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 pub(crate) mod tests;
 

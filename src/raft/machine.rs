@@ -33,7 +33,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
-type SnapshotMetaOf = openraft::alias::SnapshotMetaOf<Types>;
+pub(super) type SnapshotMetaOf = openraft::alias::SnapshotMetaOf<Types>;
 
 /// The content of a snapshot.
 #[derive(Debug)]

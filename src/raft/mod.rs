@@ -22,6 +22,8 @@ pub(crate) mod config;
 pub(crate) mod convoy;
 pub(crate) mod format;
 pub(crate) mod founding;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub(crate) mod gateway;
 pub(crate) mod identity;
 pub(crate) mod leases;

@@ -3,10 +3,10 @@
 //! A message that speaks for somebody else than its connection does is refused: Raft's messages carry no target, and a
 //! mixed-up address would otherwise be a vote in another's name.
 
-use super::machine::{SnapshotData, meta};
+use super::machine::{SnapshotData, SnapshotMetaOf, meta};
 use super::member::Shared;
 use super::network::method;
-use super::state::Draft;
+use super::state::{Draft, Loaded};
 use super::{Types, Vote, aside};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
@@ -150,11 +150,7 @@ impl PeerServer {
         speaks_for(from, &vote)?;
         let receiving = self.take(from).ok_or_else(|| malformed("snapshot: it has not begun"))?;
         point(Point::SnapshotEnd);
-        let loaded = self.blocking(move || {
-            let loaded = receiving.draft.finish()?;
-            Ok((meta(&loaded.view()?)?, loaded))
-        });
-        let (meta, loaded) = loaded.await?;
+        let (meta, loaded) = self.blocking(move || finish(receiving.draft)).await?;
         point(Point::SnapshotValid);
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Loaded(loaded) };
         let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await;
@@ -191,6 +187,14 @@ impl PeerServer {
     }
 }
 
+/// A snapshot that was received as a whole, and what openraft has to know of it.
+fn finish(draft: Draft) -> Result<(SnapshotMetaOf, Loaded), LoadError> {
+    let loaded = draft.finish()?;
+    // All of its rows are right by now, so it is the sender who wrote a membership that cannot be read.
+    let unreadable = |_| LoadError::Malformed("the membership in the snapshot cannot be read");
+    Ok((meta(&loaded.view()?).map_err(unreadable)?, loaded))
+}
+
 fn read<T: Layout>(body: Bytes) -> Result<T, Error> {
     T::from_bytes(body).map_err(|_| malformed("message of a member"))
 }
@@ -199,10 +203,34 @@ fn malformed(what: &str) -> Error {
     Reason::Malformed { what: what.to_owned() }.into()
 }
 
-fn speaks_for(from: u64, vote: &Vote) -> Result<(), Error> {
+pub(super) fn speaks_for(from: u64, vote: &Vote) -> Result<(), Error> {
     let actual = vote.leader_id.node_id;
     if actual == from {
         return Ok(());
     }
     Err(Reason::NodeMismatch { actual: actual.into(), expected: from.into() }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mvcc::{self, Body, LogPosition, SnapshotReader};
+    use crate::raft::state::State;
+
+    /// A fault would stop this member, though it is the other one that is wrong.
+    #[tokio::test]
+    async fn a_snapshot_with_a_membership_that_cannot_be_read_is_the_senders_mistake() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [sender, receiver] = folders.each_ref().map(|it| State::open_unsynced(it.path()));
+        let position = LogPosition { term: 1, node: 1, index: 1 };
+        let body = Body::Membership(Bytes::from_static(b"of another version"));
+        sender.apply_for_test(&[mvcc::Entry { position, body }]);
+        let mut reader = SnapshotReader::new(sender.view().unwrap());
+        let mut draft = receiver.draft().unwrap();
+        while let Some(chunk) = reader.next_chunk(1000).unwrap() {
+            draft.push(&chunk).unwrap();
+        }
+        let refused = finish(draft).map(drop);
+        assert!(matches!(refused, Err(LoadError::Malformed(_))), "{refused:?}");
+    }
 }

@@ -35,7 +35,9 @@ use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Point, point};
 use crate::lmdb::{self, Worker};
-use crate::mvcc::{self, Generations, Latest, LoadError, SnapshotLoader, Store, View};
+use crate::mvcc::{
+    self, Generations, Latest, LoadError, SnapshotLoader, Store, VERIFIED_BYTES, View,
+};
 use crate::types::{GetOp, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
@@ -50,10 +52,6 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
 const COMPACT_ROWS: usize = 1000;
-
-/// States up to this size are checked as a whole when they are opened. A checksum tells a row that has changed; a row
-/// that is not found any more, because its key or the way to it has changed, is only told by all others.
-const VERIFIED_BYTES: u64 = 32 << 20;
 
 /// How much of the log may wait to be applied, in kilobytes.
 const ROOM_UNITS: u32 = 32 << 10;

@@ -173,7 +173,7 @@ fn take_payload(buffer: &mut BytesMut, len: usize) -> Bytes {
     payload
 }
 
-fn checksum(head: &[u8], payload: &[u8]) -> u32 {
+pub(super) fn checksum(head: &[u8], payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(head), payload)
 }
 

@@ -41,6 +41,8 @@
 mod connection;
 mod dial;
 mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub(crate) mod limits;
 mod listener;
 mod peer;

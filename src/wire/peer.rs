@@ -213,7 +213,7 @@ fn write_answer(answer: Result<Bytes, Error>, payload_max: usize) -> Bytes {
     write_answer(Err(Reason::ResultTooLarge { limit }.into()), payload_max)
 }
 
-fn read_answer(payload: Bytes) -> Result<Result<Bytes, Error>, Malformed> {
+pub(super) fn read_answer(payload: Bytes) -> Result<Result<Bytes, Error>, Malformed> {
     let mut input = Input::new(payload);
     match u8::read(&mut input)? {
         DONE => Ok(Ok(input.rest())),

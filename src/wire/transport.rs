@@ -232,7 +232,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for ServerTransport<S> {
     }
 }
 
-fn received(frame: Frame) -> Result<ClientMessage<Asked>, Broken> {
+pub(super) fn received(frame: Frame) -> Result<ClientMessage<Asked>, Broken> {
     let Frame { method, id, payload: mut body, .. } = frame;
     if body.len() < TIMEOUT_BYTES {
         return Err(Broken::Unexpected(FrameType::Request));

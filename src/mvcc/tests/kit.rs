@@ -3,6 +3,7 @@
 use crate::api::{Applied, Command, Cursor, Position, Proposal};
 use crate::error::Reason;
 use crate::lmdb;
+pub(super) use crate::mvcc::tape::TERM;
 use crate::mvcc::{Batch, Body, Entry, Events, LogPosition, Outcome, Store, View};
 use crate::types::{
     Changes, Compare, Event, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Page, Revision,
@@ -14,16 +15,15 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub(super) const MAP_BYTES: usize = 64 << 20;
-pub(super) const TERM: u64 = 3;
 
-pub(super) struct Lab {
+pub(in crate::mvcc) struct Lab {
     pub(super) folder: TempDir,
     store: Option<Store>,
     pub(super) index: u64,
 }
 
 impl Lab {
-    pub(super) fn new() -> Self {
+    pub(in crate::mvcc) fn new() -> Self {
         Self::with_map(MAP_BYTES)
     }
 
@@ -33,11 +33,11 @@ impl Lab {
         Self { folder, store: Some(store), index: 0 }
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(in crate::mvcc) fn store(&self) -> &Store {
         self.store.as_ref().unwrap()
     }
 
-    pub(super) fn view(&self) -> View {
+    pub(in crate::mvcc) fn view(&self) -> View {
         self.store().view().unwrap()
     }
 
@@ -53,7 +53,7 @@ impl Lab {
         self.folder
     }
 
-    pub(super) fn entry(&mut self, body: Body) -> Entry {
+    pub(in crate::mvcc) fn entry(&mut self, body: Body) -> Entry {
         self.index += 1;
         Entry { position: LogPosition { term: TERM, node: 1, index: self.index }, body }
     }
@@ -64,7 +64,7 @@ impl Lab {
         self.store().apply(&entries).unwrap()
     }
 
-    pub(super) fn apply(&mut self, command: Command) -> Outcome {
+    pub(in crate::mvcc) fn apply(&mut self, command: Command) -> Outcome {
         self.batch([command]).outcomes.remove(0).unwrap()
     }
 
@@ -81,18 +81,18 @@ impl Lab {
     }
 
     /// Carries out one operation and returns its result and the revision.
-    pub(super) fn run(&mut self, op: Op) -> Result<(OpResult, u64), Reason> {
+    pub(in crate::mvcc) fn run(&mut self, op: Op) -> Result<(OpResult, u64), Reason> {
         let mut outcome = self.txn([], [op], [])?;
         assert_eq!(outcome.results.len(), 1);
         Ok((outcome.results.remove(0), outcome.revision.get()))
     }
 
     /// Puts a key and returns the revision.
-    pub(super) fn put(&mut self, key: &str, value: &str) -> u64 {
+    pub(in crate::mvcc) fn put(&mut self, key: &str, value: &str) -> u64 {
         self.run(Op::put(key, value.to_owned())).unwrap().1
     }
 
-    pub(super) fn grant(&mut self) -> LeaseId {
+    pub(in crate::mvcc) fn grant(&mut self) -> LeaseId {
         match self.apply(Command::Grant { id: None, ttl: Duration::from_secs(60) }) {
             Ok(Applied::Granted { id, .. }) => id,
             other => panic!("{other:?}"),

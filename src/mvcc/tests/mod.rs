@@ -4,7 +4,6 @@
 mod bulk;
 mod damage;
 mod golden;
-mod kit;
+pub(super) mod kit;
 mod model;
 mod snapshots;
-mod tape;

@@ -5,10 +5,10 @@
 //! two have in common they have from the rules.
 
 use super::kit::{Lab, TERM, body, txn};
-use super::tape::Tape;
 use crate::api::{Applied, Command, Cursor, Position, check_txn};
 use crate::error::Reason;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
+use crate::mvcc::tape::Tape;
 use crate::mvcc::{Body, LeaseChange, Outcome, View};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page, PutOp,
@@ -404,7 +404,7 @@ impl Pair {
     }
 
     fn check_query(&self, view: &View, tape: &mut Tape<'_>) {
-        let OpKind::Txn(query) = tape.query().0 else { panic!("a query is a transaction") };
+        let query = tape.query();
         let expected = self.model.draft().transaction(&query);
         assert_eq!(view.query(&query).unwrap(), expected, "{query:?}");
         let everything = txn([], [Op::range(..), Op::range(..).at(tape.revision())], []);

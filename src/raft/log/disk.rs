@@ -41,10 +41,10 @@ pub(crate) enum Meta {
 }
 
 impl Meta {
-    const ALL: [Self; 6] =
+    pub(super) const ALL: [Self; 6] =
         [Self::Format, Self::Vote, Self::Committed, Self::Purged, Self::Identity, Self::Founding];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Format => "format",
             Self::Vote => "vote",
@@ -109,8 +109,15 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn open(folder: &Path, map_bytes: usize) -> Result<(Env, Self), Fault> {
-        let options =
-            lmdb::Options { map_bytes, tables: 2, readers: 128, sync: lmdb::Sync::Strict };
+        Self::open_with(folder, map_bytes, lmdb::Sync::Strict)
+    }
+
+    pub(super) fn open_with(
+        folder: &Path,
+        map_bytes: usize,
+        sync: lmdb::Sync,
+    ) -> Result<(Env, Self), Fault> {
+        let options = lmdb::Options { map_bytes, tables: 2, readers: 128, sync };
         let env = lmdb::open(folder, options)?;
         let is_new = !lmdb::has_tables(&env);
         let made = env.create_databases_and_commit(env.write_txn()?, |opener, txn| {
@@ -147,7 +154,7 @@ impl Disk {
     }
 
     /// A record whose name has changed would be missed and made anew: a vote given twice, another identity.
-    fn check_records(&self, txn: &RoTxn<'_>) -> Result<(), Fault> {
+    pub(super) fn check_records(&self, txn: &RoTxn<'_>) -> Result<(), Fault> {
         for row in self.meta.iter(txn)? {
             let (name, _) = row?;
             let known = Meta::ALL.into_iter().find(|known| known.name() == name);
@@ -223,7 +230,12 @@ impl Disk {
         value.map(|value| Some(Bytes::copy_from_slice(value))).ok_or_else(corrupt)
     }
 
-    fn write_meta(&self, txn: &mut RwTxn<'_>, name: Meta, value: &[u8]) -> Result<(), Fault> {
+    pub(super) fn write_meta(
+        &self,
+        txn: &mut RwTxn<'_>,
+        name: Meta,
+        value: &[u8],
+    ) -> Result<(), Fault> {
         let record = sealed(name.name().as_bytes(), value.to_vec());
         Ok(self.meta.put(txn, name.name(), &record)?)
     }
@@ -245,6 +257,24 @@ impl Disk {
             }
         }
         Ok(())
+    }
+
+    /// Removes everything. For `crate::fuzz`.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn clear(&self, txn: &mut RwTxn<'_>) -> Result<(), Fault> {
+        self.log.clear(txn)?;
+        Ok(self.meta.clear(txn)?)
+    }
+
+    /// Writes whatever it is given as an entry. For `crate::fuzz`.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn put_entry(
+        &self,
+        txn: &mut RwTxn<'_>,
+        index: u64,
+        value: Vec<u8>,
+    ) -> Result<(), Fault> {
+        Ok(self.log.put(txn, &index, &sealed(&index.to_be_bytes(), value))?)
     }
 
     #[cfg(test)]
@@ -388,20 +418,20 @@ fn answer(jobs: Vec<Job>, written: &Result<(), Fault>) {
 }
 
 /// A record with its checksum, which covers the key too: a record in the wrong place is as wrong as one that changed.
-fn sealed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+pub(super) fn sealed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
     let sum = crc32c::crc32c_append(crc32c::crc32c(key), &value);
     value.extend_from_slice(&sum.to_be_bytes());
     value
 }
 
 /// The value of a record, if its checksum holds.
-fn checked<'a>(key: &[u8], record: &'a [u8]) -> Option<&'a [u8]> {
+pub(super) fn checked<'a>(key: &[u8], record: &'a [u8]) -> Option<&'a [u8]> {
     let (value, sum) = record.split_last_chunk::<4>()?;
     let actual = crc32c::crc32c_append(crc32c::crc32c(key), value);
     (actual.to_be_bytes() == *sum).then_some(value)
 }
 
-fn check_entry(index: u64, record: &[u8]) -> Result<Entry, Fault> {
+pub(super) fn check_entry(index: u64, record: &[u8]) -> Result<Entry, Fault> {
     let Some(value) = checked(&index.to_be_bytes(), record) else {
         return Err(Fault::corrupt(format!("log entry {index} has changed on the disk")));
     };

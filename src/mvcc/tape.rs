@@ -1,17 +1,19 @@
 //! Random commands, read from random bytes.
 //!
-//! proptest makes the bytes and shrinks them; whatever they are, they read as commands, and fewer or smaller bytes read
-//! as fewer or plainer ones. The tape is told where the state stands, so that most commands are legal and some are not
-//! quite.
+//! proptest and the fuzzer make the bytes and shrink them; whatever they are, they read as commands, and fewer or smaller
+//! bytes read as fewer or plainer ones. The tape is told where the state stands, so that most commands are legal and some
+//! are not quite.
 
-use super::kit::{TERM, txn};
 use crate::api::{Command, Cursor, Position};
 use crate::types::{
     Compare, DeleteOp, GetOp, KeyRange, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation,
-    Revision, SortBy,
+    Revision, SortBy, TxnOp,
 };
 use bytes::Bytes;
 use std::time::Duration;
+
+/// The term that the commands are applied in.
+pub(super) const TERM: u64 = 3;
 
 pub(super) struct Tape<'bytes> {
     bytes: std::slice::Iter<'bytes, u8>,
@@ -169,32 +171,29 @@ impl<'bytes> Tape<'bytes> {
             0..=4 => Op(OpKind::Put(self.put())),
             5 | 6 => Op(OpKind::Delete(DeleteOp { range: self.range(), prev: self.once_in(2) })),
             7 | 8 => self.read(),
-            _ => self.nested(depth - 1),
+            _ => Op(OpKind::Txn(self.nested(depth - 1))),
         }
     }
 
-    fn nested(&mut self, depth: usize) -> Op {
+    fn nested(&mut self, depth: usize) -> TxnOp {
         let when = self.list(3, Self::compare);
         let then = self.list(4, |tape| tape.op(depth));
         let otherwise = self.list(4, |tape| tape.op(depth));
-        Op::txn(when, then, otherwise)
+        TxnOp { when, then, otherwise }
     }
 
-    pub(super) fn query(&mut self) -> Op {
+    pub(super) fn query(&mut self) -> TxnOp {
         let when = self.list(3, Self::compare);
         let then = self.list(4, Self::read);
-        Op::txn(when, then, [self.read()])
+        TxnOp { when, then, otherwise: vec![self.read()] }
     }
 
     pub(super) fn command(&mut self) -> Command {
         let ttl = Duration::from_millis(self.below(9) as u64 * 1000);
         match self.below(16) {
-            0..=5 => Command::Txn(txn([], [Op(OpKind::Put(self.put()))], [])),
-            6 | 7 => Command::Txn(txn([], [self.op(0)], [])),
-            8..=10 => match self.nested(2).0 {
-                OpKind::Txn(txn) => Command::Txn(txn),
-                other => panic!("{other:?}"),
-            },
+            0..=5 => Command::Txn(TxnOp::single(OpKind::Put(self.put()))),
+            6 | 7 => Command::Txn(TxnOp::single(self.op(0).0)),
+            8..=10 => Command::Txn(self.nested(2)),
             11 => Command::Grant { id: None, ttl },
             12 => Command::Grant { id: Some(LeaseId::from(self.below(9) as u64)), ttl },
             13 => Command::Revoke(self.lease()),

@@ -35,6 +35,8 @@ pub struct Pages {
     pub acts: Vec<Act>,
     /// The revisions that somebody asked to compact to.
     pub compactions: Vec<u64>,
+    /// The addresses of members that never come back.
+    pub gone: BTreeSet<String>,
     /// How many have written after everything was healed.
     pub probed: usize,
     /// The newest revision that the checks have seen.
@@ -72,6 +74,8 @@ pub struct Watched {
     pub compacted: Option<u64>,
     /// Whether somebody still listens.
     pub is_alive: bool,
+    /// The member that it is asked of, by a client that knows no other.
+    pub endpoint: String,
 }
 
 /// A lease, as whoever was given it knows it.
@@ -194,6 +198,11 @@ impl Book {
 }
 
 impl Pages {
+    /// Whether a watch can still be told something.
+    pub fn is_heard(&self, watched: &Watched) -> bool {
+        watched.is_alive && !self.gone.contains(&watched.endpoint)
+    }
+
     fn stamp(&mut self) -> Moment {
         self.now += Duration::from_nanos(1);
         self.now

@@ -255,7 +255,7 @@ impl Group {
         self.net.runs(CLIENTS);
         let runtime = self.clients.start();
         let _context = runtime.enter();
-        for worker in 0..workers {
+        for worker in 0..workers + 2 {
             let worker = Worker::new(&book, seed, format!("remote.w{worker}"), CLIENTS, heartbeat);
             work::remote(worker, addresses.clone());
         }
@@ -326,6 +326,7 @@ impl Group {
         self.lose_power(index);
         self.book.say(|| format!("m{index} loses its disk"));
         self.members[index].is_wiped = true;
+        self.book.pages().gone.insert(self.members[index].address.clone());
         disk::wipe(&self.members[index].folder);
     }
 

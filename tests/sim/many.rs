@@ -10,6 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+/// A run that takes longer than this hangs.
+const LONGEST: u32 = 300;
 /// Before the report of a run, in the output of its process.
 const MARK: &str = "report: ";
 
@@ -18,6 +20,7 @@ pub fn one(seed: u64) {
     if let Some(processor) = std::env::var("PROCESSOR").ok().and_then(|it| it.parse().ok()) {
         system::stay_on(processor);
     }
+    system::end_after(LONGEST);
     let report = run::run(seed);
     println!("{MARK}{}", encode(&report));
     assert!(report.violations.is_empty(), "seed {seed}: {:#?}", report.violations);

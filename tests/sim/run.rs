@@ -158,15 +158,21 @@ impl Run {
             }
         }
         if !self.has_violations() {
-            let peeks: Vec<_> =
-                self.group.members.iter().map(|it| (it.refused(), it.peek())).collect();
-            let told = format!(
-                "alive: {RECOVERY_BEATS} heartbeats after everything was healed the group is not well: all have written since {quiet_since:?}; {} keys outlive their leases; {} watches are behind; {peeks:?}",
-                check::leases::left(&self.group.book.pages(), &self.truth),
-                check::watches::behind(&self.group.book.pages(), &self.truth),
-            );
-            self.group.book.violation(told);
+            let why = self.why_unwell(quiet_since);
+            self.group.book.violation(why);
         }
+    }
+
+    fn why_unwell(&self, quiet_since: Option<Duration>) -> String {
+        let members = self.group.members.iter();
+        let peeks: Vec<_> = members.map(|it| (it.refused(), it.peek())).collect();
+        let pages = self.group.book.pages();
+        format!(
+            "alive: {RECOVERY_BEATS} heartbeats after everything was healed the group is not well: all have written since \
+             {quiet_since:?}; {} keys outlive their leases; watches are behind: {:?}; {peeks:?}",
+            check::leases::left(&pages, &self.truth),
+            check::watches::behind(&pages, &self.truth),
+        )
     }
 
     /// All are equal, and what was left to expire has.
@@ -174,7 +180,7 @@ impl Run {
         let pages = self.group.book.pages();
         self.are_equal()
             && check::leases::left(&pages, &self.truth) == 0
-            && check::watches::behind(&pages, &self.truth) == 0
+            && check::watches::behind(&pages, &self.truth).is_empty()
     }
 
     /// One leader, and the same state everywhere.

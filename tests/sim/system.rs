@@ -66,6 +66,11 @@ pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::
     0
 }
 
+/// Ends this process after so many seconds, by the system's clock.
+pub fn end_after(seconds: u32) {
+    unsafe { libc::alarm(seconds) };
+}
+
 /// Keeps this process on one processor: its threads run one at a time, and hand over faster there.
 pub fn stay_on(processor: usize) {
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };

@@ -78,12 +78,16 @@ fn expected<'a>(watched: &Watched, history: impl Iterator<Item = &'a Changes>) -
     matching.collect()
 }
 
-/// How many of those who still listen have not been told everything.
-pub fn behind(pages: &Pages, truth: &Truth) -> usize {
+/// Those who still listen and have not been told everything, with how much of it they were.
+pub fn behind(pages: &Pages, truth: &Truth) -> Vec<String> {
     let lacks = |watched: &&Watched| {
-        watched.is_alive && watched.told.len() < expected(watched, truth.history.values()).len()
+        pages.is_heard(watched)
+            && watched.told.len() < expected(watched, truth.history.values()).len()
     };
-    pages.watches.iter().filter(lacks).count()
+    let behind = pages.watches.iter().filter(lacks);
+    let named = behind
+        .map(|it| format!("{} of {} from {}: {}", it.name, it.prefix, it.from, it.told.len()));
+    named.collect()
 }
 
 fn check_one(
@@ -127,7 +131,7 @@ fn check_one(
     {
         violations.push(format!("watches: compacted at {at}, and nobody asked for that"));
     }
-    if watched.is_alive && watched.told.len() < expected.len() {
+    if pages.is_heard(watched) && watched.told.len() < expected.len() {
         violations.push(format!(
             "watches: at revision {head} it was not told {:?}, to the end",
             expected[watched.told.len()]

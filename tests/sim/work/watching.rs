@@ -39,6 +39,7 @@ impl Worker {
             positions: Vec::new(),
             compacted: None,
             is_alive: true,
+            endpoint: self.endpoint.clone(),
         });
         self.book.say(|| format!("{} watches, number {number}, from {from}", self.name));
         // Whether it had enough, or its member ended: nobody listens any more.

@@ -19,10 +19,10 @@ use super::machine::{Gate, Machine};
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
 use super::state::{COMMIT_EVERY, Head, State};
-use crate::api::{Command, Proposal};
+use crate::api::{Call, Command, Proposal, Request};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::types::{NodeId, Status};
+use crate::types::{LeaseId, NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
@@ -419,14 +419,8 @@ async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
 
 /// Proposes the end of leases that are due.
 async fn expire(shared: Arc<Shared>) {
-    let mut late = Vec::new();
     loop {
         let (deciding_term, leases) = shared.state.lessor.due().await;
-        for (deciding_term, leases) in late.drain(..) {
-            // For the bug: what an earlier term has decided is carried out in this one.
-            let command = Command::Expire { deciding_term, leases };
-            let _ = shared.raft.client_write(Proposal::from(command).into()).await;
-        }
         point(Point::LeaseDue);
         let command = Command::Expire { deciding_term, leases: leases.clone() };
         let proposed = shared.raft.client_write(Proposal::from(command).into());
@@ -436,10 +430,23 @@ async fn expire(shared: Arc<Shared>) {
         let is_done = matches!(&answer, Ok(Ok(written)) if matches!(written.data, Some(Ok(_))));
         if !is_done {
             if bug(Bug::ExpireOutlivesTerm) {
-                late.push((deciding_term, leases.clone()));
+                expire_elsewhere(&shared, deciding_term, &leases).await;
             }
             let again = Instant::now() + shared.timing.heartbeat;
             shared.state.lessor.retry(deciding_term, &leases, again);
+        }
+    }
+}
+
+/// For [`Bug::ExpireOutlivesTerm`]: has the next leader carry out what this one has decided.
+async fn expire_elsewhere(shared: &Shared, deciding_term: u64, leases: &[LeaseId]) {
+    for _ in 0..100 {
+        tokio::time::sleep(shared.timing.heartbeat).await;
+        let Some(leader) = shared.leader_client(&shared.leadership()) else { continue };
+        let command = Command::Expire { deciding_term, leases: leases.to_vec() };
+        let request = Request::Propose { proposals: vec![command.into()], forwarded: true };
+        if leader.call(Call { request, timeout: shared.timing.election_max() }).await.is_ok() {
+            return;
         }
     }
 }

@@ -10,7 +10,7 @@ use super::state::{Draft, Loaded};
 use super::{Types, Vote, aside};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
-use crate::fault::{Point, point};
+use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::LoadError;
 use crate::wire::{Hello, PeerKind, Status};
 use bytes::Bytes;
@@ -150,7 +150,11 @@ impl PeerServer {
         speaks_for(from, &vote)?;
         let receiving = self.take(from).ok_or_else(|| malformed("snapshot: it has not begun"))?;
         point(Point::SnapshotEnd);
-        let (meta, loaded) = self.blocking(move || finish(receiving.draft)).await?;
+        let (mut meta, loaded) = self.blocking(move || finish(receiving.draft)).await?;
+        if let Some(last) = meta.last_log_id.as_mut().filter(|_| bug(Bug::SnapshotWithOtherMeta)) {
+            // As if it were of a state that is one entry further.
+            last.index += 1;
+        }
         point(Point::SnapshotValid);
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Loaded(loaded) };
         let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await;

@@ -38,6 +38,8 @@ const KIND_AT: usize = 4;
 const CLIENTS_KIND: u8 = 1;
 /// After so long a host that does not answer is asked again.
 const KNOCK_AGAIN: Duration = Duration::from_secs(1);
+/// The method of a step of watches.
+const FOLLOW: [u8; 2] = [0, 3];
 const FRAME_HEAD: usize = 4;
 
 pub type HostId = u8;
@@ -90,6 +92,7 @@ pub struct Counts {
     pub lost: u64,
     pub held: u64,
     pub twice: u64,
+    pub late: u64,
     pub resets: u64,
 }
 
@@ -139,6 +142,8 @@ struct Sent {
     total: usize,
     kind: u8,
     frame: BytesMut,
+    /// What comes again after the next frame.
+    late: BytesMut,
 }
 
 #[derive(Debug)]
@@ -425,7 +430,7 @@ impl Inner {
             sent.kind = bytes.get(KIND_AT).copied().unwrap_or(CLIENTS_KIND);
         }
         sent.total += bytes.len();
-        if side == 0 || sent.kind == CLIENTS_KIND || chance == 0 && sent.frame.is_empty() {
+        if side == 0 || chance == 0 && sent.frame.is_empty() {
             return Bytes::copy_from_slice(bytes);
         }
         let mut out = BytesMut::from(&bytes[..words]);
@@ -437,10 +442,21 @@ impl Inner {
             }
             let frame = sent.frame.split_to(length);
             out.extend_from_slice(&frame);
-            // A request.
-            if frame.get(4) == Some(&1) && self.dice.roll(1000) < chance {
-                self.counts.twice += 1;
-                out.extend_from_slice(&frame);
+            out.extend_from_slice(&std::mem::take(&mut sent.late));
+            let is_request = frame.get(4) == Some(&1);
+            let is_again = is_request && self.dice.roll(1000) < chance;
+            match sent.kind {
+                // A write that a client sends twice is two writes, but a question that comes late must do no harm.
+                CLIENTS_KIND if is_again && frame.get(6..8) == Some(&FOLLOW) => {
+                    self.counts.late += 1;
+                    sent.late.extend_from_slice(&frame);
+                }
+                CLIENTS_KIND => {}
+                _ if is_again => {
+                    self.counts.twice += 1;
+                    out.extend_from_slice(&frame);
+                }
+                _ => {}
             }
         }
         out.freeze()

@@ -240,6 +240,7 @@ impl Run {
             ("net: chunks lost once", net.lost),
             ("net: chunks held by a cut", net.held),
             ("net: frames sent twice", net.twice),
+            ("net: steps of watches sent again late", net.late),
             ("net: connections broken off", net.resets),
             ("disk: writes lost", self.disk(|it| it.lost)),
             ("disk: writes torn", self.disk(|it| it.torn)),

@@ -155,8 +155,8 @@ async fn work_for_a_while(mut worker: Worker, client: Client) -> Worker {
         worker.rest().await;
         let is_well = match role {
             0..10 => worker.watch(&client).await.is_ok(),
-            10..20 => worker.lease(&client).await.is_ok(),
-            20..35 => worker.lock(&client).await.is_ok(),
+            10..25 => worker.lease(&client).await.is_ok(),
+            25..35 => worker.lock(&client).await.is_ok(),
             35..40 => worker.lead(&client).await.is_ok(),
             // Whoever waits for a write that is stuck does not see what reads would show.
             40..55 => worker.read_key(&client).await,

@@ -49,10 +49,13 @@ pub(crate) struct Convoy {
     waiting: mpsc::Sender<Passenger>,
 }
 
-/// The places of calls to the leader of a term.
+/// A term, and who leads in it. A term may have several leaders, one after the other, by their ids.
+type Reign = (u64, Option<u64>);
+
+/// The places of calls to one leader.
 #[derive(Debug)]
 struct Places {
-    term: u64,
+    reign: Reign,
     free: Arc<Semaphore>,
 }
 
@@ -89,15 +92,15 @@ impl Convoy {
     /// The two ends; the other is for [`travel`].
     pub(crate) fn new() -> (Self, mpsc::Receiver<Passenger>) {
         let (waiting, passengers) = mpsc::channel(WAITING_MAX);
-        let places = Places { term: 0, free: Arc::new(Semaphore::new(PLACES)) };
+        let places = Places { reign: (0, None), free: Arc::new(Semaphore::new(PLACES)) };
         (Self { places: Arc::new(Mutex::new(places)), waiting }, passengers)
     }
 
-    /// The places of calls to the leader of `term`, or of the newest one that was heard of.
-    fn places(&self, term: u64) -> Arc<Semaphore> {
+    /// The places of calls to the leader of `reign`, or of the newest one that was heard of.
+    fn places(&self, reign: Reign) -> Arc<Semaphore> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if places.term < term {
-            *places = Places { term, free: Arc::new(Semaphore::new(PLACES)) };
+        if places.reign < reign {
+            *places = Places { reign, free: Arc::new(Semaphore::new(PLACES)) };
         }
         Arc::clone(&places.free)
     }
@@ -169,8 +172,11 @@ pub(crate) async fn travel(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Pass
         let Some(first) = first else { return };
         // First a place, then whoever waits by then. If the leader changes meanwhile, so do the places.
         let place = loop {
-            let term = leaderships.borrow_and_update().term;
-            let place = shared.convoy.places(term).acquire_owned();
+            let reign = {
+                let leadership = leaderships.borrow_and_update();
+                (leadership.term, leadership.leader)
+            };
+            let place = shared.convoy.places(reign).acquire_owned();
             match select(pin!(place), pin!(leaderships.changed())).await {
                 Either::Left((place, _)) => break place.expect("the places are never closed"),
                 Either::Right((Ok(()), _)) => {}
@@ -358,11 +364,14 @@ mod tests {
     #[test]
     fn a_new_leader_has_places_of_its_own() {
         let (convoy, _waiting) = Convoy::new();
-        let hanging = convoy.places(1).try_acquire_many_owned(PLACES as u32).unwrap();
-        assert!(convoy.places(1).try_acquire().is_err());
-        assert_eq!(convoy.places(2).available_permits(), PLACES);
+        let hanging = convoy.places((1, Some(1))).try_acquire_many_owned(PLACES as u32).unwrap();
+        assert!(convoy.places((1, Some(1))).try_acquire().is_err());
+        // Also of the same term.
+        for successor in [(1, Some(2)), (2, None), (2, Some(1))] {
+            assert_eq!(convoy.places(successor).available_permits(), PLACES);
+        }
         drop(hanging);
-        assert_eq!(convoy.places(2).available_permits(), PLACES, "and no more");
+        assert_eq!(convoy.places((2, Some(1))).available_permits(), PLACES, "and no more");
     }
 
     /// Of a write that has left nobody can say what became of it.

@@ -7,7 +7,7 @@ TIMED ?=
 # How long `make fuzz` stays with each target.
 SECONDS ?= 60
 
-.PHONY: verify sim fix audit fuzz
+.PHONY: verify sim bugs fix audit fuzz
 
 verify:
 	$(TIMED) cargo fmt --all --check
@@ -37,6 +37,12 @@ fix:
 # Needs cargo-deny. `cargo deny check advisories` is apart, because it needs a database from the network.
 audit:
 	cargo deny check bans licenses sources
+
+# Puts known bugs back, one at a time, and has them found within so many seeds.
+BUG_SEEDS ?= 200
+bugs:
+	BUG_SEEDS=$(BUG_SEEDS) $(if $(BUG),BUG=$(BUG)) \
+		cargo test --locked --profile sim --features sim --test sim -- --nocapture bugs_are_found
 
 # Needs a nightly compiler and cargo-fuzz; see fuzz/README.md. Goes on after a finding, and fails in the end.
 fuzz:

@@ -142,7 +142,7 @@ struct Sent {
     total: usize,
     kind: u8,
     frame: BytesMut,
-    /// What comes again after the next frame.
+    /// What comes again before the next frame.
     late: BytesMut,
 }
 
@@ -441,8 +441,9 @@ impl Inner {
                 break;
             }
             let frame = sent.frame.split_to(length);
-            out.extend_from_slice(&frame);
+            // What comes late comes right before the next.
             out.extend_from_slice(&std::mem::take(&mut sent.late));
+            out.extend_from_slice(&frame);
             let is_request = frame.get(4) == Some(&1);
             let is_again = is_request && self.dice.roll(1000) < chance;
             match sent.kind {

@@ -44,8 +44,8 @@ use search::{Search, Verdict};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// Configurations that one check visits before it gives up. A right history needs about one for each write.
-const CONFIGURATIONS_MAX: usize = 300_000;
+/// Configurations that one check visits before it gives up. A history that is right needs about one for each write.
+const CONFIGURATIONS_MAX: usize = 1_000_000;
 
 /// How much there was to check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

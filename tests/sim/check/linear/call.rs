@@ -51,9 +51,27 @@ pub(super) struct Call<'a> {
     pub(super) class: usize,
     /// All keys of the above.
     pub(super) keys: Vec<usize>,
-    /// The keys of tests and of writes, one bit for each or for several.
+    pub(super) touches: Touches,
+}
+
+/// The keys of tests and of writes: one bit for each, or for several.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Touches {
     tested: u64,
     written: u64,
+}
+
+impl Touches {
+    /// Whether it can make a difference which of the two comes first.
+    pub(super) fn meets(self, other: Self) -> bool {
+        let touches = |one: Self, other: Self| one.written & (other.tested | other.written) != 0;
+        touches(self, other) || touches(other, self)
+    }
+
+    pub(super) fn with(self, other: Self) -> Self {
+        let Self { tested, written } = other;
+        Self { tested: self.tested | tested, written: self.written | written }
+    }
 }
 
 impl Test {
@@ -79,18 +97,16 @@ impl<'a> Call<'a> {
             is_awaited: false,
             class: 0,
             keys: Vec::new(),
-            tested: 0,
-            written: 0,
+            touches: Touches::default(),
         }
     }
 
     /// Fills in what follows from the tests and writes.
     pub(super) fn indexed(mut self) -> Self {
-        let bits = |bits: u64, key: &usize| bits | 1 << (key % 64);
         let tested: BTreeSet<usize> = self.all_tests().map(|test| test.key).collect();
         let written: BTreeSet<usize> = self.may_write().map(|(key, _)| key).collect();
-        self.tested = tested.iter().fold(0, bits);
-        self.written = written.iter().fold(0, bits);
+        let bits = |keys: &BTreeSet<usize>| keys.iter().fold(0, |bits, key| bits | 1 << (key % 64));
+        self.touches = Touches { tested: bits(&tested), written: bits(&written) };
         self.keys = tested.union(&written).copied().collect();
         self
     }
@@ -146,12 +162,6 @@ impl<'a> Call<'a> {
     /// How many of its tests name this pair.
     pub(super) fn mentions(&self, pair: Pair) -> i32 {
         self.all_tests().map(|test| i32::from(test.pair == pair)).sum()
-    }
-
-    /// Whether it can make a difference which of the two comes first.
-    pub(super) fn meets(&self, other: &Self) -> bool {
-        let touches = |one: &Self, other: &Self| one.written & (other.tested | other.written) != 0;
-        touches(self, other) || touches(other, self)
     }
 
     /// Whether it may always go first where both are open and could come next, since both do the same.
@@ -219,7 +229,7 @@ impl<'a> Call<'a> {
 
     fn if_it_matters(self) -> Option<Self> {
         let call = self.indexed();
-        let has_effect = call.written != 0;
+        let has_effect = call.may_write().next().is_some();
         (has_effect || (!call.is_unknown() && !call.keys.is_empty())).then_some(call)
     }
 }

@@ -32,7 +32,7 @@ use super::memo::{Configuration, Memo, Taken};
 use super::part::{Future, Part, View};
 
 /// Configurations that a view visits before it is not asked any more.
-const VIEW_CONFIGURATIONS_MAX: usize = 100_000;
+const VIEW_CONFIGURATIONS_MAX: usize = 200_000;
 
 /// How a search ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,11 +179,12 @@ impl<'a> Search<'a> {
 
     /// Whether a configuration is worth a try.
     fn visit(&mut self, configuration: &Configuration) -> bool {
+        // Counted also if it is not new, because there may be many more of those.
+        self.configurations += 1;
         if self.failed.has_less(configuration) || self.visited.has_less(configuration) {
             return false;
         }
         self.visited.insert(configuration);
-        self.configurations += 1;
         true
     }
 
@@ -217,7 +218,9 @@ impl<'a> Search<'a> {
         }
         choices.retain(|index| {
             let call = &calls[*index];
-            !call.is_read() && self.may_come(call) && call.run(&self.state).is_some()
+            let has_reason = |writes| !call.is_unknown() || self.has_reason(call, writes);
+            let is_right = call.run(&self.state).is_some_and(has_reason);
+            is_right && !call.is_read() && self.may_come(call)
         });
         let goes_before = |one: &usize, other: &usize| calls[*one].goes_before(&calls[*other]);
         let all = choices.clone();
@@ -232,31 +235,34 @@ impl<'a> Search<'a> {
 
     /// The open calls that cannot simply come after `next`, with `next`.
     fn connected(&self, open: &[usize], next: usize) -> Vec<usize> {
-        let mut found = vec![next];
-        let mut rest: Vec<usize> = open.iter().copied().filter(|index| *index != next).collect();
-        let mut at = 0;
-        while let Some(&index) = found.get(at) {
-            let call = &self.part.calls[index];
-            rest.retain(|other| {
-                let joins = call.meets(&self.part.calls[*other]) || call.after.contains(other);
-                found.extend(joins.then_some(*other));
+        let calls = &self.part.calls;
+        let (mut found, mut rest) = (vec![next], open.to_vec());
+        let (mut touches, mut after) = (calls[next].touches, calls[next].after.clone());
+        rest.retain(|index| *index != next);
+        loop {
+            let before = found.len();
+            rest.retain(|index| {
+                let call = &calls[*index];
+                let joins = touches.meets(call.touches) || after.contains(index);
+                if joins {
+                    found.push(*index);
+                    touches = touches.with(call.touches);
+                    after.extend(&call.after);
+                }
                 !joins
             });
-            at += 1;
+            if found.len() == before {
+                return found;
+            }
         }
-        found
     }
 
-    /// Takes a call if that is right and of use. Whether the end can still be reached.
+    /// Takes a call. Whether the end can still be reached.
     fn try_take(&mut self, index: usize) -> bool {
-        let call = &self.part.calls[index];
-        let Some(writes) = call.run(&self.state) else { return false };
-        if call.is_unknown() && !self.has_reason(call, writes) {
-            return false;
-        }
+        let keys = &self.part.calls[index].keys;
         let may_be_right = self.take(index);
         may_be_right
-            && call.keys.iter().all(|key| self.views.get_mut(*key).is_none_or(Follower::is_hopeful))
+            && keys.iter().all(|key| self.views.get_mut(*key).is_none_or(Follower::is_hopeful))
     }
 
     /// Whether these writes give other calls a value that they seek, or take one away that they shun.

@@ -281,6 +281,21 @@ fn two_unknown_deletes_explain_two_absences() {
 }
 
 #[test]
+fn an_unknown_write_is_not_used_up_too_early() {
+    // Either unknown put explains that the first swap failed, but only one of them then also explains the rest.
+    let unknown = [unanswered(2, 2).put("a", "1"), unanswered(3, 3).put("a", "2")];
+    let history = [
+        at(1, 0, 1).put("a", "0"),
+        at(1, 10, 20).swap("a", "0", "3", false),
+        at(1, 30, 40).get("a", "2"),
+        at(1, 50, 60).put("a", "4"),
+        at(1, 70, 80).swap("a", "4", "5", false),
+    ];
+    good(&[&unknown[..], &history].concat());
+    bad(&[&unknown[1..], &history].concat());
+}
+
+#[test]
 fn a_read_without_an_answer_says_nothing() {
     let stats = good(&[unanswered(1, 0).get("a", "1"), at(2, 0, 5).get_nothing("a")]);
     assert_eq!(stats.operations, 1);
@@ -469,6 +484,16 @@ fn of_equals_that_end_together_the_later_one_may_be_first() {
     let other = at(3, 3, 5).delete("a", true);
     let then = at(3, 5, 9).put("a", "2");
     good(&[start, one, other, then, at(4, 10, 11).get_nothing("a")]);
+}
+
+#[test]
+fn a_client_did_one_thing_before_the_other_also_with_two_keys() {
+    let read = at(1, 0, 5).get("a", "2");
+    let before = at(2, 0, 5).put("b", "1");
+    let then = at(2, 5, 9).put("a", "2");
+    let look = |b: Did| at(3, 10, 20).all(&[get("a"), get("b")], &[got("2"), b]);
+    good(&[read.clone(), before.clone(), then.clone(), look(got("1"))]);
+    bad(&[read, before, then, look(Did::Got(None))]);
 }
 
 #[test]

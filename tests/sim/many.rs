@@ -1,8 +1,9 @@
 //! Many runs, each in a process of its own, as many at once as there are processors.
 
+use crate::points;
 use crate::run::{self, Report};
 use crate::system;
-use quorate::sim::Bug;
+use quorate::sim::{Bug, Point};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -163,6 +164,11 @@ impl Sum {
         );
         for (name, count) in &self.counts {
             println!("    {count:>10} {name}");
+        }
+        for how in [points::ENDED, points::STALLED] {
+            let fired = |point: &&Point| self.counts.contains_key(&format!("{how}: {point:?}"));
+            let (fired, never): (Vec<_>, Vec<_>) = Point::ALL.iter().partition(fired);
+            println!("{} of {} points: {how}; never: {never:?}", fired.len(), Point::ALL.len());
         }
     }
 }

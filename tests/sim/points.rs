@@ -48,6 +48,10 @@ struct Armed {
     skip: u64,
 }
 
+/// What happened at a point, in the counts of a run.
+pub const ENDED: &str = "ended at";
+pub const STALLED: &str = "stood still at";
+
 /// How many points are armed at once, at most: the oldest gives way.
 const ARMED_MAX: usize = 8;
 
@@ -112,7 +116,7 @@ impl Hook for Points {
         }
         let happens = state.armed.remove(index).happens;
         state.happened.insert(member, happens);
-        let how = if happens == Happens::Stall { "stood still at" } else { "ended at" };
+        let how = if happens == Happens::Stall { STALLED } else { ENDED };
         *state.fired.entry((point, how)).or_default() += 1;
         drop(state);
         self.0.book.say(|| format!("m{member} {happens:?} at {point:?}"));

@@ -164,7 +164,8 @@ fn vote(term: u64, node: u64, committed: bool) -> Vec<u8> {
 fn vote_request(term: u64, node: u64) -> Vec<u8> {
     let mut bytes = vote(term, node, false);
     bytes.push(1);
-    [term, node, u64::MAX / 2].iter().for_each(|it| bytes.extend_from_slice(&it.to_be_bytes()));
+    // A longer log than anybody has.
+    [term, node, 1 << 61].iter().for_each(|it| bytes.extend_from_slice(&it.to_be_bytes()));
     // It does not claim that the leader has sent it.
     bytes.push(0);
     bytes

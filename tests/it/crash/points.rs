@@ -139,7 +139,7 @@ impl Run {
         others.iter().for_each(|other| self.take_away(*other));
         if self.group.members[leader].is_some() {
             // Those who work already may wait for what others have got.
-            self.group.tell(leader, "work 4");
+            self.group.tell(leader, "write 4");
         }
         sleep(Duration::from_millis(100));
         self.take_away(leader);

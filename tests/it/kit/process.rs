@@ -4,8 +4,9 @@
 //! standard input and says what happens on its standard output, one line each, so that what it has said survives it.
 //!
 //! ```text
-//! in:   work N       begin N writers, a counter, a reader,    out:  @ack ID REVISION ANSWERED
-//!                    and somebody who wants the lock                @failed ID MAY_HAVE_APPLIED TEXT
+//! in:   write N      begin N writers                          out:  @ack ID REVISION ANSWERED
+//!       work N       the same, with a counter, a reader,            @failed ID MAY_HAVE_APPLIED TEXT
+//!                    and somebody who wants the lock
 //!       pause        end what they do                               @missed ID
 //!       watch R      follow all keys from revision R                @read BEGUN REVISION COUNTER
 //!       compact R    forget what was before revision R              @act AT TOKEN LIFE, @lost TOKEN
@@ -73,6 +74,8 @@ pub(crate) struct Group {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) addresses: Vec<String>,
     pub(crate) snapshot_every: u64,
+    /// What members do all day.
+    pub(crate) order: &'static str,
     pub(crate) heard: Arc<Mutex<Heard>>,
     pub(crate) members: Vec<Option<Process>>,
     lives: usize,
@@ -85,18 +88,17 @@ impl Group {
             folder: tempfile::tempdir().unwrap(),
             addresses: super::addresses(count),
             snapshot_every: 500,
+            order: "work 4",
             heard: Arc::default(),
             members: (0..count).map(|_| None).collect(),
             lives: 0,
         }
     }
 
-    /// Starts `count` members that found a group, and waits until all of them work.
-    pub(crate) fn start(count: usize) -> Self {
-        let mut group = Self::new(count);
-        (0..count).for_each(|member| group.spawn(member));
-        (0..count).for_each(|member| group.begin(member));
-        group
+    /// Starts all members, which found a group, and waits until all of them work.
+    pub(crate) fn start(&mut self) {
+        (0..self.members.len()).for_each(|member| self.spawn(member));
+        (0..self.members.len()).for_each(|member| self.begin(member));
     }
 
     pub(crate) fn data(&self, member: usize) -> PathBuf {
@@ -129,7 +131,7 @@ impl Group {
     pub(crate) fn work(&mut self, member: usize) {
         let next = self.seen(member) + 1;
         self.tell(member, &format!("watch {next}"));
-        self.tell(member, "work 4");
+        self.tell(member, self.order);
     }
 
     /// The newest revision that a member has seen.

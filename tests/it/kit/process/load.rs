@@ -41,15 +41,20 @@ impl Load {
         Self { client, life, paused, workers, begun: 0 }
     }
 
-    /// Begins so many writers, and one of each of the others.
-    pub(super) fn begin(&mut self, writers: usize) {
+    /// Begins so many writers.
+    pub(super) fn write(&mut self, writers: usize) {
         for writer in 0..writers {
             self.workers.spawn(self.worker(&format!("w{writer}")).write());
         }
+        self.begun += 1;
+    }
+
+    /// Begins so many writers, and one of each of the others.
+    pub(super) fn work(&mut self, writers: usize) {
         self.workers.spawn(self.worker("c").count());
         self.workers.spawn(self.worker("r").read());
         self.workers.spawn(self.worker("l").take_turns());
-        self.begun += 1;
+        self.write(writers);
     }
 
     /// Has all of them end what they do, and waits for that.

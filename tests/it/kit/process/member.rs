@@ -75,7 +75,8 @@ async fn obey(node: &Node) {
     while let Some(line) = told.recv().await {
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
-            "work" => load.begin(rest.parse().unwrap()),
+            "write" => load.write(rest.parse().unwrap()),
+            "work" => load.work(rest.parse().unwrap()),
             "pause" => load.pause().await,
             "watch" => {
                 let from = Revision::from(rest.parse::<u64>().unwrap());

@@ -3,7 +3,8 @@
 //! Each is armed by a word of the environment, `POINT:PASSES:HOW`, and happens once, after that many passes. Threads go on
 //! as in production: only the one that passes stands still, for so many milliseconds, or is the last to move.
 //!
-//! `BUGS=ReadWithoutIndex` puts bugs back, as in the simulation: what no check finds is a hole in the checks.
+//! `BUGS=ReadWithoutIndex` puts bugs back, as in the simulation, to see that the checks find them. Of those that need luck
+//! with the timing, or a loss of power, only the simulation finds all.
 
 use super::member::say;
 use crate::kit::os::{Signal, signal};

@@ -21,9 +21,12 @@ mod points;
 
 use crate::kit::Dice;
 use crate::kit::process::Group;
-use check::check;
+use check::{Tally, check};
 use std::collections::BTreeSet;
 use std::time::Duration;
+
+/// A group keeps its history, so that in the end a test of it would be of how fast large snapshots are.
+const KILLS_OF_A_GROUP: usize = 30;
 
 /// A number that the environment says, or else what is quick.
 fn number(name: &str, quick: usize) -> usize {
@@ -36,21 +39,22 @@ fn number(name: &str, quick: usize) -> usize {
 fn kills_and_pauses_lose_nothing() {
     let (kills, pauses) = (number("KILLS", 30), number("PAUSES", 6));
     let mut dice = Dice::new("kills_and_pauses_lose_nothing");
-    let mut group = Group::new(3);
-    group.start();
-    let (mut killed, mut paused) = (0, pauses::Paused::default());
-    for kill in 1..=kills {
-        killed += kill_some(&mut group, &mut dice);
-        while paused.pauses * kills < kill * pauses {
-            paused.pause(&mut group, &mut dice);
+    let (mut done, mut killed, mut paused) = (0, 0, pauses::Paused::default());
+    let mut tally = Tally::default();
+    while done < kills {
+        let mut group = Group::new(3);
+        group.start();
+        for _ in 0..(kills - done).min(KILLS_OF_A_GROUP) {
+            killed += kill_some(&mut group, &mut dice);
+            done += 1;
+            while paused.pauses * kills < done * pauses {
+                paused.pause(&mut group, &mut dice);
+            }
         }
-        if kill % 10 == 0 {
-            println!("{kill} kills, {paused}, {} writes acknowledged", group.acks(&[]));
-        }
+        let end = group.settle();
+        tally.add(&check(&group, end.revision));
+        println!("{done} kills, of {killed} members; {paused}; {tally}");
     }
-    println!("{kills} kills, of {killed} members; {paused}");
-    let end = group.settle();
-    check(&group, end.revision);
 }
 
 /// Kills one or more members, and restarts them. Returns how many.
@@ -88,7 +92,7 @@ fn a_rolling_restart_fails_no_write() {
         group.wait_acks(100, &[]);
     }
     let end = group.settle();
-    check(&group, end.revision);
+    println!("{}", check(&group, end.revision));
     let heard = group.heard.lock().unwrap();
     assert_eq!(heard.failures, [], "no write may fail");
     let gaps = heard.acks.windows(2).map(|pair| pair[1].at - pair[0].at);

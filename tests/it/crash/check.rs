@@ -12,8 +12,54 @@
 use crate::kit::process::{COUNTER, FENCE, Group, Heard, SeenChanges, author};
 use crate::kit::until;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-pub(crate) fn check(group: &Group, head: u64) {
+/// How much there was to hold. What is lost fails the check, and so is not counted.
+#[derive(Default)]
+pub(crate) struct Tally {
+    acknowledged: usize,
+    unknown: usize,
+    definite: usize,
+    /// Writes that have happened, of members that were killed before they could say so.
+    in_flight: usize,
+    revisions: usize,
+    counted: usize,
+    reads: usize,
+    acts: usize,
+    tokens: usize,
+    losses: usize,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.unknown += other.unknown;
+        self.definite += other.definite;
+        self.in_flight += other.in_flight;
+        self.revisions += other.revisions;
+        self.counted += other.counted;
+        self.reads += other.reads;
+        self.acts += other.acts;
+        self.tokens += other.tokens;
+        self.losses += other.losses;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { acknowledged, unknown, definite, in_flight, revisions, .. } = self;
+        let Self { counted, reads, acts, tokens, losses, .. } = self;
+        write!(
+            f,
+            "{acknowledged} acknowledged, 0 lost, {unknown} failed with an unknown outcome, {definite} definitely, \
+             {in_flight} done by who was killed before it said so, {revisions} revisions; {counted} increments, \
+             {reads} reads, {acts} acts under {tokens} tokens, a lock was lost {losses} times"
+        )
+    }
+}
+
+/// Holds what the members were told against what has happened up to revision `head`, which is all.
+pub(crate) fn check(group: &Group, head: u64) -> Tally {
     // Events come a little after the answers.
     until("all watches have seen the newest revision", || {
         (0..3).all(|member| group.seen(member) == head).then_some(())
@@ -26,21 +72,18 @@ pub(crate) fn check(group: &Group, head: u64) {
     check_reads(&heard, &counter, head);
     check_acts(&heard, history);
     let unknown = heard.failures.iter().filter(|failure| failure.is_unknown).count();
-    println!(
-        "{} acknowledged, {unknown} failed with an unknown outcome, {} definitely, {in_flight} were not answered but \
-         done, 0 lost, of {} revisions",
-        heard.acks.len(),
-        heard.failures.len() - unknown,
-        history.len()
-    );
-    println!(
-        "counted to {}, {} reads, {} acts under {} tokens, a lock was lost {} times",
-        counter.len(),
-        heard.reads.len(),
-        heard.acts.len(),
-        heard.acts.iter().map(|act| act.token).collect::<BTreeSet<_>>().len(),
-        heard.losses
-    );
+    Tally {
+        acknowledged: heard.acks.len(),
+        unknown,
+        definite: heard.failures.len() - unknown,
+        in_flight,
+        revisions: history.len(),
+        counted: counter.len(),
+        reads: heard.reads.len(),
+        acts: heard.acts.len(),
+        tokens: heard.acts.iter().map(|act| act.token).collect::<BTreeSet<_>>().len(),
+        losses: heard.losses,
+    }
 }
 
 /// What has happened, as all have seen it.

@@ -279,7 +279,7 @@ impl Run {
         }
         let end = self.group.settle();
         self.note();
-        check(&self.group, end.revision);
+        println!("{:?}: {}", self.how, check(&self.group, end.revision));
         self.fired
     }
 }

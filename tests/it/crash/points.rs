@@ -277,6 +277,8 @@ impl Run {
             self.take_away(member);
             self.bring_back(&[member]);
         }
+        // Those who have gone do not hold up those who came after them.
+        self.group.wait_act(&[]);
         let end = self.group.settle();
         self.note();
         println!("{:?}: {}", self.how, check(&self.group, end.revision));

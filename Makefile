@@ -7,7 +7,7 @@ TIMED ?=
 # How long `make fuzz` stays with each target.
 SECONDS ?= 60
 
-.PHONY: verify sim bugs fix audit fuzz
+.PHONY: verify sim bugs crash fix audit fuzz
 
 verify:
 	$(TIMED) cargo fmt --all --check
@@ -29,6 +29,13 @@ FROM ?= 1
 sim:
 	$(if $(SEED),TRACE=1 SEED=$(SEED),SEEDS=$(SEEDS) FROM=$(FROM)) \
 		cargo test --locked --profile sim --features sim --test sim -- --nocapture $(if $(SEED),seeds)
+
+# Real processes that are killed and stopped under load, so often, and then at every named point of the code.
+KILLS ?= 300
+PAUSES ?= 50
+crash:
+	KILLS=$(KILLS) PAUSES=$(PAUSES) \
+		cargo test --locked --features sim --test it crash -- --nocapture --test-threads 1
 
 fix:
 	cargo fmt --all

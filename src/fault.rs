@@ -1,7 +1,7 @@
 //! Named places in the code at which a test may have something happen, and known bugs that a test may put back.
 //!
 //! Both are nothing at all without the feature `sim`: the functions are empty, and the compiler removes them. With it
-//! they ask whoever has installed a [`Hook`](crate::sim::Hook).
+//! they ask whoever has installed a hook (`src/sim.rs`).
 //!
 //! - a [`Point`] is passed; the hook may crash the member there, or have it stand still, and counts. Nothing about the
 //!   code depends on it: a point is never passed with a lock held that somebody else waits for;

@@ -1,75 +1,100 @@
-//! Real processes that are killed, and restarted, under a writing load.
+//! Real processes under load, with real disks and sockets, that are killed, stopped, and restarted.
+//!
+//! ```text
+//!            SIGKILL, SIGSTOP, SIGCONT               lines: what was asked for, when, and what was answered
+//! crash ──────────────────────────────▶ 3 members ─────────────────────────────────────────────────────────▶ check
+//!            points: here it ends, or stands still              and what each watch has seen
+//! ```
+//!
+//! | file | |
+//! |---|---|
+//! | `check` | what members were told, held against what has happened |
+//! | `pauses` | members that are stopped for a while |
+//! | `points` | every named point of the code, with the feature `sim` |
+//!
+//! `KILLS=300 PAUSES=50` says how much of it; `make crash` does.
 
-use crate::kit::process::{Group, SeenEvent};
-use crate::kit::{Dice, until};
-use std::collections::{BTreeMap, BTreeSet};
+mod check;
+mod pauses;
+#[cfg(feature = "sim")]
+mod points;
+
+use crate::kit::Dice;
+use crate::kit::process::Group;
+use check::{Tally, check};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-const KILLS: usize = 30;
-const WRITERS: &str = "write 4";
+/// A group keeps its history, so that in the end a test of it would be of how fast large snapshots are.
+const KILLS_OF_A_GROUP: usize = 30;
 
-/// No acknowledged write is lost, no revision is used twice, all members end equal, and every watch has seen every event
-/// once and in order.
+/// A number that the environment says, or else what is quick.
+fn number(name: &str, quick: usize) -> usize {
+    std::env::var(name).map_or(quick, |number| number.parse().unwrap())
+}
+
+/// No acknowledged write is lost, no revision is used twice, no read is stale, nobody acts under a lock that another has,
+/// all members end equal, and every watch has seen every event once and in order.
 #[test]
-fn thirty_kills_lose_nothing() {
-    let mut dice = Dice::new("thirty_kills_lose_nothing");
-    let mut group = Group::start(3);
-    for member in 0..3 {
-        group.tell(member, WRITERS);
-        group.watch(member);
+fn kills_and_pauses_lose_nothing() {
+    let (kills, pauses) = (number("KILLS", 30), number("PAUSES", 6));
+    let mut dice = Dice::new("kills_and_pauses_lose_nothing");
+    let (mut done, mut killed, mut paused) = (0, 0, pauses::Paused::default());
+    let mut tally = Tally::default();
+    while done < kills {
+        let mut group = Group::new(3);
+        group.start();
+        for _ in 0..(kills - done).min(KILLS_OF_A_GROUP) {
+            killed += kill_some(&mut group, &mut dice);
+            done += 1;
+            while paused.pauses * kills < done * pauses {
+                paused.pause(&mut group, &mut dice);
+            }
+        }
+        // Those who have gone do not hold up those who came after them.
+        group.wait_act(&[]);
+        let end = group.settle();
+        tally.add(&check(&group, end.revision));
+        println!("{done} kills, of {killed} members; {paused}; {tally}");
     }
-    for kill in 0..KILLS {
-        group.wait_acks(20 + dice.roll(60), &[]);
-        // Now and then everybody at once: what was acknowledged is on the disks of a majority, not in its memory.
-        let victims: Vec<usize> = match dice.roll(8) {
-            0 => vec![0, 1, 2],
-            1 => vec![dice.roll(3), 0, 1]
-                .into_iter()
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .take(2)
-                .collect(),
-            _ => vec![dice.roll(3)],
-        };
-        victims.iter().for_each(|member| group.kill(*member));
-        if victims.len() == 1 && dice.roll(2) == 0 {
-            // Long enough for a new leader, if it was the leader.
-            group.wait_acks(20 + dice.roll(200), &victims);
-        }
-        victims.iter().for_each(|member| group.spawn(*member));
-        for member in victims {
-            group.wait_ready(member);
-            group.watch(member);
-            group.tell(member, WRITERS);
-        }
-        if kill % 10 == 9 {
-            println!("{} kills, {} writes acknowledged", kill + 1, group.acks(&[]));
-        }
+}
+
+/// Kills one or more members, and restarts them. Returns how many.
+fn kill_some(group: &mut Group, dice: &mut Dice) -> usize {
+    group.wait_acks(20 + dice.roll(60), &[]);
+    // Now and then everybody at once: what was acknowledged is on the disks of a majority, not in its memory.
+    let victims: Vec<usize> = match dice.roll(8) {
+        0 => vec![0, 1, 2],
+        1 => BTreeSet::from([dice.roll(3), 0, 1]).into_iter().take(2).collect(),
+        _ => vec![dice.roll(3)],
+    };
+    victims.iter().for_each(|member| group.kill(*member));
+    if victims.len() == 1 && dice.roll(2) == 0 {
+        // Long enough for a new leader, if it was the leader.
+        group.wait_acks(20 + dice.roll(200), &victims);
     }
-    let end = group.settle();
-    check(&group, end.revision);
+    victims.iter().for_each(|member| group.spawn(*member));
+    victims.iter().for_each(|member| group.begin(*member));
+    victims.len()
 }
 
 /// A rolling restart of all members loses no write and fails none.
 #[test]
 fn a_rolling_restart_fails_no_write() {
-    let mut group = Group::start(3);
-    for member in 0..3 {
-        group.tell(member, WRITERS);
-        group.watch(member);
-    }
+    let mut group = Group::new(3);
+    // Writes only, so that a gap between two of them is the group's.
+    group.order = "write 4";
+    group.start();
     group.wait_acks(100, &[]);
     for member in 0..3 {
         group.shutdown(member);
         group.wait_acks(100, &[member]);
         group.spawn(member);
-        group.wait_ready(member);
-        group.watch(member);
-        group.tell(member, WRITERS);
+        group.begin(member);
         group.wait_acks(100, &[]);
     }
     let end = group.settle();
-    check(&group, end.revision);
+    println!("{}", check(&group, end.revision));
     let heard = group.heard.lock().unwrap();
     assert_eq!(heard.failures, [], "no write may fail");
     let gaps = heard.acks.windows(2).map(|pair| pair[1].at - pair[0].at);
@@ -77,53 +102,4 @@ fn a_rolling_restart_fails_no_write() {
     println!("a rolling restart: {} writes, the longest gap {longest:?}", heard.acks.len());
     // Not a measurement: it only tells a hand-over from an election that had to be waited for.
     assert!(longest < Duration::from_secs(20));
-}
-
-/// Holds what the members have said against what the group has.
-fn check(group: &Group, head: u64) {
-    // Events come a little after the answers.
-    until("all watches have seen the newest revision", || {
-        let heard = group.heard.lock().unwrap();
-        let seen = (0..3).all(|member| {
-            heard.events.get(&member).and_then(|events| events.last()).map(|event| event.revision)
-                == Some(head)
-        });
-        seen.then_some(())
-    });
-    let heard = group.heard.lock().unwrap();
-    let history = &heard.events[&0];
-    let mut by_revision: BTreeMap<u64, &SeenEvent> = BTreeMap::new();
-    for event in history {
-        assert!(by_revision.insert(event.revision, event).is_none(), "{event:?} was seen twice");
-        assert!(event.text.ends_with("put false"), "each key is written once: {event:?}");
-    }
-    assert!(
-        history.windows(2).all(|pair| pair[0].revision + 1 == pair[1].revision),
-        "a gap, or disorder"
-    );
-    assert_eq!(history.first().map(|event| event.revision), Some(2));
-    for member in 1..3 {
-        let other = &heard.events[&member];
-        let differ = history.iter().zip(other).find(|(ours, theirs)| ours != theirs);
-        assert_eq!(differ, None, "member {member} has seen another history than member 0");
-        assert_eq!(other.len(), history.len());
-    }
-    let mut revisions = BTreeSet::new();
-    for ack in &heard.acks {
-        let event = by_revision.get(&ack.revision);
-        assert_eq!(
-            event.map(|event| &event.key),
-            Some(&ack.key),
-            "an acknowledged write is lost: {ack:?}"
-        );
-        assert!(revisions.insert(ack.revision), "a revision was given twice: {ack:?}");
-    }
-    let definite: Vec<_> = heard.failures.iter().filter(|(unknown, _)| !unknown).collect();
-    println!(
-        "{} acknowledged, {} failed with an unknown outcome, {} definitely, of {} revisions",
-        heard.acks.len(),
-        heard.failures.len() - definite.len(),
-        definite.len(),
-        history.len()
-    );
 }

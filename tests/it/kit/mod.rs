@@ -3,6 +3,7 @@
 pub(crate) mod damage;
 pub(crate) mod group;
 pub(crate) mod opener;
+pub(crate) mod os;
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod trio;

@@ -167,7 +167,7 @@ impl Sum {
         }
         for how in [points::ENDED, points::STALLED] {
             let fired = |point: &&Point| self.counts.contains_key(&format!("{how}: {point:?}"));
-            let (fired, never): (Vec<_>, Vec<_>) = Point::ALL.iter().partition(fired);
+            let (fired, never): (Vec<&Point>, Vec<&Point>) = Point::ALL.iter().partition(fired);
             println!("{} of {} points: {how}; never: {never:?}", fired.len(), Point::ALL.len());
         }
     }

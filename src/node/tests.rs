@@ -52,6 +52,20 @@ async fn a_node_says_that_its_disk_failed_and_which_write_may_have_happened() {
     assert!(is_the_disk(&node.ready().await.unwrap_err()));
 }
 
+/// openraft writes down why it ended, but not when it was by an assertion of its own.
+#[tokio::test]
+async fn a_node_whose_consensus_panicked_has_failed_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    let raft = node.running.as_ref().unwrap().member.shared.raft.clone();
+    raft.external_request(|_| panic!("this panic is part of the test")).await.unwrap();
+    let cause = timeout(LONG, node.failed()).await.expect("it hangs");
+    assert!(matches!(cause.reason(), Reason::AssertionFailed { .. }), "{cause:?}");
+    let error = node.client().put("k", "v").await.unwrap_err();
+    assert!(matches!(error.reason(), Reason::AssertionFailed { .. }), "{error:?}");
+    node.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_is_not_waited_for_when_the_disk_has_failed() {
     let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();

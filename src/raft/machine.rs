@@ -32,7 +32,7 @@ use openraft::storage::{
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
+pub(super) type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
 pub(super) type SnapshotMetaOf = openraft::alias::SnapshotMetaOf<Types>;
 
 /// The content of a snapshot.

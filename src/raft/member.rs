@@ -513,9 +513,13 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
             return;
         }
         if ended {
-            return;
+            // It was told to, or has panicked and wrote nothing down: whoever asks it for something hears which.
+            let Err(end) = shared.raft.with_raft_state(|_| ()).await else { return };
+            let Some(cause) = super::fatal(&end) else { return };
+            shared.state.fail(cause);
+            continue;
         }
-        // openraft writes its cause down before it goes: look once more.
+        // openraft writes its cause down before it goes, unless it panics: look once more.
         let (metrics, faults) = (pin!(metrics.changed()), pin!(faults.changed()));
         ended = match select(metrics, faults).await {
             Either::Left((changed, _)) => changed.is_err(),

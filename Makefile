@@ -7,7 +7,7 @@ TIMED ?=
 # How long `make fuzz` stays with each target.
 SECONDS ?= 60
 
-.PHONY: verify sim bugs crash fix audit fuzz
+.PHONY: verify sim power bugs crash fix audit fuzz
 
 verify:
 	$(TIMED) cargo fmt --all --check
@@ -29,6 +29,12 @@ FROM ?= 1
 sim:
 	$(if $(SEED),TRACE=1 SEED=$(SEED),SEEDS=$(SEEDS) FROM=$(FROM)) \
 		cargo test --locked --profile sim --features sim --test sim -- --nocapture $(if $(SEED),seeds)
+
+# The power goes on all members of a group at once, at so many moments of so many recordings of real members.
+IMAGES ?= 5000
+power:
+	IMAGES=$(IMAGES) $(if $(RECORDING),RECORDING=$(RECORDING)) \
+		cargo test --locked --profile sim --features sim --test sim -- --nocapture --exact power
 
 # Real processes that are killed and stopped under load, so often, and then at every named point of the code.
 KILLS ?= 300

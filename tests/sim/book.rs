@@ -23,12 +23,14 @@ struct Inner {
 }
 
 /// What is in the book.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Pages {
     now: Moment,
     /// Hosts that have ended in the middle of a step, and do not know it yet.
     fallen: BTreeSet<HostId>,
     pub operations: Vec<Operation>,
+    /// When operations were refused, by their place among all.
+    refused_at: BTreeMap<usize, Moment>,
     pub reads: Vec<RangeRead>,
     pub watches: Vec<Watched>,
     pub leases: Vec<Lease>,
@@ -68,6 +70,8 @@ pub struct Watched {
     pub deletes: bool,
     pub from: u64,
     pub told: Vec<Changes>,
+    /// When it was told each.
+    pub told_at: Vec<Moment>,
     /// The positions that it said, each after so many batches.
     pub positions: Vec<(usize, u64)>,
     /// Where it was compacted away, if it was.
@@ -101,7 +105,32 @@ pub struct Act {
     pub at: Moment,
 }
 
+impl Watched {
+    /// The same when nobody listens any more, at a moment of the past.
+    fn as_of(&self, at: Moment) -> Self {
+        let told = self.told_at.partition_point(|told_at| *told_at <= at);
+        let (mut told_at, mut positions) = (self.told_at.clone(), self.positions.clone());
+        told_at.truncate(told);
+        // The last of them may have been said later.
+        positions.retain(|(after, _)| *after < told);
+        let told = self.told[..told].to_vec();
+        Self { told, told_at, positions, compacted: None, is_alive: false, ..self.clone() }
+    }
+}
+
+impl Lease {
+    /// The same when nobody renews it any more, and anybody may have ended it.
+    fn forgotten(&self) -> Self {
+        Self { is_revoked: true, is_held: false, ..self.clone() }
+    }
+}
+
 impl Book {
+    /// A book in which something stands already.
+    pub fn of(pages: Pages) -> Self {
+        Self(Arc::new(Inner { pages: Mutex::new(pages), ..Inner::default() }))
+    }
+
     pub fn pages(&self) -> MutexGuard<'_, Pages> {
         self.0.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -162,7 +191,11 @@ impl Book {
     pub fn end(&self, operation: usize, outcome: impl FnOnce(Moment) -> Outcome) {
         let mut pages = self.pages();
         let now = pages.stamp();
-        pages.operations[operation].outcome = outcome(now);
+        let outcome = outcome(now);
+        if outcome == Outcome::Refused {
+            pages.refused_at.insert(operation, now);
+        }
+        pages.operations[operation].outcome = outcome;
     }
 
     pub fn watch(&self, watched: Watched) -> usize {
@@ -173,6 +206,16 @@ impl Book {
 
     pub fn watched(&self, watch: usize, note: impl FnOnce(&mut Watched)) {
         note(&mut self.pages().watches[watch]);
+    }
+
+    /// A watch is told something.
+    pub fn told(&self, watch: usize, changes: Changes, position: u64) {
+        let mut pages = self.pages();
+        let now = pages.stamp();
+        let watched = &mut pages.watches[watch];
+        watched.told.push(changes);
+        watched.told_at.push(now);
+        watched.positions.push((watched.told.len(), position));
     }
 
     pub fn lease(&self, lease: Lease) -> usize {
@@ -198,6 +241,33 @@ impl Book {
 }
 
 impl Pages {
+    /// Somebody has shown all revisions up to this one, by now.
+    pub fn note_seen(&mut self, upto: u64) {
+        let known = self.seen_at.last_key_value().map_or(1, |(revision, _)| *revision);
+        let now = self.now;
+        self.seen_at.extend((known + 1..=upto).map(|revision| (revision, now)));
+    }
+
+    /// What was in the book at a moment of the past at which all members, and all who worked with them, ended. Of leases
+    /// and of those who hold something it says nothing that would be judged by a clock.
+    pub fn as_of(&self, at: Moment) -> Self {
+        let mut then = Self { now: at, compactions: self.compactions.clone(), ..Self::default() };
+        let begun = self.operations.iter().filter(|operation| operation.start <= at);
+        then.operations = begun.cloned().collect();
+        for (index, operation) in then.operations.iter_mut().enumerate() {
+            let end = operation.end().or_else(|| self.refused_at.get(&index).copied());
+            if end > Some(at) {
+                operation.outcome = Outcome::Unknown;
+            }
+        }
+        then.reads = self.reads.iter().filter(|read| read.end <= at).cloned().collect();
+        then.watches = self.watches.iter().map(|watched| watched.as_of(at)).collect();
+        then.leases = self.leases.iter().map(Lease::forgotten).collect();
+        then.seen_at =
+            self.seen_at.iter().filter(|(_, seen)| **seen <= at).map(|(r, s)| (*r, *s)).collect();
+        then
+    }
+
     /// Whether a watch can still be told something.
     pub fn is_heard(&self, watched: &Watched) -> bool {
         watched.is_alive && !self.gone.contains(&watched.endpoint)

@@ -1,39 +1,46 @@
 //! A disk that forgets.
 //!
-//! Files are the system's, in a folder in memory. What this adds is a note of everything that was written and not synced
-//! since, with what was there before. When the power goes, of each file, and of the names in each folder, some of that is
-//! lost, as a real disk may lose it: writes in any combination, and torn at a sector; names from some point on.
+//! Files are the system's, in a folder in memory. Beside them stands a [`model`] of each member's disk, which is told of
+//! every change, and knows what was synced. When the power goes it says what is left.
 //!
 //! ```text
-//! write ──▶ the file        note: at, before, after      sync ──▶ the notes of this file are dropped
-//! rename, unlink, mkdir ──▶ the folder   note: how to undo it    sync of the folder ──▶ those of its names
-//! power loss ──▶ image: every file with its notes undone, but for those that chance keeps
+//! write, rename, … ──▶ the file, and the model      sync ──▶ the model, and nothing else
+//! power loss ──▶ image, from the model ──▶ the folder, once the member has ended
+//! recording ──▶ and every change, with its time, into a journal: the power may go at any moment of it, later
 //! ```
 //!
-//! A member that lost power is still in memory for a moment, and may write; none of that counts. When it is gone, its
-//! folder is made what the image says.
+//! A member that lost power is still in memory for a moment, and may write; none of that counts.
 //!
 //! Invariants
-//! - what was synced before the loss of power is in the image;
 //! - a sync that has not returned has promised nothing;
 //! - a write that an `O_DSYNC` file took is on the disk when it returns.
 
+pub mod model;
+
+use crate::book::Book;
 use crate::dice::Dice;
+use crate::history::Moment;
+use model::{Change, Image, Loss, Lost, Model};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A write reaches the disk whole, or up to a multiple of this.
-const SECTOR: usize = 512;
+/// How many microseconds a sync takes while a real group is recorded, at most: enough for others to do something meanwhile.
+const RECORDED_SYNC: u64 = 2000;
 
 static ON: AtomicBool = AtomicBool::new(false);
 static DISK: Mutex<Option<Disk>> = Mutex::new(None);
+
+thread_local! {
+    /// What this thread does to files is none of the members' business.
+    static ASIDE: Cell<bool> = const { Cell::new(false) };
+}
 
 struct Disk {
     root: PathBuf,
@@ -41,19 +48,29 @@ struct Disk {
     open: BTreeMap<c_int, Open>,
     members: BTreeMap<PathBuf, Member>,
     dice: Dice,
+    /// Where changes are written down, by the time of this book.
+    journal: Option<(Book, Vec<Entry>)>,
 }
 
-#[derive(Clone)]
+/// A change of a member's disk, and when it was made.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub at: Moment,
+    pub member: PathBuf,
+    pub change: Change,
+}
+
 struct Open {
     path: PathBuf,
-    is_sync: bool,
+    is_durable: bool,
+    /// Where those write who do not say where.
+    at: usize,
 }
 
 /// The disk of one member.
 #[derive(Default)]
 struct Member {
-    written: BTreeMap<PathBuf, Vec<Write>>,
-    named: Vec<Naming>,
+    model: Model,
     /// What its disk holds since the power went.
     image: Option<Image>,
     trouble: Trouble,
@@ -63,7 +80,7 @@ struct Member {
 /// What is wrong with the disk of a member, from now on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trouble {
-    /// How long a sync takes, at most and in ordinary times.
+    /// How long a sync takes.
     pub sync_takes: Duration,
     /// Every write fails with this error.
     pub writes_fail: Option<c_int>,
@@ -74,43 +91,8 @@ pub struct Trouble {
 /// What has happened to a disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
-    pub writes: u64,
     pub syncs: u64,
-    pub lost: u64,
-    pub torn: u64,
-}
-
-struct Write {
-    at: usize,
-    /// What was there, if the file was that long.
-    before: Vec<u8>,
-    length_before: usize,
-    after: Vec<u8>,
-}
-
-/// A change of names, and how it is undone.
-struct Naming {
-    folder: PathBuf,
-    undo: Undo,
-}
-
-enum Undo {
-    Remove(PathBuf),
-    /// Puts a file there again, or a folder.
-    Restore(PathBuf, Option<Vec<u8>>),
-    /// Takes the new name back, and puts what it had replaced in its place.
-    Rename {
-        from: PathBuf,
-        to: PathBuf,
-        replaced: Option<Vec<u8>>,
-    },
-}
-
-/// All files of a member, by path, and all its folders.
-#[derive(Clone, Default)]
-pub struct Image {
-    files: BTreeMap<PathBuf, Vec<u8>>,
-    folders: Vec<PathBuf>,
+    pub lost: Lost,
 }
 
 /// What became of a sync.
@@ -124,15 +106,37 @@ fn disk() -> MutexGuard<'static, Option<Disk>> {
     DISK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn with<T>(work: impl FnOnce(&mut Disk) -> T) -> Option<T> {
+    disk().as_mut().map(work)
+}
+
+fn aside<T>(work: impl FnOnce() -> io::Result<T>) -> T {
+    ASIDE.set(true);
+    let done = work().expect("the simulation's folder can be read and written");
+    ASIDE.set(false);
+    done
+}
+
 /// From now on `root` is the simulated disk, with a folder for each member.
 pub fn take_over(root: &Path, dice: Dice) {
     let root = root.to_owned();
-    *disk() = Some(Disk { root, open: BTreeMap::new(), members: BTreeMap::new(), dice });
+    let (open, members) = (BTreeMap::new(), BTreeMap::new());
+    *disk() = Some(Disk { root, open, members, dice, journal: None });
     ON.store(true, Ordering::SeqCst);
 }
 
 pub fn is_on() -> bool {
-    ON.load(Ordering::SeqCst)
+    ON.load(Ordering::SeqCst) && !ASIDE.get()
+}
+
+/// From now on every change is written down.
+pub fn record(book: Book) {
+    with(|disk| disk.journal = Some((book, Vec::new())));
+}
+
+/// What was written down, in order.
+pub fn recorded() -> Vec<Entry> {
+    with(|disk| disk.journal.take().map(|(_, entries)| entries)).flatten().unwrap_or_default()
 }
 
 /// What is wrong with the disk of the member in `folder` from now on.
@@ -147,13 +151,16 @@ pub fn counts(folder: &Path) -> Counts {
 /// The power of the member in `folder` goes, now.
 pub fn lose_power(folder: &Path) {
     with(|disk| {
-        let mut dice = disk.dice.clone();
+        // What kind of disk it was shows when it fails.
+        let loss = match *disk.dice.pick(&[0, 0, 50, 90, 100]) {
+            0 => Loss::All,
+            keep => Loss::Some(keep),
+        };
         let member = disk.members.entry(folder.to_owned()).or_default();
         if member.image.is_none() {
-            let image = member.image_of(folder, &mut dice);
-            member.image = Some(image);
+            let lost = &mut member.counts.lost;
+            member.image = Some(member.model.image(loss, &mut disk.dice, lost));
         }
-        disk.dice = dice;
     });
 }
 
@@ -161,18 +168,21 @@ pub fn lose_power(folder: &Path) {
 pub fn killed(folder: &Path) {
     with(|disk| {
         let member = disk.members.entry(folder.to_owned()).or_default();
-        if member.image.is_none() {
-            member.image = Some(Image::read(folder));
-        }
+        member.image.get_or_insert_with(|| member.model.now().clone());
     });
 }
 
 /// The disk of a member that has ended is lost.
 pub fn wipe(folder: &Path) {
-    with(|disk| {
-        disk.members.remove(folder);
-        let _ = fs::remove_dir_all(folder);
-    });
+    with(|disk| disk.members.remove(folder));
+    // It may never have come as far as to have one.
+    aside(|| if folder.exists() { fs::remove_dir_all(folder) } else { Ok(()) });
+}
+
+/// The disk of a member that does not run is this from now on.
+pub fn replace(folder: &Path, image: Image) {
+    with(|disk| disk.members.entry(folder.to_owned()).or_default().image = Some(image));
+    restore(folder);
 }
 
 /// Makes the folder of a member what the disk holds, once nobody has it open any more.
@@ -180,55 +190,64 @@ pub fn restore(folder: &Path) {
     let image = with(|disk| {
         disk.open.retain(|_, open| !open.path.starts_with(folder));
         let member = disk.members.get_mut(folder)?;
-        member.named.clear();
-        member.written.clear();
-        member.image.take()
+        let image = member.image.take()?;
+        member.model = Model::new(image.clone());
+        Some(image)
     });
     if let Some(image) = image.flatten() {
-        ON.store(false, Ordering::SeqCst);
-        image.write(folder);
-        ON.store(true, Ordering::SeqCst);
+        aside(|| image.write(folder));
     }
 }
 
-fn with<T>(work: impl FnOnce(&mut Disk) -> T) -> Option<T> {
-    // What is read and written here is none of the members' business.
-    let mut disk = disk();
-    let was_on = ON.swap(false, Ordering::SeqCst);
-    let done = disk.as_mut().map(work);
-    ON.store(was_on, Ordering::SeqCst);
-    done
+/// Whether the model of a disk is right: it holds what the files do.
+pub fn is_right(folder: &Path) -> bool {
+    let files = aside(|| Image::read(folder));
+    with(|disk| {
+        let member = disk.members.get(folder);
+        member.is_none_or(|it| it.image.is_some() || it.model.now().files == files.files)
+    })
+    .unwrap_or(true)
 }
 
 impl Disk {
     /// The member whose file this is, unless it has lost its power.
-    fn member_of(&mut self, path: &Path) -> Option<&mut Member> {
+    fn member_of(&mut self, path: &Path) -> Option<(PathBuf, &mut Member)> {
         let inside = path.strip_prefix(&self.root).ok()?;
         let folder = self.root.join(inside.components().next()?);
-        Some(self.members.entry(folder).or_default()).filter(|member| member.image.is_none())
+        let member = self.members.entry(folder.clone()).or_default();
+        member.image.is_none().then_some((folder, member))
+    }
+
+    /// Notes a change of the member in `folder`.
+    fn note(&mut self, folder: PathBuf, change: Change) {
+        self.members.entry(folder.clone()).or_default().model.carry_out(&change);
+        if let Some((book, entries)) = &mut self.journal {
+            entries.push(Entry { at: book.stamp(), member: folder, change });
+        }
+    }
+
+    /// The same of whosever path it is.
+    fn note_at(&mut self, path: &Path, change: Change) {
+        if let Some((folder, _)) = self.member_of(path) {
+            self.note(folder, change);
+        }
     }
 }
 
-/// Before a file is opened: what the flags would destroy is noted.
+/// Before a file is opened: what the flags make of it.
 pub fn before_open(path: &Path, flags: c_int) -> Result<(), c_int> {
     if flags & (libc::O_CREAT | libc::O_TRUNC) == 0 || is_lock(path) {
         return Ok(());
     }
     with(|disk| {
-        let Some(member) = disk.member_of(path) else { return Ok(()) };
-        match fs::read(path) {
-            Ok(before) if flags & libc::O_TRUNC != 0 && !before.is_empty() => {
-                member.named.push(naming(path, Undo::Restore(path.to_owned(), Some(before))));
-            }
-            Ok(_) => {}
-            Err(_) if flags & libc::O_CREAT == 0 => {}
-            Err(_) => {
-                if let Some(error) = member.trouble.writes_fail {
-                    return Err(error);
-                }
-                member.named.push(naming(path, Undo::Remove(path.to_owned())));
-            }
+        let Some((folder, member)) = disk.member_of(path) else { return Ok(()) };
+        match member.model.now().files.get(path) {
+            Some(content) if flags & libc::O_TRUNC == 0 || content.is_empty() => return Ok(()),
+            None if flags & libc::O_CREAT == 0 => return Ok(()),
+            Some(_) => {}
+            None => member.trouble.writes_fail.map_or(Ok(()), Err)?,
         }
+        disk.note(folder, Change::Create(path.to_owned()));
         Ok(())
     })
     .unwrap_or(Ok(()))
@@ -236,113 +255,111 @@ pub fn before_open(path: &Path, flags: c_int) -> Result<(), c_int> {
 
 pub fn opened(file: c_int, path: &Path, flags: c_int) {
     with(|disk| {
+        disk.open.remove(&file);
         if path.starts_with(&disk.root) && !is_lock(path) {
-            let is_sync = flags & libc::O_DSYNC != 0;
-            disk.open.insert(file, Open { path: path.to_owned(), is_sync });
+            let (path, is_durable) = (path.to_owned(), flags & libc::O_DSYNC != 0);
+            disk.open.insert(file, Open { path, is_durable, at: 0 });
         }
     });
+}
+
+/// Whoever does not say where it writes does so here.
+pub fn stands(file: c_int, at: usize) {
+    with(|disk| disk.open.get_mut(&file).map(|open| open.at = at));
 }
 
 pub fn closed(file: c_int) {
     with(|disk| disk.open.remove(&file));
 }
 
-pub fn before_write(file: c_int, bytes: &[u8], at: Option<i64>) -> Result<(), c_int> {
+/// Writes with `write`, if the disk lets it.
+pub fn write(
+    file: c_int,
+    bytes: &[u8],
+    at: Option<i64>,
+    write: impl Fn() -> isize,
+) -> Result<isize, c_int> {
+    let open = with(|disk| {
+        let open = disk.open.get(&file)?;
+        Some((open.path.clone(), open.is_durable, at.map_or(open.at, |at| at as usize)))
+    });
+    let Some((path, is_durable, place)) = open.flatten() else { return Ok(write()) };
     with(|disk| {
-        let Some(Open { path, is_sync }) = disk.open.get(&file).cloned() else { return Ok(()) };
-        let Some(member) = disk.member_of(&path) else { return Ok(()) };
-        member.counts.writes += 1;
-        if let Some(error) = member.trouble.writes_fail {
-            return Err(error);
-        }
-        if is_sync {
-            return member.trouble.syncs_fail.map_or(Ok(()), Err);
-        }
-        let length_before = fs::metadata(&path).map_or(0, |it| it.len() as usize);
-        // Those who do not say where have just made the file, and write it from the front.
-        let at = at.map_or(length_before, |at| at as usize);
-        let mut before = vec![0; bytes.len().min(length_before.saturating_sub(at))];
-        if let Ok(file) = File::open(&path) {
-            let _ = file.read_exact_at(&mut before, at as u64);
-        }
-        let write = Write { at, before, length_before, after: bytes.to_vec() };
-        member.written.entry(path).or_default().push(write);
-        Ok(())
+        let Some((_, member)) = disk.member_of(&path) else { return Ok(()) };
+        let syncs_fail = member.trouble.syncs_fail.filter(|_| is_durable);
+        member.trouble.writes_fail.or(syncs_fail).map_or(Ok(()), Err)
     })
-    .unwrap_or(Ok(()))
+    .unwrap_or(Ok(()))?;
+    let written = write();
+    with(|disk| {
+        let bytes = bytes[..written.max(0) as usize].to_vec();
+        if let Some(open) = disk.open.get_mut(&file).filter(|_| at.is_none()) {
+            open.at += bytes.len();
+        }
+        let change = Change::Write { path: path.clone(), at: place, bytes, is_durable };
+        disk.note_at(&path, change);
+    });
+    Ok(written)
 }
 
 pub fn sync(file: c_int) -> Synced {
     let found = with(|disk| {
         let path = disk.open.get(&file)?.path.clone();
+        let recorded = disk.journal.is_some().then(|| disk.dice.roll(RECORDED_SYNC));
         if path == disk.root {
             // The folder of the members' folders.
-            disk.members.values_mut().for_each(|member| member.forget_names_in(&path));
-            return Some((path, Some(Trouble::default())));
+            for folder in disk.members.keys().cloned().collect::<Vec<_>>() {
+                let begun = disk.members[&folder].model.last();
+                disk.note(folder, Change::Sync { path: path.clone(), begun });
+            }
+            return Some((path, None));
         }
-        let Some(member) = disk.member_of(&path) else { return Some((path, None)) };
+        let Some((_, member)) = disk.member_of(&path) else { return Some((path, None)) };
         member.counts.syncs += 1;
-        let trouble = member.trouble;
-        Some((path, Some(trouble)))
+        let begun = (member.trouble, member.model.last(), recorded);
+        Some((path, Some(begun)))
     });
-    let Some((path, trouble)) = found.flatten() else { return Synced::Elsewhere };
-    let Some(trouble) = trouble else { return Synced::Failed(libc::EIO) };
+    let Some((path, begun)) = found.flatten() else { return Synced::Elsewhere };
+    let Some((trouble, begun, recorded)) = begun else {
+        let is_root = with(|disk| disk.root == path) == Some(true);
+        return if is_root { Synced::Here } else { Synced::Failed(libc::EIO) };
+    };
     // Only LMDB's own syncs take time: whoever replaces a small file may hold a lock that the simulation's thread wants.
     if path.ends_with("data.mdb") && !trouble.sync_takes.is_zero() {
         quorate::sim::stall(trouble.sync_takes);
+    }
+    if let Some(micros) = recorded {
+        std::thread::sleep(Duration::from_micros(micros));
     }
     if let Some(error) = trouble.syncs_fail {
         return Synced::Failed(error);
     }
     let synced = with(|disk| {
-        if path != disk.root {
-            let Some(member) = disk.member_of(&path) else { return false };
-            member.written.remove(&path);
-            member.forget_names_in(&path);
-        }
-        true
+        let (folder, _) = disk.member_of(&path)?;
+        disk.note(folder, Change::Sync { path, begun });
+        Some(())
     });
-    if synced == Some(true) { Synced::Here } else { Synced::Failed(libc::EIO) }
+    if synced.flatten().is_some() { Synced::Here } else { Synced::Failed(libc::EIO) }
 }
 
 pub fn before_rename(from: &Path, to: &Path) -> Result<(), c_int> {
     with(|disk| {
-        let Some(member) = disk.member_of(to) else { return Ok(()) };
-        if let Some(error) = member.trouble.writes_fail {
-            return Err(error);
-        }
-        let replaced = fs::read(to).ok();
-        let undo = Undo::Rename { from: from.to_owned(), to: to.to_owned(), replaced };
-        member.named.push(naming(to, undo));
-        if let Some(writes) = member.written.remove(from) {
-            member.written.insert(to.to_owned(), writes);
-        }
+        let Some((folder, member)) = disk.member_of(to) else { return Ok(()) };
+        member.trouble.writes_fail.map_or(Ok(()), Err)?;
+        disk.note(folder, Change::Rename { from: from.to_owned(), to: to.to_owned() });
         Ok(())
     })
     .unwrap_or(Ok(()))
 }
 
 pub fn before_unlink(path: &Path) {
-    if is_lock(path) {
-        return;
+    if !is_lock(path) {
+        with(|disk| disk.note_at(path, Change::Remove(path.to_owned())));
     }
-    with(|disk| {
-        let Some(member) = disk.member_of(path) else { return };
-        let content = if path.is_dir() { None } else { fs::read(path).ok() };
-        member.named.push(naming(path, Undo::Restore(path.to_owned(), content)));
-    });
 }
 
 pub fn made_folder(path: &Path) {
-    with(|disk| {
-        if let Some(member) = disk.member_of(path) {
-            member.named.push(naming(path, Undo::Remove(path.to_owned())));
-        }
-    });
-}
-
-fn naming(path: &Path, undo: Undo) -> Naming {
-    Naming { folder: path.parent().unwrap_or(path).to_owned(), undo }
+    with(|disk| disk.note_at(path, Change::MakeFolder(path.to_owned())));
 }
 
 /// LMDB's table of readers, and the lock of the folder, mean nothing after a restart.
@@ -350,119 +367,39 @@ fn is_lock(path: &Path) -> bool {
     path.ends_with("lock.mdb") || path.ends_with("LOCK")
 }
 
-impl Member {
-    /// They are on the disk.
-    fn forget_names_in(&mut self, folder: &Path) {
-        self.named.retain(|naming| naming.folder != folder);
-    }
-
-    /// What is left of the folder if the power goes now.
-    fn image_of(&mut self, folder: &Path, dice: &mut Dice) -> Image {
-        let mut image = Image::read(folder);
-        // What kind of disk it was shows when it fails.
-        let keep = *dice.pick(&[0, 0, 50, 90, 100]);
-        for (path, writes) in &self.written {
-            if let Some(content) = image.files.get_mut(path) {
-                forget(content, writes, keep, dice, &mut self.counts);
-            }
-        }
-        let kept = dice.roll(self.named.len() as u64 + 1) as usize;
-        for naming in self.named.drain(kept..).rev() {
-            self.counts.lost += 1;
-            naming.undo.carry_out(&mut image);
-        }
-        image
-    }
-}
-
-/// Undoes all writes, and carries out those again that chance keeps.
-fn forget(
-    content: &mut Vec<u8>,
-    writes: &[Write],
-    keep: u64,
-    dice: &mut Dice,
-    counts: &mut Counts,
-) {
-    for write in writes.iter().rev() {
-        content.truncate(write.length_before.max(write.at));
-        content.resize(write.length_before, 0);
-        let end = write.at + write.before.len();
-        if end <= content.len() {
-            content[write.at..end].copy_from_slice(&write.before);
-        }
-    }
-    for write in writes {
-        if !dice.percent(keep) {
-            counts.lost += 1;
-            continue;
-        }
-        let sectors = write.after.len().div_ceil(SECTOR) as u64;
-        let is_torn = dice.percent(20);
-        counts.torn += u64::from(is_torn);
-        let length = if is_torn { dice.roll(sectors) as usize * SECTOR } else { write.after.len() };
-        let end = write.at + length;
-        if content.len() < end {
-            content.resize(end, 0);
-        }
-        content[write.at..end].copy_from_slice(&write.after[..length]);
-    }
-}
-
-impl Undo {
-    fn carry_out(self, image: &mut Image) {
-        match self {
-            Self::Remove(path) => {
-                image.files.retain(|file, _| !file.starts_with(&path));
-                image.folders.retain(|folder| !folder.starts_with(&path));
-            }
-            Self::Restore(path, Some(content)) => drop(image.files.insert(path, content)),
-            Self::Restore(path, None) => image.folders.push(path),
-            Self::Rename { from, to, replaced } => {
-                if let Some(content) = image.files.remove(&to) {
-                    image.files.insert(from, content);
-                }
-                if let Some(content) = replaced {
-                    image.files.insert(to, content);
-                }
-            }
-        }
-    }
-}
-
 impl Image {
-    fn read(folder: &Path) -> Self {
+    fn read(folder: &Path) -> io::Result<Self> {
         let mut image = Self::default();
-        image.add(folder);
-        image
+        if folder.is_dir() {
+            image.add(folder)?;
+        }
+        Ok(image)
     }
 
-    fn add(&mut self, folder: &Path) {
-        let Ok(entries) = fs::read_dir(folder) else { return };
-        self.folders.push(folder.to_owned());
-        for path in entries.flatten().map(|entry| entry.path()) {
+    fn add(&mut self, folder: &Path) -> io::Result<()> {
+        self.folders.insert(folder.to_owned());
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
             if path.is_dir() {
-                self.add(&path);
+                self.add(&path)?;
             } else if !is_lock(&path) {
-                let content = fs::read(&path);
-                self.files.insert(path, content.expect("a file of the simulation can be read"));
+                self.files.insert(path.clone(), fs::read(&path)?);
             }
         }
+        Ok(())
     }
 
-    fn write(&self, folder: &Path) {
-        let write = || -> io::Result<()> {
-            if folder.exists() {
-                fs::remove_dir_all(folder)?;
-            }
-            for folder in &self.folders {
-                fs::create_dir_all(folder)?;
-            }
-            for (path, content) in &self.files {
-                fs::create_dir_all(path.parent().unwrap_or(folder))?;
-                fs::write(path, content)?;
-            }
-            Ok(())
-        };
-        write().expect("the simulation's folder can be written");
+    fn write(&self, folder: &Path) -> io::Result<()> {
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        for folder in &self.folders {
+            fs::create_dir_all(folder)?;
+        }
+        for (path, content) in &self.files {
+            fs::create_dir_all(path.parent().unwrap_or(folder))?;
+            fs::write(path, content)?;
+        }
+        Ok(())
     }
 }

@@ -12,7 +12,6 @@
 //! - hosts hear of each other between two steps only.
 
 use crate::book::Book;
-use crate::dice::Dice;
 use crate::disk::{self, Trouble};
 use crate::history::Moment;
 use crate::net::{CLIENT_HOSTS, HostId, Net, Weather};
@@ -44,6 +43,16 @@ pub struct Setup {
     pub workers: usize,
     /// How long it works before everything is healed.
     pub lasts: Duration,
+    /// The middle of the members' addresses.
+    pub network: [u8; 2],
+}
+
+impl Setup {
+    /// Where a member is. The last number is its place, by which the network knows its host.
+    pub fn address(&self, index: usize) -> String {
+        let [high, low] = self.network;
+        format!("127.{high}.{low}.{}:7000", index + 1)
+    }
 }
 
 /// A runtime with a clock of its own.
@@ -178,18 +187,18 @@ impl Member {
     }
 }
 
+/// The folder of a member.
+pub fn folder(root: &Path, index: usize) -> PathBuf {
+    root.join(format!("m{index}"))
+}
+
 impl Group {
-    pub fn new(setup: Setup, root: &Path, book: Book) -> Self {
-        let dice = Dice::new(setup.seed);
-        let net = Net::new(dice.fork("net"), setup.weather);
-        quorate::sim::install(net.clone());
-        let folders = (0..setup.members).map(|index| root.join(format!("m{index}"))).collect();
-        let points = Points::new(net.clone(), book.clone(), folders);
-        quorate::sim::install_hook(points.clone());
+    /// Nobody runs yet. The network and the points are the process's.
+    pub fn new(setup: Setup, root: &Path, book: Book, net: Net, points: Points) -> Self {
         let member = |index: usize| Member {
             index,
-            folder: root.join(format!("m{index}")),
-            address: format!("127.0.0.{}:7000", index + 1),
+            folder: folder(root, index),
+            address: setup.address(index),
             host: Host::new(index as HostId + 1, setup.rates[index]),
             life: Arc::default(),
             starts: 0,
@@ -381,6 +390,10 @@ impl Group {
     /// Ends everything.
     pub fn stop(&mut self) {
         (0..self.members.len()).for_each(|index| {
+            if !disk::is_right(&self.members[index].folder) {
+                self.book
+                    .violation(format!("harness: the disk of m{index} is not what was written"));
+            }
             disk::killed(&self.members[index].folder);
             self.end(index);
         });

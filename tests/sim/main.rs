@@ -26,6 +26,7 @@ mod many;
 mod nemesis;
 mod net;
 mod points;
+mod power;
 mod run;
 mod system;
 mod work;
@@ -33,19 +34,30 @@ mod work;
 /// As many seeds as `SEEDS` says, from `FROM` on; or the one that is `SEED`, in this process.
 #[test]
 fn seeds() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|it| it.parse::<u64>().ok());
     match number("SEED") {
         Some(seed) => many::one(seed),
         None => many::many(number("FROM").unwrap_or(1), number("SEEDS").unwrap_or(20)),
     }
 }
 
+/// As many losses of power as `IMAGES` says.
+#[test]
+fn power() {
+    let images = number("IMAGES").unwrap_or(200);
+    match number("RECORDING") {
+        Some(seed) => many::one_recording(seed, images),
+        None => many::recordings(images),
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|it| it.parse().ok())
+}
+
 /// Each bug that was put back is found, by some check, within so many seeds.
 #[test]
 fn bugs_are_found() {
-    let Some(seeds) = std::env::var("BUG_SEEDS").ok().and_then(|it| it.parse().ok()) else {
-        return;
-    };
+    let Some(seeds) = number("BUG_SEEDS") else { return };
     let mut missed = Vec::new();
     let only = std::env::var("BUG").ok();
     let wanted =

@@ -1,6 +1,7 @@
 //! Many runs, each in a process of its own, as many at once as there are processors.
 
 use crate::points;
+use crate::power;
 use crate::run::{self, Report};
 use crate::system;
 use quorate::sim::{Bug, Point};
@@ -8,23 +9,42 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A run that takes longer than this hangs.
 const LONGEST: u32 = 300;
 /// Before the report of a run, in the output of its process.
 const MARK: &str = "report: ";
+/// How many losses of power are tried of one recording.
+const IMAGES_OF_ONE: u64 = 200;
 
 /// Runs one seed here, and says what came out.
 pub fn one(seed: u64) {
-    if let Some(processor) = std::env::var("PROCESSOR").ok().and_then(|it| it.parse().ok()) {
-        system::stay_on(processor);
-    }
-    system::end_after(LONGEST);
+    settle_down(LONGEST);
     let report = run::run(seed);
     println!("{MARK}{}", encode(&report));
     assert!(report.violations.is_empty(), "seed {seed}: {:#?}", report.violations);
+}
+
+/// Tries losses of power of one recording here, and says what came out.
+pub fn one_recording(seed: u64, images: u64) {
+    settle_down(LONGEST * 2);
+    let report = power::one(seed, images);
+    let (counts, simulated) = (&report.counts, report.simulated.as_secs_f64());
+    let violations = &report.violations;
+    println!(
+        "{MARK}{}",
+        json!({ "seed": seed, "violations": violations, "simulated": simulated, "counts": counts })
+    );
+    assert!(violations.is_empty(), "recording {seed}: {violations:#?}");
+}
+
+fn settle_down(longest: u32) {
+    if let Some(processor) = std::env::var("PROCESSOR").ok().and_then(|it| it.parse().ok()) {
+        system::stay_on(processor);
+    }
+    system::end_after(longest);
 }
 
 fn encode(report: &Report) -> Value {
@@ -45,12 +65,22 @@ pub fn child(seed: u64) -> Value {
 
 /// The same with bugs put back, on one of the processors.
 fn child_with(seed: u64, bugs: &str, processor: usize) -> Value {
+    let mix = Bug::named(bugs).and_then(mix_for).map(|mix| ("MIX", mix.to_owned()));
+    let set = [("SEED", seed.to_string()), ("BUGS", bugs.to_owned())];
+    start("seeds", seed, processor, set.into_iter().chain(mix))
+}
+
+/// Runs one of the tests in a process, and returns its report, or how the process ended.
+fn start(
+    test: &str,
+    seed: u64,
+    processor: usize,
+    set: impl Iterator<Item = (&'static str, String)>,
+) -> Value {
     let program = std::env::current_exe().expect("a program knows where it is");
     let ran = Command::new(program)
-        .args(["--exact", "seeds", "--nocapture", "--test-threads=1"])
-        .env("SEED", seed.to_string())
-        .env("BUGS", bugs)
-        .envs(Bug::named(bugs).and_then(mix_for).map(|mix| ("MIX", mix)))
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .envs(set)
         .env("PROCESSOR", processor.to_string())
         .stdin(Stdio::null())
         .output()
@@ -66,6 +96,26 @@ fn child_with(seed: u64, bugs: &str, processor: usize) -> Value {
     })
 }
 
+/// Calls `work` with each seed and the number of a processor, on all of them at once, until it says that it is enough.
+fn on_all_processors(from: u64, seeds: u64, work: impl Fn(u64, usize) -> bool + Sync) {
+    let (next, is_enough) = (AtomicU64::new(from), AtomicBool::new(false));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for processor in 0..processors {
+            let (next, is_enough, work) = (&next, &is_enough, &work);
+            scope.spawn(move || {
+                while !is_enough.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + seeds {
+                        return;
+                    }
+                    is_enough.fetch_or(work(seed, processor), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+}
+
 /// What came out of many runs.
 #[derive(Default)]
 struct Sum {
@@ -77,27 +127,34 @@ struct Sum {
 /// Runs so many seeds, and fails if any of them does.
 pub fn many(from: u64, seeds: u64) {
     let started = std::time::Instant::now();
-    let next = AtomicU64::new(from);
     let sum = Mutex::new(Sum::default());
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for processor in 0..processors {
-            let (next, sum) = (&next, &sum);
-            scope.spawn(move || {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= from + seeds {
-                        return;
-                    }
-                    let report = child_with(seed, "", processor);
-                    sum.lock().unwrap().add(report);
-                }
-            });
-        }
+    on_all_processors(from, seeds, |seed, processor| {
+        let report = child_with(seed, "", processor);
+        sum.lock().unwrap().add(report, &format!("make sim SEED={seed}"));
+        false
     });
     let sum = sum.into_inner().unwrap();
-    sum.print(seeds, started.elapsed());
+    sum.print(&format!("{seeds} seeds"), started.elapsed());
+    sum.print_points();
     assert!(sum.failed.is_empty(), "{} of {seeds} seeds failed", sum.failed.len());
+}
+
+/// Tries so many losses of power, of as many recordings as that takes, and fails if any of them does.
+pub fn recordings(images: u64) {
+    let started = std::time::Instant::now();
+    let sum = Mutex::new(Sum::default());
+    let recordings = images.div_ceil(IMAGES_OF_ONE);
+    on_all_processors(1, recordings, |seed, processor| {
+        let images = IMAGES_OF_ONE.min(images - (seed - 1) * IMAGES_OF_ONE);
+        let set = [("RECORDING", seed.to_string()), ("IMAGES", images.to_string())];
+        let report = start("power", seed, processor, set.into_iter());
+        // Real threads do not come back to it, so the disks were kept.
+        sum.lock().unwrap().add(report, &format!("make power RECORDING={seed}"));
+        false
+    });
+    let sum = sum.into_inner().unwrap();
+    sum.print(&format!("{images} losses of power"), started.elapsed());
+    assert!(sum.failed.is_empty(), "{} of {recordings} recordings failed", sum.failed.len());
 }
 
 /// The only faults of runs that look for a bug, where others would be in the way.
@@ -110,45 +167,30 @@ fn mix_for(bug: Bug) -> Option<&'static str> {
 
 /// Looks for the first seed that finds a bug, and says which check did.
 pub fn find(bug: Bug, seeds: u64) -> Option<(u64, String)> {
-    let next = AtomicU64::new(1);
     let found = Mutex::new(None::<(u64, String)>);
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for processor in 0..processors {
-            let (next, found) = (&next, &found);
-            scope.spawn(move || {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed > seeds || found.lock().unwrap().is_some() {
-                        return;
-                    }
-                    let report = child_with(seed, &format!("{bug:?}"), processor);
-                    let first = report["violations"].as_array().and_then(|it| it.first().cloned());
-                    if let Some(violation) = first {
-                        let text = violation.as_str().unwrap_or_default().to_owned();
-                        let mut found = found.lock().unwrap();
-                        if found.as_ref().is_none_or(|(first, _)| seed < *first) {
-                            *found = Some((seed, text));
-                        }
-                    }
-                }
-            });
+    on_all_processors(1, seeds, |seed, processor| {
+        let report = child_with(seed, &format!("{bug:?}"), processor);
+        let Some(first) = report["violations"].as_array().and_then(|it| it.first().cloned()) else {
+            return false;
+        };
+        let text = first.as_str().unwrap_or_default().to_owned();
+        let mut found = found.lock().unwrap();
+        if found.as_ref().is_none_or(|(first, _)| seed < *first) {
+            *found = Some((seed, text));
         }
+        true
     });
     found.into_inner().unwrap()
 }
 
 impl Sum {
-    fn add(&mut self, report: Value) {
+    fn add(&mut self, report: Value, again: &str) {
         self.simulated += report["simulated"].as_f64().unwrap_or(0.0);
         for (name, count) in report["counts"].as_object().into_iter().flatten() {
             *self.counts.entry(name.clone()).or_default() += count.as_u64().unwrap_or(0);
         }
         if report["violations"].as_array().is_none_or(|violations| !violations.is_empty()) {
-            println!(
-                "seed {} failed; repeat it with: make sim SEED={}",
-                report["seed"], report["seed"]
-            );
+            println!("seed {} failed; repeat it with: {again}", report["seed"]);
             for violation in report["violations"].as_array().into_iter().flatten().take(5) {
                 println!("    {}", violation.as_str().unwrap_or_default());
             }
@@ -156,15 +198,19 @@ impl Sum {
         }
     }
 
-    fn print(&self, seeds: u64, took: Duration) {
+    fn print(&self, what: &str, took: Duration) {
         println!(
-            "{seeds} seeds, {} failed, {:.1} hours simulated in {took:.0?}",
+            "{what}, {} failed, {:.1} hours simulated in {took:.0?}",
             self.failed.len(),
             self.simulated / 3600.0
         );
         for (name, count) in &self.counts {
             println!("    {count:>10} {name}");
         }
+    }
+
+    /// Which points of the code something has happened at.
+    fn print_points(&self) {
         for how in [points::ENDED, points::STALLED] {
             let fired = |point: &&Point| self.counts.contains_key(&format!("{how}: {point:?}"));
             let (fired, never): (Vec<&Point>, Vec<&Point>) = Point::ALL.iter().partition(fired);

@@ -98,6 +98,14 @@ impl Nemesis {
         Self { dice, mix, quiet, next, ends: Vec::new(), calm, counts: Vec::new() }
     }
 
+    /// Nothing goes wrong any more.
+    pub fn none(group: &Group) -> Self {
+        let calm = group.setup.weather;
+        let dice = Dice::new(0);
+        let (mix, ends, counts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { dice, mix, quiet: Duration::ZERO, next: Duration::MAX, ends, calm, counts }
+    }
+
     /// Between two steps.
     pub fn act(&mut self, group: &mut Group) {
         let now = group.now;

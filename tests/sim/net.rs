@@ -157,22 +157,12 @@ enum Event {
 
 impl Net {
     pub fn new(dice: Dice, weather: Weather) -> Self {
-        Self(Arc::new(Mutex::new(Inner {
-            now: Moment::ZERO,
-            running: 0,
-            dice,
-            weather,
-            ports: BTreeMap::new(),
-            connections: BTreeMap::new(),
-            next: 0,
-            due: BinaryHeap::new(),
-            events: BTreeMap::new(),
-            cut: BTreeSet::new(),
-            held: BTreeMap::new(),
-            off: BTreeSet::new(),
-            counts: Counts::default(),
-            trace: 0,
-        })))
+        Self(Arc::new(Mutex::new(Inner::new(dice, weather))))
+    }
+
+    /// Begins anew, when all hosts have ended.
+    pub fn reset(&self, dice: Dice, weather: Weather) {
+        *self.inner() = Inner::new(dice, weather);
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -272,6 +262,25 @@ fn host_of(address: SocketAddr) -> HostId {
 }
 
 impl Inner {
+    fn new(dice: Dice, weather: Weather) -> Self {
+        Self {
+            now: Moment::ZERO,
+            running: 0,
+            dice,
+            weather,
+            ports: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            next: 0,
+            due: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            held: BTreeMap::new(),
+            off: BTreeSet::new(),
+            counts: Counts::default(),
+            trace: 0,
+        }
+    }
+
     fn at(&mut self, at: Moment, event: Event) {
         self.next += 1;
         self.events.insert(self.next, event);

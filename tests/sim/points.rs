@@ -6,10 +6,11 @@
 
 use crate::book::Book;
 use crate::disk;
+use crate::group::folder;
 use crate::net::{CLIENT_HOSTS, HostId, Net};
 use quorate::sim::{Bug, Hook, Point};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What happens at a point.
@@ -56,8 +57,9 @@ pub const STALLED: &str = "stood still at";
 const ARMED_MAX: usize = 8;
 
 impl Points {
-    /// Those bugs are put back that the variable `BUGS` names.
-    pub fn new(net: Net, book: Book, folders: Vec<PathBuf>) -> Self {
+    /// Of so many members in folders of `root`. Those bugs are put back that the variable `BUGS` names.
+    pub fn new(net: Net, book: Book, root: &Path, members: usize) -> Self {
+        let folders = (0..members).map(|index| folder(root, index)).collect();
         let names = std::env::var("BUGS").unwrap_or_default();
         let names = names.split(',').filter(|name| !name.is_empty());
         let bugs = names.map(|name| Bug::named(name).expect("a bug of that name")).collect();

@@ -7,7 +7,8 @@ use crate::dice::Dice;
 use crate::disk;
 use crate::group::{Group, Setup};
 use crate::nemesis::Nemesis;
-use crate::net::Weather;
+use crate::net::{Net, Weather};
+use crate::points::Points;
 use crate::system;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub fn setup(seed: u64) -> Setup {
         sync_takes: (0..members).map(|_| millis(dice.within(0, 5))).collect(),
         workers: dice.within(1, 3) as usize,
         lasts: millis(50) * dice.within(200, 600) as u32,
+        network: [0, 0],
     }
 }
 
@@ -63,30 +65,35 @@ pub fn run(seed: u64) -> Report {
     if std::env::var_os("TRACE").is_some() {
         book.speak();
     }
-    let mut run = Run::new(seed, root.path(), book);
+    let setup = setup(seed);
+    let net = Net::new(dice.fork("net"), setup.weather);
+    let points = Points::new(net.clone(), book.clone(), root.path(), setup.members);
+    quorate::sim::install(net.clone());
+    quorate::sim::install_hook(points.clone());
+    let group = Group::new(setup, root.path(), book, net, points);
+    group.book.say(|| format!("{:?}", group.setup));
+    let nemesis = Nemesis::new(&group);
+    let truth = Truth::new(group.members.len());
+    let mut run = Run::new(group, nemesis, truth);
     run.live();
     run.report()
 }
 
 /// In memory, where there is such a place.
-fn place() -> PathBuf {
+pub fn place() -> PathBuf {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
 }
 
-struct Run {
-    group: Group,
+pub struct Run {
+    pub group: Group,
     nemesis: Nemesis,
     truth: Truth,
     consensus: Consensus,
 }
 
 impl Run {
-    fn new(seed: u64, root: &Path, book: Book) -> Self {
-        let group = Group::new(setup(seed), root, book);
-        group.book.say(|| format!("{:?}", group.setup));
-        let nemesis = Nemesis::new(&group);
-        let truth = Truth::new(group.members.len());
+    pub fn new(group: Group, nemesis: Nemesis, truth: Truth) -> Self {
         Self { group, nemesis, truth, consensus: Consensus::default() }
     }
 
@@ -100,7 +107,7 @@ impl Run {
         }
         self.group.book.say(|| "everything heals".to_owned());
         self.nemesis.heal(&mut self.group);
-        self.recover();
+        self.recover(60);
     }
 
     fn has_violations(&self) -> bool {
@@ -127,16 +134,11 @@ impl Run {
     fn note_revisions(&mut self) {
         let highest =
             self.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision).max();
-        let now = self.group.now;
-        let mut pages = self.group.book.pages();
-        let known = pages.seen_at.last_key_value().map_or(1, |(revision, _)| *revision);
-        for revision in known + 1..=highest.unwrap_or(known) {
-            pages.seen_at.insert(revision, now);
-        }
+        self.group.book.pages().note_seen(highest.unwrap_or(1));
     }
 
-    /// A group that is whole again serves, and all its members become equal.
-    fn recover(&mut self) {
+    /// A group that is whole again serves, and all its members become equal, at least so many heartbeats later.
+    pub fn recover(&mut self, rest: u32) {
         let limit = self.group.now + self.group.setup.heartbeat * RECOVERY_BEATS;
         let (mut is_probing, mut quiet_since) = (false, None);
         while self.group.now < limit && !self.has_violations() {
@@ -150,7 +152,7 @@ impl Run {
                 quiet_since = Some(self.group.now);
             }
             let since = quiet_since.map(|since| self.group.now - since);
-            if since > Some(self.group.setup.heartbeat * 60)
+            if since >= Some(self.group.setup.heartbeat * rest)
                 && self.group.steps.is_multiple_of(50)
                 && self.is_settled()
             {
@@ -183,7 +185,8 @@ impl Run {
             && check::watches::behind(&pages, &self.truth).is_empty()
     }
 
-    /// One leader, and the same state everywhere.
+    /// One leader, and the same state everywhere, all of which has been looked at: what was applied last may not be
+    /// committed to the file yet.
     fn are_equal(&self) -> bool {
         let peeks: Vec<_> = self.group.healthy().map(|it| it.peek()).collect();
         let Some(Some(first)) = peeks.first().cloned() else { return false };
@@ -193,11 +196,13 @@ impl Run {
                     && peek.leader.is_some()
                     && peek.applied == first.applied
                     && peek.hash == first.hash
+                    && peek.revision <= self.truth.head()
             })
         })
     }
 
-    fn report(mut self) -> Report {
+    /// Checks everything, and ends the group.
+    pub fn report(mut self) -> Report {
         let mut violations = Vec::new();
         if !self.has_violations() {
             self.truth.observe(&self.group, &mut violations);
@@ -242,8 +247,9 @@ impl Run {
             ("net: frames sent twice", net.twice),
             ("net: steps of watches sent again late", net.late),
             ("net: connections broken off", net.resets),
-            ("disk: writes lost", self.disk(|it| it.lost)),
-            ("disk: writes torn", self.disk(|it| it.torn)),
+            ("disk: writes lost", self.disk(|it| it.lost.writes)),
+            ("disk: writes torn", self.disk(|it| it.lost.torn)),
+            ("disk: names lost", self.disk(|it| it.lost.names)),
             ("disk: syncs", self.disk(|it| it.syncs)),
         ];
         let counts = counts.into_iter().map(|(name, count)| (name.to_owned(), count));

@@ -164,10 +164,7 @@ unsafe fn write_at(file: c_int, bytes: *const c_void, length: usize, at: Option<
         return write();
     }
     let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), length) };
-    match disk::before_write(file, bytes, at) {
-        Ok(()) => write(),
-        Err(error) => fail(error),
-    }
+    disk::write(file, bytes, at, write).unwrap_or_else(fail)
 }
 
 #[unsafe(no_mangle)]
@@ -195,11 +192,18 @@ pub unsafe extern "C" fn pwrite64(
     unsafe { write_at(file, bytes, length, Some(at)) }
 }
 
-unsafe fn write_all(file: c_int, parts: *const libc::iovec, count: c_int, at: i64) -> isize {
+/// Writes parts one after another, from `at` on or where the file stands.
+unsafe fn write_all(
+    file: c_int,
+    parts: *const libc::iovec,
+    count: c_int,
+    at: Option<i64>,
+) -> isize {
     let parts = unsafe { std::slice::from_raw_parts(parts, count as usize) };
     let mut written = 0;
     for part in parts {
-        let one = unsafe { write_at(file, part.iov_base, part.iov_len, Some(at + written as i64)) };
+        let at = at.map(|at| at + written as i64);
+        let one = unsafe { write_at(file, part.iov_base, part.iov_len, at) };
         if one < 0 {
             return if written > 0 { written } else { one };
         }
@@ -212,13 +216,18 @@ unsafe fn write_all(file: c_int, parts: *const libc::iovec, count: c_int, at: i6
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn writev(file: c_int, parts: *const libc::iovec, count: c_int) -> isize {
+    unsafe { write_all(file, parts, count, None) }
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn pwritev(
     file: c_int,
     parts: *const libc::iovec,
     count: c_int,
     at: i64,
 ) -> isize {
-    unsafe { write_all(file, parts, count, at) }
+    unsafe { write_all(file, parts, count, Some(at)) }
 }
 
 #[unsafe(no_mangle)]
@@ -228,7 +237,25 @@ pub unsafe extern "C" fn pwritev64(
     count: c_int,
     at: i64,
 ) -> isize {
-    unsafe { write_all(file, parts, count, at) }
+    unsafe { write_all(file, parts, count, Some(at)) }
+}
+
+unsafe fn seek(file: c_int, offset: i64, whence: c_int) -> i64 {
+    let at = unsafe { libc::syscall(libc::SYS_lseek, file, offset, whence) };
+    if at >= 0 && disk::is_on() {
+        disk::stands(file, at as usize);
+    }
+    at
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lseek(file: c_int, offset: i64, whence: c_int) -> i64 {
+    unsafe { seek(file, offset, whence) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lseek64(file: c_int, offset: i64, whence: c_int) -> i64 {
+    unsafe { seek(file, offset, whence) }
 }
 
 unsafe fn sync(file: c_int, system: libc::c_long) -> c_int {

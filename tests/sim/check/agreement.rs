@@ -1,8 +1,9 @@
 //! **No two members ever disagree.** For each revision all members have the same changes, in the same order; and at the
 //! same index of the log, the same hash of the state. A member that goes back, or has a gap, disagrees with itself.
 
+use crate::book::Pages;
 use crate::group::Group;
-use quorate::{Changes, Reason};
+use quorate::{Changes, Node, Reason};
 use std::collections::BTreeMap;
 
 /// What the members have shown of their history: the measure of all other checks.
@@ -20,6 +21,14 @@ impl Truth {
         Self { next: vec![(0, 2); members], ..Self::default() }
     }
 
+    /// What had been shown, by everybody, when that was in the book. Nobody has shown anything since.
+    pub fn as_of(&self, pages: &Pages) -> Self {
+        let shown = |revision: &u64| pages.seen_at.contains_key(revision);
+        let history = self.history.iter().filter(|(revision, _)| shown(revision));
+        let history = history.map(|(revision, changes)| (*revision, changes.clone())).collect();
+        Self { history, ..Self::new(self.next.len()) }
+    }
+
     /// The newest revision that anybody has shown.
     pub fn head(&self) -> u64 {
         self.history.last_key_value().map_or(1, |(revision, _)| *revision)
@@ -27,14 +36,14 @@ impl Truth {
 
     /// Looks at what is new at every member.
     pub fn observe(&mut self, group: &Group, violations: &mut Vec<String>) {
-        for index in 0..group.members.len() {
-            self.look_at(group, index, violations);
+        for member in &group.members {
+            member.with(|node| self.look(member.index, member.starts, node, violations));
         }
     }
 
-    fn look_at(&mut self, group: &Group, index: usize, violations: &mut Vec<String>) {
-        let member = &group.members[index];
-        let Some(peek) = member.peek() else { return };
+    /// Looks at what is new at a member, which was started so often.
+    pub fn look(&mut self, index: usize, now: u32, node: &Node, violations: &mut Vec<String>) {
+        let peek = node.peek();
         if let Some(applied) = peek.applied {
             let said = (peek.revision, peek.hash, index);
             let first = *self.at_index.entry(applied).or_insert(said);
@@ -46,12 +55,11 @@ impl Truth {
             }
         }
         let (starts, mut next) = self.next[index];
-        if starts != member.starts {
+        if starts != now {
             // It has to show everything again that its disk has kept.
             next = 2;
         }
-        let Some(shown) = member.with(|node| node.history(next)) else { return };
-        match shown {
+        match node.history(next) {
             Ok((changes, upto)) => {
                 changes.into_iter().for_each(|changes| self.compare(index, changes, violations));
                 next = upto;
@@ -63,7 +71,7 @@ impl Truth {
                 }
             }
         }
-        self.next[index] = (member.starts, next);
+        self.next[index] = (now, next);
     }
 
     fn compare(&mut self, index: usize, changes: Changes, violations: &mut Vec<String>) {

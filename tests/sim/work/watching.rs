@@ -36,6 +36,7 @@ impl Worker {
             deletes,
             from,
             told: Vec::new(),
+            told_at: Vec::new(),
             positions: Vec::new(),
             compacted: None,
             is_alive: true,
@@ -58,10 +59,7 @@ impl Worker {
             }
             let position = watch.position().get();
             match told {
-                Ok(Ok(changes)) => self.book.watched(number, |watched| {
-                    watched.told.push(changes);
-                    watched.positions.push((watched.told.len(), position));
-                }),
+                Ok(Ok(changes)) => self.book.told(number, changes, position),
                 Ok(Err(error)) if error.kind() == ErrorKind::Compacted => {
                     self.book.watched(number, |watched| watched.compacted = Some(position));
                     return Ok(());

@@ -1,0 +1,275 @@
+//! What a disk holds, and what it would hold if the power went now. Pure: it touches no file.
+//!
+//! ```text
+//! write, rename, unlink, … ──▶ now         what everybody reads
+//!                          └─▶ unsynced    how to take each back, in order; a sync drops those of its file or folder
+//! power loss ──▶ image: now, with all that is unsynced taken back, but for what chance keeps
+//! ```
+//!
+//! A write is kept, lost, or torn at a sector, each by itself. Names are kept up to some point: a file system writes them
+//! down in order.
+//!
+//! Invariants
+//! - what was written before a sync began that has ended is in the image;
+//! - the image is of one moment, also for names and contents of different files.
+
+use crate::dice::Dice;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// A write reaches the disk whole, or up to a multiple of this.
+const SECTOR: usize = 512;
+
+/// Files and folders, by path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    pub files: BTreeMap<PathBuf, Vec<u8>>,
+    pub folders: BTreeSet<PathBuf>,
+}
+
+/// Something that changes a disk.
+#[derive(Clone, Debug)]
+pub enum Change {
+    MakeFolder(PathBuf),
+    /// Makes an empty file, or empties one.
+    Create(PathBuf),
+    Write {
+        path: PathBuf,
+        at: usize,
+        bytes: Vec<u8>,
+        /// It was on the disk when it returned.
+        is_durable: bool,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    /// Removes a file, or an empty folder.
+    Remove(PathBuf),
+    /// What was written to a file, or named in a folder, is on the disk, if it was the change `begun` or an earlier one.
+    Sync {
+        path: PathBuf,
+        begun: u64,
+    },
+}
+
+/// How much of what is not synced a power loss leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing of it.
+    All,
+    /// All of it.
+    Nothing,
+    /// So many writes of a hundred, and some of those torn.
+    Some(u64),
+}
+
+/// What was lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lost {
+    pub writes: u64,
+    pub torn: u64,
+    pub names: u64,
+}
+
+/// The disk of one member.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    now: Image,
+    /// How many changes there were.
+    changes: u64,
+    written: BTreeMap<PathBuf, Vec<Write>>,
+    named: Vec<Naming>,
+}
+
+#[derive(Clone, Debug)]
+struct Write {
+    number: u64,
+    at: usize,
+    /// What was there, if the file was that long.
+    before: Vec<u8>,
+    length_before: usize,
+    after: Vec<u8>,
+}
+
+/// A change of names, and how it is undone.
+#[derive(Clone, Debug)]
+struct Naming {
+    number: u64,
+    folder: PathBuf,
+    undo: Undo,
+}
+
+#[derive(Clone, Debug)]
+enum Undo {
+    Forget(PathBuf),
+    RestoreFile(PathBuf, Vec<u8>),
+    RestoreFolder(PathBuf),
+    /// Takes the new name back, and puts what it had replaced in its place.
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        replaced: Option<Vec<u8>>,
+    },
+}
+
+impl Model {
+    /// A disk that holds an image, all of it synced.
+    pub fn new(now: Image) -> Self {
+        Self { now, ..Self::default() }
+    }
+
+    /// What everybody reads.
+    pub fn now(&self) -> &Image {
+        &self.now
+    }
+
+    /// The number of the last change: what a sync that begins now takes with it.
+    pub fn last(&self) -> u64 {
+        self.changes
+    }
+
+    pub fn carry_out(&mut self, change: &Change) {
+        self.changes += 1;
+        match change {
+            Change::MakeFolder(path) => {
+                self.now.folders.insert(path.clone());
+                self.note(path, Undo::Forget(path.clone()));
+            }
+            Change::Create(path) => self.create(path),
+            Change::Write { path, at, bytes, is_durable } => {
+                self.write(path, *at, bytes, *is_durable);
+            }
+            Change::Rename { from, to } => self.rename(from, to),
+            Change::Remove(path) => self.remove(path),
+            Change::Sync { path, begun } => {
+                if let Some(writes) = self.written.get_mut(path) {
+                    writes.retain(|write| write.number > *begun);
+                }
+                self.named.retain(|naming| naming.folder != *path || naming.number > *begun);
+            }
+        }
+    }
+
+    fn note(&mut self, path: &Path, undo: Undo) {
+        let folder = path.parent().unwrap_or(path).to_owned();
+        self.named.push(Naming { number: self.changes, folder, undo });
+    }
+
+    fn create(&mut self, path: &Path) {
+        let before = self.now.files.insert(path.to_owned(), Vec::new());
+        self.written.remove(path);
+        match before {
+            Some(before) if before.is_empty() => {}
+            Some(before) => self.note(path, Undo::RestoreFile(path.to_owned(), before)),
+            None => self.note(path, Undo::Forget(path.to_owned())),
+        }
+    }
+
+    fn write(&mut self, path: &Path, at: usize, bytes: &[u8], is_durable: bool) {
+        let file = self.now.files.entry(path.to_owned()).or_default();
+        let (length_before, end) = (file.len(), at + bytes.len());
+        if !is_durable {
+            let before = file[at.min(length_before)..end.min(length_before)].to_vec();
+            let (number, after) = (self.changes, bytes.to_vec());
+            let write = Write { number, at, before, length_before, after };
+            self.written.entry(path.to_owned()).or_default().push(write);
+        }
+        file.resize(length_before.max(end), 0);
+        file[at..end].copy_from_slice(bytes);
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) {
+        let Some(content) = self.now.files.remove(from) else { return };
+        let replaced = self.now.files.insert(to.to_owned(), content);
+        self.written.remove(to);
+        if let Some(writes) = self.written.remove(from) {
+            self.written.insert(to.to_owned(), writes);
+        }
+        self.note(to, Undo::Rename { from: from.to_owned(), to: to.to_owned(), replaced });
+    }
+
+    fn remove(&mut self, path: &Path) {
+        self.written.remove(path);
+        if let Some(content) = self.now.files.remove(path) {
+            self.note(path, Undo::RestoreFile(path.to_owned(), content));
+        } else if self.now.folders.remove(path) {
+            self.note(path, Undo::RestoreFolder(path.to_owned()));
+        }
+    }
+
+    /// What is left if the power goes now.
+    pub fn image(&self, loss: Loss, dice: &mut Dice, lost: &mut Lost) -> Image {
+        let mut image = self.now.clone();
+        for (path, writes) in &self.written {
+            if let Some(content) = image.files.get_mut(path) {
+                forget(content, writes, loss, dice, lost);
+            }
+        }
+        let kept = match loss {
+            Loss::All => 0,
+            Loss::Nothing => self.named.len(),
+            Loss::Some(_) => dice.roll(self.named.len() as u64 + 1) as usize,
+        };
+        for naming in self.named[kept..].iter().rev() {
+            lost.names += 1;
+            naming.undo.carry_out(&mut image);
+        }
+        image
+    }
+}
+
+/// Takes all writes back, and carries out those again that chance keeps.
+fn forget(content: &mut Vec<u8>, writes: &[Write], loss: Loss, dice: &mut Dice, lost: &mut Lost) {
+    for write in writes.iter().rev() {
+        content.truncate(write.length_before.max(write.at));
+        content.resize(write.length_before, 0);
+        content[write.at.min(write.length_before)..][..write.before.len()]
+            .copy_from_slice(&write.before);
+    }
+    for write in writes {
+        let keep = match loss {
+            Loss::All => 0,
+            Loss::Nothing => 100,
+            Loss::Some(keep) => keep,
+        };
+        if !dice.percent(keep) {
+            lost.writes += 1;
+            continue;
+        }
+        let sectors = write.after.len().div_ceil(SECTOR) as u64;
+        let is_torn = loss != Loss::Nothing && dice.percent(20);
+        lost.torn += u64::from(is_torn);
+        let length = if is_torn { dice.roll(sectors) as usize * SECTOR } else { write.after.len() };
+        let end = write.at + length;
+        if content.len() < end {
+            content.resize(end, 0);
+        }
+        content[write.at..end].copy_from_slice(&write.after[..length]);
+    }
+}
+
+impl Undo {
+    fn carry_out(&self, image: &mut Image) {
+        match self {
+            Self::Forget(path) => {
+                image.files.retain(|file, _| !file.starts_with(path));
+                image.folders.retain(|folder| !folder.starts_with(path));
+            }
+            Self::RestoreFile(path, content) => {
+                image.files.insert(path.clone(), content.clone());
+            }
+            Self::RestoreFolder(path) => {
+                image.folders.insert(path.clone());
+            }
+            Self::Rename { from, to, replaced } => {
+                if let Some(content) = image.files.remove(to) {
+                    image.files.insert(from.clone(), content);
+                }
+                if let Some(content) = replaced {
+                    image.files.insert(to.clone(), content.clone());
+                }
+            }
+        }
+    }
+}

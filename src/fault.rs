@@ -75,7 +75,7 @@ named! {
         // History and watches.
         WatchSkipsWhenItResumes, LateFollowIsAnswered, CompactionOneTooFar,
         // Snapshots.
-        SnapshotWithOtherMeta, InstallWithoutFlush,
+        SnapshotWithOtherMeta,
         // Answers.
         RefusedMayHaveHappened,
     }

@@ -106,6 +106,11 @@ impl Machine {
         Self { state, gate, handed_in }
     }
 
+    /// Waits until everything that was given to the log is on the disk.
+    pub(super) async fn flush_log(&self) -> Result<(), Fault> {
+        self.gate.flush().await
+    }
+
     async fn hand_in(&mut self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         let last = last.log_id.index;
@@ -154,9 +159,7 @@ impl Machine {
             )));
         }
         point(Point::SnapshotInstall);
-        if !bug(Bug::InstallWithoutFlush) {
-            self.gate.flush().await?;
-        }
+        self.gate.flush().await?;
         point(Point::SnapshotLogFlushed);
         self.state.run(move |state| state.swap(loaded)).await?;
         point(Point::SnapshotInstalled);

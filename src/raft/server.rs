@@ -19,7 +19,7 @@ use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::LoadError;
 use crate::wire::{Hello, PeerKind, Status};
 use bytes::Bytes;
-use futures::future::poll_immediate;
+use futures::future::{FutureExt, poll_immediate};
 use openraft::RaftState;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use openraft::storage::Snapshot;
@@ -181,13 +181,8 @@ impl PeerServer {
         if let Some(last) = snapshot.meta.last_log_id
             && self.has_up_to(&vote, last).await?
         {
-            let mut written = raft.watch_log_progress();
-            let there = written.wait_until(|point| {
-                point.as_ref().is_some_and(|it| (it.vote, it.last_log_id) >= (vote, Some(last)))
-            });
-            if there.await.map_err(|_| Ended)?.is_some_and(|point| point.vote == vote) {
-                return Ok(vote);
-            }
+            let flushed = raft.with_state_machine(|machine| machine.flush_log().boxed()).await;
+            return if matches!(flushed, Ok(Ok(()))) { Ok(vote) } else { Err(Ended) };
         }
         let mut install = pin!(raft.install_full_snapshot(vote, snapshot));
         // From the first look on it is in openraft's line, and whatever comes now is behind it.
@@ -200,7 +195,7 @@ impl PeerServer {
         answer.map(|answer| answer.vote).map_err(|_| Ended)
     }
 
-    /// Whether the log has what the leader of `vote` has written, up to `last` at least.
+    /// Whether the log has what the leader of `vote` has written, up to `last` at least, on the disk or on its way there.
     async fn has_up_to(&self, vote: &Vote, last: LogId) -> Result<bool, Ended> {
         let look = |state: &RaftState<Types>| (*state.vote_ref(), state.log_ids.last().copied());
         let (own, end) = self.shared.raft.with_raft_state(look).await.map_err(|_| Ended)?;
@@ -266,105 +261,4 @@ pub(super) fn speaks_for(from: u64, vote: &Vote) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mvcc::{self, Body, LogPosition, SnapshotReader};
-    use crate::raft::config::{Retention, Timing};
-    use crate::raft::format::log_id;
-    use crate::raft::founding::{Desk, Founders};
-    use crate::raft::identity::{Identity, Records};
-    use crate::raft::log::LogStore;
-    use crate::raft::member::{Member, Parts};
-    use crate::raft::state::State;
-    use crate::raft::{Entry, EntryPayload, Membership, Peer};
-    use std::collections::{BTreeMap, BTreeSet};
-    use std::path::Path;
-
-    const LEADER: u64 = 1;
-
-    fn at(index: u64) -> LogPosition {
-        LogPosition { term: 3, node: LEADER, index }
-    }
-
-    fn membership() -> Membership {
-        let peers = BTreeMap::from([1, 2, 3].map(|id| (id, Peer::default())));
-        Membership::new(vec![BTreeSet::from([1, 2, 3])], peers).unwrap()
-    }
-
-    /// A member that hears nothing but what the test tells it.
-    async fn member(folder: &Path) -> Member {
-        let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
-        let state = State::open(folder, 64 << 20).unwrap();
-        let desk = Desk::new(Founders::alone("group"), Records::open(&log).await.unwrap());
-        let identity = Identity { group: 1, node: 2, incarnation: 1 };
-        let retention = Retention { snapshot_every: 1000, kept: 1000, bytes: 1 << 30 };
-        let timing = Timing::default();
-        let parts = Parts { identity, timing, retention, log, state, desk, plaintext: true };
-        Member::start(parts).await.unwrap()
-    }
-
-    /// A snapshot of a state that `body` was the last to change, at `position`, as it travels.
-    fn snapshot(position: LogPosition, body: Body) -> Vec<Bytes> {
-        let folder = tempfile::tempdir().unwrap();
-        let state = State::open_unsynced(folder.path());
-        state.apply_for_test(&[mvcc::Entry { position, body }]);
-        let mut reader = SnapshotReader::new(state.view().unwrap());
-        std::iter::from_fn(|| reader.next_chunk(1000).unwrap()).collect()
-    }
-
-    /// A fault would stop this member, though it is the other one that is wrong.
-    #[tokio::test]
-    async fn a_snapshot_with_a_membership_that_cannot_be_read_is_the_senders_mistake() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut draft = State::open_unsynced(folder.path()).draft().unwrap();
-        let body = Body::Membership(Bytes::from_static(b"of another version"));
-        for chunk in snapshot(LogPosition { term: 1, node: 1, index: 1 }, body) {
-            draft.push(&chunk).unwrap();
-        }
-        let refused = finish(draft).map(drop);
-        assert!(matches!(refused, Err(LoadError::Malformed(_))), "{refused:?}");
-    }
-
-    /// openraft takes it for a step back, and panics if it is built with assertions.
-    #[tokio::test]
-    async fn a_snapshot_of_what_the_log_has_is_acknowledged_and_not_installed() {
-        let folder = tempfile::tempdir().unwrap();
-        let member = member(folder.path()).await;
-        let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
-        let vote = Vote { leader_id: *log_id(at(0)).committed_leader_id(), committed: true };
-        let payload = |index| match index {
-            0 => EntryPayload::Membership(membership()),
-            _ => EntryPayload::Blank,
-        };
-        let entry = |index| Entry { log_id: log_id(at(index)), payload: payload(index) };
-        let append = AppendEntriesRequest::<Types> {
-            vote,
-            prev_log_id: None,
-            entries: (0..4).map(entry).collect(),
-            leader_commit: None,
-        };
-        let call = |kind, number, body| Arc::clone(&server).call(kind, LEADER, number, body);
-        call(PeerKind::Raft, method::APPEND, append.to_bytes()).await.unwrap();
-
-        let chunks = snapshot(at(2), Body::Membership(membership().to_bytes()));
-        call(PeerKind::Snapshot, method::SNAPSHOT_BEGIN, Bytes::new()).await.unwrap();
-        let mut offset = 0_u64;
-        for chunk in chunks {
-            let body = [&offset.to_bytes()[..], &chunk].concat();
-            call(PeerKind::Snapshot, method::SNAPSHOT_CHUNK, body.into()).await.unwrap();
-            offset += chunk.len() as u64;
-        }
-        let answer = call(PeerKind::Snapshot, method::SNAPSHOT_END, vote.to_bytes()).await.unwrap();
-        assert_eq!(Vote::from_bytes(answer).unwrap(), vote);
-        assert_eq!(member.shared.head().applied, None, "it was installed");
-        // The log goes on where it was.
-        let append = AppendEntriesRequest::<Types> {
-            vote,
-            prev_log_id: Some(log_id(at(3))),
-            entries: vec![entry(4)],
-            leader_commit: Some(log_id(at(4))),
-        };
-        call(PeerKind::Raft, method::APPEND, append.to_bytes()).await.unwrap();
-        member.shared.applied(4).await.unwrap();
-    }
-}
+mod tests;

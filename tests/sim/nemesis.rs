@@ -9,6 +9,8 @@ use crate::group::{CLIENTS, Group};
 use crate::net::{HostId, Weather};
 use crate::points::Happens;
 use quorate::Reason;
+use quorate::sim::Point;
+use std::fmt::Debug;
 use std::time::Duration;
 
 /// The kinds of faults.
@@ -34,13 +36,16 @@ enum Fault {
     Wipe,
     /// The leader is cut off, and all others begin anew, without a memory of it.
     Usurp,
+    /// The leader is cut off, and what it goes on to write will have to go again; its disk may be slow at that.
+    Depose,
     /// Something happens at a point of the code.
     Point,
 }
 
-const ALL: [Fault; 19] = [
+const ALL: [Fault; 20] = [
     Fault::Wipe,
     Fault::Usurp,
+    Fault::Depose,
     Fault::Point,
     Fault::Partition,
     Fault::OneWay,
@@ -64,6 +69,7 @@ const ALL: [Fault; 19] = [
 pub struct Nemesis {
     dice: Dice,
     mix: Vec<Fault>,
+    points: Vec<Point>,
     /// How long it is quiet between two, at most.
     quiet: Duration,
     next: Duration,
@@ -79,6 +85,8 @@ enum End {
     Weather,
     Restart(usize),
     Resume(usize),
+    /// A slow disk begins, which ends in its turn.
+    Slow(usize),
     Disk(usize),
 }
 
@@ -88,22 +96,28 @@ impl Nemesis {
         let mut all = ALL;
         dice.shuffle(&mut all);
         let mut mix = all[..dice.within(0, 8) as usize].to_vec();
+        let mut points = Point::ALL.to_vec();
         // For whoever looks for something.
+        let named =
+            |list: &str, it: &dyn Debug| list.split(',').any(|name| name == format!("{it:?}"));
         if let Ok(only) = std::env::var("MIX") {
-            mix = ALL.into_iter().filter(|fault| only.contains(&format!("{fault:?}"))).collect();
+            mix = ALL.into_iter().filter(|fault| named(&only, fault)).collect();
+        }
+        if let Ok(only) = std::env::var("POINTS") {
+            points.retain(|point| named(&only, point));
         }
         let quiet = group.setup.heartbeat * dice.within(10, 100) as u32;
         let next = group.setup.heartbeat * 60;
         let calm = group.setup.weather;
-        Self { dice, mix, quiet, next, ends: Vec::new(), calm, counts: Vec::new() }
+        Self { dice, mix, points, quiet, next, ends: Vec::new(), calm, counts: Vec::new() }
     }
 
     /// Nothing goes wrong any more.
     pub fn none(group: &Group) -> Self {
         let calm = group.setup.weather;
         let dice = Dice::new(0);
-        let (mix, ends, counts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { dice, mix, quiet: Duration::ZERO, next: Duration::MAX, ends, calm, counts }
+        let (mix, points, ends, counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { dice, mix, points, quiet: Duration::ZERO, next: Duration::MAX, ends, calm, counts }
     }
 
     /// Between two steps.
@@ -231,27 +245,30 @@ impl Nemesis {
                 }
             }
             Fault::Usurp => {
-                let leader =
-                    group.members.iter().position(|it| it.peek().is_some_and(|it| it.is_leader));
-                let Some(leader) = leader else { return };
+                let Some(leader) = self.cut_off_leader(group) else { return };
                 group.stare(leader);
                 for other in (0..group.members.len()).filter(|other| *other != leader) {
-                    group.net.cut(leader as HostId + 1, other as HostId + 1);
-                    group.net.cut(other as HostId + 1, leader as HostId + 1);
                     group.kill(other);
                     self.ends.push((group.now, End::Restart(other)));
                 }
                 self.ends.push((until, End::Links));
             }
+            Fault::Depose => {
+                let Some(leader) = self.cut_off_leader(group) else { return };
+                let until = group.now + beats(&mut self.dice, 15, 50);
+                if self.dice.percent(50) {
+                    self.ends.push((until, End::Slow(leader)));
+                }
+                self.ends.push((until, End::Links));
+            }
             Fault::Point => {
-                let point = *self.dice.pick(quorate::sim::Point::ALL);
+                let point = *self.dice.pick(&self.points);
                 let happens = [Happens::PowerLoss, Happens::Kill, Happens::Stall];
                 let (happens, skip) = (*self.dice.pick(&happens), self.dice.roll(5));
                 group.points.arm(point, happens, skip);
             }
             Fault::SlowDisk => {
-                let sync_takes = beats(&mut self.dice, 1, 20);
-                group.trouble(victim, Trouble { sync_takes, ..Trouble::default() });
+                self.slow_down(group, victim);
                 self.ends.push((until, End::Disk(victim)));
             }
             Fault::DiskFull | Fault::DiskFails => {
@@ -273,6 +290,11 @@ impl Nemesis {
             End::Weather => group.net.set_weather(self.calm),
             End::Restart(index) => group.restart(index),
             End::Resume(index) => group.pause(index, false),
+            End::Slow(index) => {
+                self.slow_down(group, index);
+                let until = group.now + group.setup.heartbeat * self.dice.within(2, 40) as u32;
+                self.ends.push((until, End::Disk(index)));
+            }
             End::Disk(index) => {
                 let sync_takes = group.members[index].sync_takes;
                 group.trouble(index, Trouble { sync_takes, ..Trouble::default() });
@@ -283,6 +305,22 @@ impl Nemesis {
                 }
             }
         }
+    }
+
+    fn slow_down(&mut self, group: &mut Group, index: usize) {
+        let sync_takes = group.setup.heartbeat * self.dice.within(1, 20) as u32;
+        group.trouble(index, Trouble { sync_takes, ..Trouble::default() });
+    }
+
+    /// Cuts the leader off from all other members, if there is one.
+    fn cut_off_leader(&self, group: &Group) -> Option<usize> {
+        let leads = |peek: quorate::Peek| peek.is_leader;
+        let leader = group.members.iter().position(|it| it.peek().is_some_and(leads))?;
+        for other in (0..group.members.len()).filter(|other| *other != leader) {
+            group.net.cut(leader as HostId + 1, other as HostId + 1);
+            group.net.cut(other as HostId + 1, leader as HostId + 1);
+        }
+        Some(leader)
     }
 
     /// A member whose disk failed has ended, and somebody restarts it when the disk is well again.

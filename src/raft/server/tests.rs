@@ -1,0 +1,166 @@
+//! Snapshots from a leader that is played by the test.
+
+use super::*;
+use crate::mvcc::{self, Body, LogPosition, SnapshotReader};
+use crate::raft::config::{Retention, Timing};
+use crate::raft::format::log_id;
+use crate::raft::founding::{Desk, Founders};
+use crate::raft::identity::{Identity, Records};
+use crate::raft::log::LogStore;
+use crate::raft::log::tests::seam::{self, Disk};
+use crate::raft::member::{Member, Parts};
+use crate::raft::state::State;
+use crate::raft::{Entry, EntryPayload, Membership, Peer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn membership() -> Membership {
+    let peers = BTreeMap::from([1, 2, 3].map(|id| (id, Peer::default())));
+    Membership::new(vec![BTreeSet::from([1, 2, 3])], peers).unwrap()
+}
+
+/// A member that hears nothing but what the test tells it.
+async fn member(folder: &Path) -> Member {
+    let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
+    let state = State::open(folder, 64 << 20).unwrap();
+    let desk = Desk::new(Founders::alone("group"), Records::open(&log).await.unwrap());
+    let identity = Identity { group: 1, node: 2, incarnation: 1 };
+    let retention = Retention { snapshot_every: 1000, kept: 1000, bytes: 1 << 30 };
+    let timing = Timing::default();
+    let parts = Parts { identity, timing, retention, log, state, desk, plaintext: true };
+    Member::start(parts).await.unwrap()
+}
+
+/// A snapshot of a state that `body` was the last to change, at `position`, as it travels.
+fn snapshot(position: LogPosition, body: Body) -> Vec<Bytes> {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    state.apply_for_test(&[mvcc::Entry { position, body }]);
+    let mut reader = SnapshotReader::new(state.view().unwrap());
+    std::iter::from_fn(|| reader.next_chunk(1000).unwrap()).collect()
+}
+
+/// A leader.
+struct Leader {
+    server: Arc<PeerServer>,
+    node: u64,
+    term: u64,
+}
+
+impl Leader {
+    fn at(&self, index: u64) -> LogPosition {
+        LogPosition { term: self.term, node: self.node, index }
+    }
+
+    fn vote(&self) -> Vote {
+        Vote { leader_id: *log_id(self.at(0)).committed_leader_id(), committed: true }
+    }
+
+    fn entry(&self, index: u64) -> Entry {
+        let payload = match index {
+            0 => EntryPayload::Membership(membership()),
+            _ => EntryPayload::Blank,
+        };
+        Entry { log_id: log_id(self.at(index)), payload }
+    }
+
+    async fn call(&self, kind: PeerKind, number: u16, body: Bytes) -> Bytes {
+        let answer = Arc::clone(&self.server).call(kind, self.node, number, body);
+        timeout(LONG, answer).await.expect("it hangs").unwrap()
+    }
+
+    /// Sends entries of its own, from one index on to before another.
+    async fn append(&self, from: u64, to: u64, committed: Option<u64>) {
+        let request = AppendEntriesRequest::<Types> {
+            vote: self.vote(),
+            prev_log_id: from.checked_sub(1).map(|index| log_id(self.at(index))),
+            entries: (from..to).map(|index| self.entry(index)).collect(),
+            leader_commit: committed.map(|index| log_id(self.at(index))),
+        };
+        self.call(PeerKind::Raft, method::APPEND, request.to_bytes()).await;
+    }
+
+    /// Sends a snapshot of what it has up to an index.
+    async fn install(&self, index: u64) -> Vote {
+        self.call(PeerKind::Snapshot, method::SNAPSHOT_BEGIN, Bytes::new()).await;
+        let mut offset = 0_u64;
+        for chunk in snapshot(self.at(index), Body::Membership(membership().to_bytes())) {
+            let body = [&offset.to_bytes()[..], &chunk].concat();
+            self.call(PeerKind::Snapshot, method::SNAPSHOT_CHUNK, body.into()).await;
+            offset += chunk.len() as u64;
+        }
+        let answer =
+            self.call(PeerKind::Snapshot, method::SNAPSHOT_END, self.vote().to_bytes()).await;
+        Vote::from_bytes(answer).unwrap()
+    }
+}
+
+/// A fault would stop this member, though it is the other one that is wrong.
+#[tokio::test]
+async fn a_snapshot_with_a_membership_that_cannot_be_read_is_the_senders_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut draft = State::open_unsynced(folder.path()).draft().unwrap();
+    let body = Body::Membership(Bytes::from_static(b"of another version"));
+    for chunk in snapshot(LogPosition { term: 1, node: 1, index: 1 }, body) {
+        draft.push(&chunk).unwrap();
+    }
+    let refused = finish(draft).map(drop);
+    assert!(matches!(refused, Err(LoadError::Malformed(_))), "{refused:?}");
+}
+
+/// openraft takes it for a step back, and panics if it is built with assertions.
+#[tokio::test]
+async fn a_snapshot_of_what_the_log_has_is_acknowledged_and_not_installed() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(folder.path()).await;
+    let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+    let leader = Leader { server, node: 1, term: 3 };
+    leader.append(0, 4, None).await;
+    assert_eq!(leader.install(2).await, leader.vote());
+    assert_eq!(member.shared.head().applied, None, "it was installed");
+    // The log goes on where it was.
+    leader.append(4, 5, Some(4)).await;
+    timeout(LONG, member.shared.applied(4)).await.expect("it hangs").unwrap();
+}
+
+/// Nothing has been written since the start that an acknowledgement could wait for.
+#[tokio::test]
+async fn a_snapshot_that_was_installed_before_the_restart_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let member = member(folder.path()).await;
+        let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+        let leader = Leader { server, node: 1, term: 3 };
+        assert_eq!(leader.install(2).await, leader.vote());
+        assert_eq!(member.shared.head().applied, Some(2));
+        leader.append(3, 3, Some(2)).await;
+        drop(leader);
+        drop(member.stop(LONG).await);
+    }
+}
+
+/// A loss of power between the two would leave a state that the log contradicts, and a member that cannot start.
+#[tokio::test]
+async fn a_snapshot_is_not_installed_before_what_it_contradicts_is_gone_from_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(folder.path()).await;
+    let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+    let deposed = Leader { server: Arc::clone(&server), node: 1, term: 3 };
+    deposed.append(0, 6, Some(0)).await;
+    let leader = Leader { server, node: 3, term: 4 };
+    // Its vote is on the disk before that stalls.
+    leader.append(0, 0, None).await;
+    let disk = seam::of(&folder.path().join("raft"));
+    disk.set(Disk::Holds);
+    let mut install = pin!(leader.install(3));
+    let waited = timeout(Duration::from_millis(200), install.as_mut()).await;
+    assert!(waited.is_err(), "the log's disk stands still");
+    assert_eq!(member.shared.head().applied, Some(0), "it was installed");
+    disk.set(Disk::Works);
+    assert_eq!(install.await, leader.vote());
+    assert_eq!(member.shared.head().applied, Some(3));
+}

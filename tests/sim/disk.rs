@@ -234,28 +234,30 @@ impl Disk {
     }
 }
 
-/// Before a file is opened: what the flags make of it.
-pub fn before_open(path: &Path, flags: c_int) -> Result<(), c_int> {
+/// Before a file is opened: what that will make of it, if the disk lets it.
+pub fn before_open(path: &Path, flags: c_int) -> Result<Option<Change>, c_int> {
     if flags & (libc::O_CREAT | libc::O_TRUNC) == 0 || is_lock(path) {
-        return Ok(());
+        return Ok(None);
     }
     with(|disk| {
-        let Some((folder, member)) = disk.member_of(path) else { return Ok(()) };
+        let Some((_, member)) = disk.member_of(path) else { return Ok(None) };
         match member.model.now().files.get(path) {
-            Some(content) if flags & libc::O_TRUNC == 0 || content.is_empty() => return Ok(()),
-            None if flags & libc::O_CREAT == 0 => return Ok(()),
+            Some(content) if flags & libc::O_TRUNC == 0 || content.is_empty() => return Ok(None),
+            None if flags & libc::O_CREAT == 0 => return Ok(None),
             Some(_) => {}
             None => member.trouble.writes_fail.map_or(Ok(()), Err)?,
         }
-        disk.note(folder, Change::Create(path.to_owned()));
-        Ok(())
+        Ok(Some(Change::Create(path.to_owned())))
     })
-    .unwrap_or(Ok(()))
+    .unwrap_or(Ok(None))
 }
 
-pub fn opened(file: c_int, path: &Path, flags: c_int) {
+pub fn opened(file: c_int, path: &Path, flags: c_int, change: Option<Change>) {
     with(|disk| {
         disk.open.remove(&file);
+        if let Some(change) = change {
+            disk.note_at(path, change);
+        }
         if path.starts_with(&disk.root) && !is_lock(path) {
             let (path, is_durable) = (path.to_owned(), flags & libc::O_DSYNC != 0);
             disk.open.insert(file, Open { path, is_durable, at: 0 });

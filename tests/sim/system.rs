@@ -104,12 +104,13 @@ unsafe fn open_at(folder: c_int, name: *const c_char, flags: c_int, mode: libc::
         return open();
     }
     let path = unsafe { path(folder, name) };
-    if let Err(error) = disk::before_open(&path, flags) {
-        return fail(error) as c_int;
-    }
+    let change = match disk::before_open(&path, flags) {
+        Ok(change) => change,
+        Err(error) => return fail(error) as c_int,
+    };
     let opened = open();
     if opened >= 0 {
-        disk::opened(opened, &path, flags);
+        disk::opened(opened, &path, flags, change);
     }
     opened
 }

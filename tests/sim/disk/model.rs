@@ -167,7 +167,8 @@ impl Model {
     }
 
     fn write(&mut self, path: &Path, at: usize, bytes: &[u8], is_durable: bool) {
-        let file = self.now.files.entry(path.to_owned()).or_default();
+        // Who has it open may go on writing to a file that was removed, and nobody will read it.
+        let Some(file) = self.now.files.get_mut(path) else { return };
         let (length_before, end) = (file.len(), at + bytes.len());
         if !is_durable {
             let before = file[at.min(length_before)..end.min(length_before)].to_vec();

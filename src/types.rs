@@ -28,7 +28,8 @@ pub mod limits {
     pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
     /// The largest write, in bytes: all keys, values and comparisons of one transaction together.
     pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
-    /// The most comparisons, or operations in one branch, of a transaction and of all that is nested in it.
+    /// The most comparisons, or operations in one branch, of a transaction. A nested one may have as many as those around it
+    /// leave of them; how many there are side by side is limited by [`REQUEST_BYTES_MAX`] alone.
     pub const TXN_OPERATIONS_MAX: usize = 128;
     /// How deep transactions nest.
     pub const TXN_DEPTH_MAX: usize = 8;

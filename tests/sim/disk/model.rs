@@ -274,3 +274,115 @@ impl Undo {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(name: &str) -> PathBuf {
+        Path::new("/d").join(name)
+    }
+
+    fn write(name: &str, at: usize, bytes: &[u8]) -> Change {
+        Change::Write { path: path(name), at, bytes: bytes.to_vec(), is_durable: false }
+    }
+
+    fn sync(model: &Model, name: &str) -> Change {
+        Change::Sync { path: path(name), begun: model.last() }
+    }
+
+    /// A disk with the file `a`, which is synced, and its name as well.
+    fn with_a(bytes: &[u8]) -> Model {
+        let files = BTreeMap::from([(path("a"), bytes.to_vec())]);
+        Model::new(Image { files, folders: BTreeSet::from([path("")]) })
+    }
+
+    fn after(model: &Model, loss: Loss, seed: u64) -> BTreeMap<PathBuf, Vec<u8>> {
+        model.image(loss, &mut Dice::new(seed), &mut Lost::default()).files
+    }
+
+    #[test]
+    fn what_was_not_synced_is_lost_and_what_was_is_not() {
+        let mut model = with_a(b"0123");
+        model.carry_out(&write("a", 1, b"ab"));
+        model.carry_out(&sync(&model, "a"));
+        model.carry_out(&write("a", 2, b"XYZ"));
+        model.carry_out(&write("a", 0, b"W"));
+        assert_eq!(model.now().files[&path("a")], b"WaXYZ");
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"0ab3");
+        assert_eq!(after(&model, Loss::Nothing, 0)[&path("a")], b"WaXYZ");
+    }
+
+    #[test]
+    fn a_sync_takes_nothing_with_it_that_came_after_its_beginning() {
+        let mut model = with_a(b"");
+        model.carry_out(&write("a", 0, b"1"));
+        let begun = sync(&model, "a");
+        model.carry_out(&write("a", 1, b"2"));
+        model.carry_out(&begun);
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"1");
+        let durable =
+            Change::Write { path: path("a"), at: 0, bytes: b"9".to_vec(), is_durable: true };
+        model.carry_out(&durable);
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"9");
+    }
+
+    #[test]
+    fn writes_are_lost_one_by_one_and_torn_at_sectors() {
+        let mut model = with_a(&[0; 3 * SECTOR]);
+        model.carry_out(&write("a", 0, &[1; 2 * SECTOR]));
+        model.carry_out(&write("a", 2 * SECTOR, &[2; SECTOR]));
+        let mut seen = BTreeSet::new();
+        for seed in 0..200 {
+            let content = after(&model, Loss::Some(50), seed).remove(&path("a")).unwrap();
+            let sectors = content.chunks(SECTOR).map(|sector| {
+                assert!(sector.iter().all(|byte| *byte == sector[0]), "a sector is whole");
+                sector[0]
+            });
+            seen.insert(sectors.collect::<Vec<u8>>());
+        }
+        let all = [[0, 0, 0], [0, 0, 2], [1, 0, 0], [1, 0, 2], [1, 1, 0], [1, 1, 2]];
+        assert_eq!(seen, all.map(|sectors| sectors.to_vec()).into());
+    }
+
+    #[test]
+    fn a_name_is_lost_without_a_sync_of_its_folder_and_gives_back_what_it_replaced() {
+        let mut model = with_a(b"old");
+        model.carry_out(&Change::Create(path("new")));
+        model.carry_out(&write("new", 0, b"content"));
+        model.carry_out(&sync(&model, "new"));
+        model.carry_out(&Change::Rename { from: path("new"), to: path("a") });
+        assert_eq!(model.now().files.len(), 1);
+        let lost = after(&model, Loss::All, 0);
+        assert_eq!(lost, BTreeMap::from([(path("a"), b"old".to_vec())]));
+        model.carry_out(&sync(&model, ""));
+        let kept = after(&model, Loss::All, 0);
+        assert_eq!(kept, BTreeMap::from([(path("a"), b"content".to_vec())]));
+    }
+
+    #[test]
+    fn names_are_kept_up_to_some_point_in_their_order() {
+        let mut model = with_a(b"");
+        for name in ["b", "c"] {
+            model.carry_out(&Change::Create(path(name)));
+        }
+        model.carry_out(&Change::Remove(path("a")));
+        let mut seen = BTreeSet::new();
+        for seed in 0..100 {
+            let names = after(&model, Loss::Some(100), seed).into_keys();
+            seen.insert(names.map(|it| it.file_name().unwrap().to_owned()).collect::<Vec<_>>());
+        }
+        let all = [vec!["a"], vec!["a", "b"], vec!["a", "b", "c"], vec!["b", "c"]];
+        assert_eq!(seen, all.map(|names| names.into_iter().map(Into::into).collect()).into());
+    }
+
+    /// Who has it open may go on.
+    #[test]
+    fn a_removed_file_stays_removed() {
+        let mut model = with_a(b"old");
+        model.carry_out(&Change::Remove(path("a")));
+        model.carry_out(&write("a", 0, b"more"));
+        assert!(model.now().files.is_empty());
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"old");
+    }
+}

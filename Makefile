@@ -33,7 +33,7 @@ sim:
 # The power goes on all members of a group at once, at so many moments of so many recordings of real members.
 IMAGES ?= 5000
 power:
-	IMAGES=$(IMAGES) $(if $(RECORDING),RECORDING=$(RECORDING)) \
+	IMAGES=$(IMAGES) \
 		cargo test --locked --profile sim --features sim --test sim -- --nocapture --exact power
 
 # Real processes that are killed and stopped under load, so often, and then at every named point of the code.

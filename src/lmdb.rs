@@ -46,6 +46,9 @@ const CLOSING: Duration =
 /// The version of the bundled LMDB.
 const LMDB_VERSION: (i32, i32, i32) = (0, 9, 70);
 
+/// What LMDB calls its file.
+const FILE: &str = "data.mdb";
+
 /// How an environment is opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
@@ -97,14 +100,48 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
     if !has_closed(folder) {
         return Err(Fault::already_open(folder));
     }
-    let file = folder.join("data.mdb");
-    let is_new = !file.exists();
+    let file = folder.join(FILE);
+    if !file.exists() && options.sync.is_durable() {
+        make_empty(folder, options)?;
+    }
     audit::audit(&file).map_err(|finding| match finding {
         audit::Finding::Wrong(what) => Fault::corrupt(format!("{}: {what}", file.display())),
         audit::Finding::Io(error) => Fault::disk(format!("cannot open {}", file.display()), error),
     })?;
+    let env = open_mapped(folder, options)?;
+    env.clear_stale_readers()?;
+    Ok(env)
+}
+
+/// Makes an environment with nothing in it, whole or not at all. LMDB would write the first pages in their place, and a
+/// loss of power could leave some of them, which looks like the damage of a file that has held promises.
+fn make_empty(folder: &Path, options: Options) -> Result<(), Fault> {
+    let draft = folder.join("draft");
+    let tried = |error| Fault::disk(format!("cannot make {}", draft.display()), error);
+    // What another loss of power has left.
+    remove_if_there(&draft).map_err(tried)?;
+    fs::create_dir(&draft).map_err(tried)?;
+    let env = open_mapped(&draft, options)?;
+    env.force_sync()?;
+    if !close(env, CLOSING) {
+        return Err(Fault::already_open(&draft));
+    }
+    fs::rename(draft.join(FILE), folder.join(FILE)).map_err(tried)?;
+    remove_if_there(&draft).map_err(tried)?;
+    sync_folder(folder)
+}
+
+fn remove_if_there(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Opens an environment, with less of the address space if there is not so much of it.
+fn open_mapped(folder: &Path, options: Options) -> Result<Env, Fault> {
     let mut map_bytes = options.map_bytes;
-    let env = loop {
+    loop {
         match open_once(folder, Options { map_bytes, ..options }) {
             // Address space may be limited (containers, 32-bit): half of it is still a lot.
             Err(heed::Error::Io(error))
@@ -114,15 +151,9 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
             }
             Err(heed::Error::EnvAlreadyOpened) => return Err(Fault::already_open(folder)),
             Err(error) => return Err(fault(format!("cannot open {}", folder.display()), error)),
-            Ok(env) => break env,
+            Ok(env) => return Ok(env),
         }
-    };
-    env.clear_stale_readers()?;
-    if is_new && options.sync.is_durable() {
-        // LMDB syncs the file but not the folder that names it.
-        sync_folder(folder)?;
     }
-    Ok(env)
 }
 
 /// Waits until an environment that is open in this process is closed; returns whether it is.

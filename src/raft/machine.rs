@@ -106,11 +106,6 @@ impl Machine {
         Self { state, gate, handed_in }
     }
 
-    /// Waits until everything that was given to the log is on the disk.
-    pub(super) async fn flush_log(&self) -> Result<(), Fault> {
-        self.gate.flush().await
-    }
-
     async fn hand_in(&mut self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         let last = last.log_id.index;

@@ -513,7 +513,11 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
             return;
         }
         if ended {
-            // It was told to, or has panicked and wrote nothing down: whoever asks it for something hears which.
+            if shared.raft.metrics().borrow_watched().running_state.is_err() {
+                // It was told to.
+                return;
+            }
+            // It has panicked, and wrote nothing down. Whoever asks it for something hears so.
             let Err(end) = shared.raft.with_raft_state(|_| ()).await else { return };
             let Some(cause) = super::fatal(&end) else { return };
             shared.state.fail(cause);

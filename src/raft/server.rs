@@ -3,10 +3,11 @@
 //! A message that speaks for somebody else than its connection does is refused: Raft's messages carry no target, and a
 //! mixed-up address would otherwise be a vote in another's name.
 //!
-//! A leader that has lost touch with this member sends a snapshot although entries beyond it are here already, or on
-//! their way. To openraft that is a step back in what it writes, which it forbids itself by an assertion, so such a
-//! snapshot is only acknowledged, when those entries are on the disk. That nothing is on its way is certain while the
-//! gate is closed: appends hold it open.
+//! A leader that has lost touch with this member may send a snapshot although entries beyond it are here already. To
+//! openraft that is a step back in what it writes, which it forbids itself by an assertion. So the log is asked first,
+//! with an empty append, whether it has the last entry that the snapshot covers; if it has, that is what the leader wanted
+//! to achieve. From the question to the end of the install nothing is appended: the gate is closed. It costs no heartbeat,
+//! for openraft answers none while it installs.
 
 use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
 use super::member::Shared;
@@ -19,9 +20,11 @@ use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::LoadError;
 use crate::wire::{Hello, PeerKind, Status};
 use bytes::Bytes;
-use futures::future::{FutureExt, poll_immediate};
-use openraft::RaftState;
-use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use futures::future::poll_immediate;
+use openraft::errors::RaftError;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest,
+};
 use openraft::storage::Snapshot;
 use std::collections::HashMap;
 use std::pin::pin;
@@ -39,7 +42,7 @@ pub(crate) struct PeerServer {
     shared: Arc<Shared>,
     /// The snapshot that each member is sending.
     drafts: Mutex<HashMap<u64, Receiving>>,
-    /// Read while entries are handed to openraft, written while a snapshot is.
+    /// Read while entries are handed to openraft, written while a snapshot is installed.
     gate: RwLock<()>,
 }
 
@@ -105,8 +108,14 @@ impl PeerServer {
         speaks_for(from, &request.vote)?;
         point(Point::PeerAsked);
         let gate = self.gate.read().await;
-        let answer = self.shared.raft.append_entries(request).await;
+        let mut append = pin!(self.shared.raft.append_entries(request));
+        // From the first look on it is in openraft's line.
+        let answer = poll_immediate(append.as_mut()).await;
         drop(gate);
+        let answer = match answer {
+            Some(answer) => answer,
+            None => append.await,
+        };
         point(Point::PeerAnswers);
         answer.map(|answer| answer.to_bytes()).map_err(|_| self.shared.stopped())
     }
@@ -175,32 +184,17 @@ impl PeerServer {
     }
 
     /// Installs a snapshot, or finds that the log has all of it. Returns the vote of this member.
-    async fn install(&self, vote: Vote, snapshot: SnapshotOf) -> Result<Vote, Ended> {
+    async fn install(&self, vote: Vote, snapshot: SnapshotOf) -> Result<Vote, RaftError<Types>> {
         let raft = &self.shared.raft;
-        let gate = self.gate.write().await;
-        if let Some(last) = snapshot.meta.last_log_id
-            && self.has_up_to(&vote, last).await?
-        {
-            let flushed = raft.with_state_machine(|machine| machine.flush_log().boxed()).await;
-            return if matches!(flushed, Ok(Ok(()))) { Ok(vote) } else { Err(Ended) };
+        let _gate = self.gate.write().await;
+        if let Some(last) = snapshot.meta.last_log_id {
+            match raft.append_entries(nothing_after(vote, last)).await? {
+                AppendEntriesResponse::Success => return Ok(vote),
+                AppendEntriesResponse::HigherVote(higher) => return Ok(higher),
+                AppendEntriesResponse::PartialSuccess(_) | AppendEntriesResponse::Conflict => {}
+            }
         }
-        let mut install = pin!(raft.install_full_snapshot(vote, snapshot));
-        // From the first look on it is in openraft's line, and whatever comes now is behind it.
-        let answer = poll_immediate(install.as_mut()).await;
-        drop(gate);
-        let answer = match answer {
-            Some(answer) => answer,
-            None => install.await,
-        };
-        answer.map(|answer| answer.vote).map_err(|_| Ended)
-    }
-
-    /// Whether the log has what the leader of `vote` has written, up to `last` at least, on the disk or on its way there.
-    async fn has_up_to(&self, vote: &Vote, last: LogId) -> Result<bool, Ended> {
-        let look = |state: &RaftState<Types>| (*state.vote_ref(), state.log_ids.last().copied());
-        let (own, end) = self.shared.raft.with_raft_state(look).await.map_err(|_| Ended)?;
-        let is_written_by = |end: LogId| end.leader_id == vote.leader_id;
-        Ok(own == *vote && end.is_some_and(|end| is_written_by(end) && end >= last))
+        Ok(raft.install_full_snapshot(vote, snapshot).await?.vote)
     }
 
     /// Runs disk work beside the async tasks. What a peer sent wrongly is an answer to it; what this member's disk does
@@ -233,8 +227,15 @@ impl PeerServer {
     }
 }
 
-/// openraft has ended; the member knows why.
-struct Ended;
+/// The question whether the log has an entry, which is answered when it is on the disk.
+fn nothing_after(vote: Vote, entry: LogId) -> AppendEntriesRequest<Types> {
+    AppendEntriesRequest {
+        vote,
+        prev_log_id: Some(entry),
+        entries: Vec::new(),
+        leader_commit: None,
+    }
+}
 
 /// A snapshot that was received as a whole, and what openraft has to know of it.
 fn finish(draft: Draft) -> Result<(SnapshotMetaOf, Loaded), LoadError> {

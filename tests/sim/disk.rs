@@ -33,6 +33,8 @@ use std::time::Duration;
 
 /// How many microseconds a sync takes while a real group is recorded, at most: enough for others to do something meanwhile.
 const RECORDED_SYNC: u64 = 2000;
+/// One of so many syncs takes so many times as long.
+const SLOW_SYNC: u64 = 30;
 
 static ON: AtomicBool = AtomicBool::new(false);
 static DISK: Mutex<Option<Disk>> = Mutex::new(None);
@@ -304,10 +306,15 @@ pub fn write(
     Ok(written)
 }
 
+fn recorded_sync(dice: &mut Dice) -> u64 {
+    let is_slow = dice.roll(SLOW_SYNC) == 0;
+    dice.roll(RECORDED_SYNC) * if is_slow { SLOW_SYNC } else { 1 }
+}
+
 pub fn sync(file: c_int) -> Synced {
     let found = with(|disk| {
         let path = disk.open.get(&file)?.path.clone();
-        let recorded = disk.journal.is_some().then(|| disk.dice.roll(RECORDED_SYNC));
+        let recorded = disk.journal.is_some().then(|| recorded_sync(&mut disk.dice));
         if path == disk.root {
             // The folder of the members' folders.
             for folder in disk.members.keys().cloned().collect::<Vec<_>>() {

@@ -21,7 +21,8 @@ const IMAGES_OF_ONE: u64 = 200;
 
 /// Runs one seed here, and says what came out.
 pub fn one(seed: u64) {
-    settle_down(LONGEST);
+    system::end_after(LONGEST);
+    settle_down();
     let report = run::run(seed);
     println!("{MARK}{}", encode(&report));
     assert!(report.violations.is_empty(), "seed {seed}: {:#?}", report.violations);
@@ -29,7 +30,7 @@ pub fn one(seed: u64) {
 
 /// Tries losses of power of one recording here, and says what came out.
 pub fn one_recording(seed: u64, images: u64) {
-    settle_down(LONGEST * 2);
+    system::end_after(LONGEST * 2);
     let report = power::one(seed, images);
     let (counts, simulated) = (&report.counts, report.simulated.as_secs_f64());
     let violations = &report.violations;
@@ -40,11 +41,11 @@ pub fn one_recording(seed: u64, images: u64) {
     assert!(violations.is_empty(), "recording {seed}: {violations:#?}");
 }
 
-fn settle_down(longest: u32) {
+/// From now on one thread runs at a time.
+pub fn settle_down() {
     if let Some(processor) = std::env::var("PROCESSOR").ok().and_then(|it| it.parse().ok()) {
         system::stay_on(processor);
     }
-    system::end_after(longest);
 }
 
 fn encode(report: &Report) -> Value {
@@ -130,7 +131,7 @@ pub fn many(from: u64, seeds: u64) {
     let sum = Mutex::new(Sum::default());
     on_all_processors(from, seeds, |seed, processor| {
         let report = child_with(seed, "", processor);
-        sum.lock().unwrap().add(report, &format!("make sim SEED={seed}"));
+        sum.lock().unwrap().add(report, &format!("repeat it with: make sim SEED={seed}"));
         false
     });
     let sum = sum.into_inner().unwrap();
@@ -148,8 +149,8 @@ pub fn recordings(images: u64) {
         let images = IMAGES_OF_ONE.min(images - (seed - 1) * IMAGES_OF_ONE);
         let set = [("RECORDING", seed.to_string()), ("IMAGES", images.to_string())];
         let report = start("power", seed, processor, set.into_iter());
-        // Real threads do not come back to it, so the disks were kept.
-        sum.lock().unwrap().add(report, &format!("make power RECORDING={seed}"));
+        // Real threads do not come back to it.
+        sum.lock().unwrap().add(report, "look at the disks");
         false
     });
     let sum = sum.into_inner().unwrap();
@@ -190,7 +191,7 @@ impl Sum {
             *self.counts.entry(name.clone()).or_default() += count.as_u64().unwrap_or(0);
         }
         if report["violations"].as_array().is_none_or(|violations| !violations.is_empty()) {
-            println!("seed {} failed; repeat it with: {again}", report["seed"]);
+            println!("seed {} failed; {again}", report["seed"]);
             for violation in report["violations"].as_array().into_iter().flatten().take(5) {
                 println!("    {}", violation.as_str().unwrap_or_default());
             }

@@ -22,6 +22,7 @@ use crate::disk;
 use crate::disk::model::{Loss, Lost, Model};
 use crate::group::{Group, Setup, folder};
 use crate::history::Moment;
+use crate::many;
 use crate::nemesis::Nemesis;
 use crate::net::{Net, Weather};
 use crate::points::Points;
@@ -53,7 +54,7 @@ pub fn setup(seed: u64) -> Setup {
         members: MEMBERS,
         heartbeat: millis(50),
         step: millis(2),
-        snapshot_every: *dice.pick(&[2, 5, 20, 100, 1000]),
+        snapshot_every: *dice.pick(&[2, 5, 20, 100]),
         weather: Weather { latency: (millis(1), millis(2)), loss: 0, twice: 0, again: millis(200) },
         rates: vec![0; MEMBERS + 1],
         sync_takes: vec![Duration::ZERO; MEMBERS],
@@ -65,27 +66,27 @@ pub fn setup(seed: u64) -> Setup {
 
 /// Records one group, and tries so many images of it.
 pub fn one(seed: u64, images: u64) -> Report {
-    let root = tempfile::Builder::new()
-        .prefix("quorate-power")
-        .tempdir_in(run::place())
-        .expect("a folder");
+    let root = tempfile::Builder::new().prefix("quorate-power").tempdir_in(run::place());
+    // Whatever goes wrong: somebody may want to look.
+    let root = root.expect("a folder").keep();
     let mut dice = Dice::new(seed).fork("moments");
     let setup = setup(seed);
     let net = Net::new(dice.fork("net"), setup.weather);
-    let points = Points::new(net.clone(), Book::default(), root.path(), MEMBERS);
+    let points = Points::new(net.clone(), Book::default(), &root, MEMBERS);
     quorate::sim::install_hook(points.clone());
-    let recording = Recording::make(&setup, root.path());
+    let recording = Recording::make(&setup, &root);
     let mut report = Report { violations: recording.violations.clone(), ..Report::default() };
     report.count("recordings", 1);
     report.count("changes of disks", recording.journal.len() as u64);
     report.count("operations", recording.pages.operations.len() as u64);
     report.count("revisions", recording.truth.head());
+    report.count("states that were published", recording.published());
 
+    many::settle_down();
     quorate::sim::install(net.clone());
     let mut images_left = images;
-    let mut moments: Vec<Moment> = (0..images.div_ceil(LOSSES))
-        .map(|_| Duration::from_nanos(dice.roll(recording.end.as_nanos() as u64)))
-        .collect();
+    let mut moments: Vec<Moment> =
+        (0..images.div_ceil(LOSSES)).map(|_| recording.moment(&mut dice)).collect();
     moments.sort_unstable();
     let mut disks = Disks::default();
     for at in moments {
@@ -97,13 +98,14 @@ pub fn one(seed: u64, images: u64) -> Report {
             images_left -= 1;
             let image = Image { recording: &recording, at, loss, number: images - images_left };
             let (net, points) = (net.clone(), points.clone());
-            image.try_on(&disks, &setup, root.path(), (net, points), &mut report);
+            image.try_on(&disks, &setup, &root, (net, points), &mut report);
         }
     }
-    if !report.violations.is_empty() {
-        // The disks as they were before the members started on them, for whoever wants to look.
-        let kept = root.keep();
-        report.violations.push(format!("the disks are in {}", kept.display()));
+    if report.violations.is_empty() {
+        let _ = std::fs::remove_dir_all(&root);
+    } else {
+        // As they were before the members started on them.
+        report.violations.push(format!("the disks are in {}", root.display()));
     }
     report
 }

@@ -75,20 +75,30 @@ impl Leader {
 
     /// Sends entries of its own, from one index on to before another.
     async fn append(&self, from: u64, to: u64, committed: Option<u64>) {
+        self.append_of(self, from, to, committed).await;
+    }
+
+    /// Sends entries that a leader before it has written.
+    async fn append_of(&self, writer: &Self, from: u64, to: u64, committed: Option<u64>) {
         let request = AppendEntriesRequest::<Types> {
             vote: self.vote(),
-            prev_log_id: from.checked_sub(1).map(|index| log_id(self.at(index))),
-            entries: (from..to).map(|index| self.entry(index)).collect(),
-            leader_commit: committed.map(|index| log_id(self.at(index))),
+            prev_log_id: from.checked_sub(1).map(|index| log_id(writer.at(index))),
+            entries: (from..to).map(|index| writer.entry(index)).collect(),
+            leader_commit: committed.map(|index| log_id(writer.at(index))),
         };
         self.call(PeerKind::Raft, method::APPEND, request.to_bytes()).await;
     }
 
     /// Sends a snapshot of what it has up to an index.
     async fn install(&self, index: u64) -> Vote {
+        self.install_of(self, index).await
+    }
+
+    /// The same, when the last of that was written by a leader before it.
+    async fn install_of(&self, writer: &Self, index: u64) -> Vote {
         self.call(PeerKind::Snapshot, method::SNAPSHOT_BEGIN, Bytes::new()).await;
         let mut offset = 0_u64;
-        for chunk in snapshot(self.at(index), Body::Membership(membership().to_bytes())) {
+        for chunk in snapshot(writer.at(index), Body::Membership(membership().to_bytes())) {
             let body = [&offset.to_bytes()[..], &chunk].concat();
             self.call(PeerKind::Snapshot, method::SNAPSHOT_CHUNK, body.into()).await;
             offset += chunk.len() as u64;
@@ -124,6 +134,23 @@ async fn a_snapshot_of_what_the_log_has_is_acknowledged_and_not_installed() {
     assert_eq!(member.shared.head().applied, None, "it was installed");
     // The log goes on where it was.
     leader.append(4, 5, Some(4)).await;
+    timeout(LONG, member.shared.applied(4)).await.expect("it hangs").unwrap();
+}
+
+/// Its entries say nothing of the leader that sends them.
+#[tokio::test]
+async fn a_snapshot_of_what_the_log_has_from_an_older_leader_is_acknowledged_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(folder.path()).await;
+    let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+    let older = Leader { server: Arc::clone(&server), node: 1, term: 3 };
+    let leader = Leader { server, node: 3, term: 4 };
+    leader.append_of(&older, 0, 4, None).await;
+    assert_eq!(leader.install_of(&older, 2).await, leader.vote());
+    assert_eq!(member.shared.head().applied, None, "it was installed");
+    // A leader that was deposed learns so.
+    assert_eq!(older.install(3).await, leader.vote());
+    leader.append_of(&older, 4, 5, Some(4)).await;
     timeout(LONG, member.shared.applied(4)).await.expect("it hangs").unwrap();
 }
 

@@ -103,14 +103,21 @@ struct Naming {
 #[derive(Clone, Debug)]
 enum Undo {
     Forget(PathBuf),
-    RestoreFile(PathBuf, Vec<u8>),
+    RestoreFile(PathBuf, Old),
     RestoreFolder(PathBuf),
     /// Takes the new name back, and puts what it had replaced in its place.
     Rename {
         from: PathBuf,
         to: PathBuf,
-        replaced: Option<Vec<u8>>,
+        replaced: Option<Old>,
     },
+}
+
+/// A file that has lost its name, with what of it was not synced.
+#[derive(Clone, Debug)]
+struct Old {
+    content: Vec<u8>,
+    written: Vec<Write>,
 }
 
 impl Model {
@@ -157,13 +164,18 @@ impl Model {
     }
 
     fn create(&mut self, path: &Path) {
-        let before = self.now.files.insert(path.to_owned(), Vec::new());
-        self.written.remove(path);
-        match before {
-            Some(before) if before.is_empty() => {}
-            Some(before) => self.note(path, Undo::RestoreFile(path.to_owned(), before)),
-            None => self.note(path, Undo::Forget(path.to_owned())),
-        }
+        let undo = match self.take(path) {
+            Some(old) => Undo::RestoreFile(path.to_owned(), old),
+            None => Undo::Forget(path.to_owned()),
+        };
+        self.now.files.insert(path.to_owned(), Vec::new());
+        self.note(path, undo);
+    }
+
+    /// Takes a file from under its name.
+    fn take(&mut self, path: &Path) -> Option<Old> {
+        let written = self.written.remove(path).unwrap_or_default();
+        self.now.files.remove(path).map(|content| Old { content, written })
     }
 
     fn write(&mut self, path: &Path, at: usize, bytes: &[u8], is_durable: bool) {
@@ -181,19 +193,16 @@ impl Model {
     }
 
     fn rename(&mut self, from: &Path, to: &Path) {
-        let Some(content) = self.now.files.remove(from) else { return };
-        let replaced = self.now.files.insert(to.to_owned(), content);
-        self.written.remove(to);
-        if let Some(writes) = self.written.remove(from) {
-            self.written.insert(to.to_owned(), writes);
-        }
+        let Some(Old { content, written }) = self.take(from) else { return };
+        let replaced = self.take(to);
+        self.now.files.insert(to.to_owned(), content);
+        self.written.insert(to.to_owned(), written);
         self.note(to, Undo::Rename { from: from.to_owned(), to: to.to_owned(), replaced });
     }
 
     fn remove(&mut self, path: &Path) {
-        self.written.remove(path);
-        if let Some(content) = self.now.files.remove(path) {
-            self.note(path, Undo::RestoreFile(path.to_owned(), content));
+        if let Some(old) = self.take(path) {
+            self.note(path, Undo::RestoreFile(path.to_owned(), old));
         } else if self.now.folders.remove(path) {
             self.note(path, Undo::RestoreFolder(path.to_owned()));
         }
@@ -214,7 +223,11 @@ impl Model {
         };
         for naming in self.named[kept..].iter().rev() {
             lost.names += 1;
-            naming.undo.carry_out(&mut image);
+            naming.undo.carry_out(&mut image, &mut |old| {
+                let mut content = old.content.clone();
+                forget(&mut content, &old.written, loss, dice, lost);
+                content
+            });
         }
         image
     }
@@ -251,14 +264,15 @@ fn forget(content: &mut Vec<u8>, writes: &[Write], loss: Loss, dice: &mut Dice, 
 }
 
 impl Undo {
-    fn carry_out(&self, image: &mut Image) {
+    /// `kept` is what the disk has kept of a file.
+    fn carry_out(&self, image: &mut Image, kept: &mut dyn FnMut(&Old) -> Vec<u8>) {
         match self {
             Self::Forget(path) => {
                 image.files.retain(|file, _| !file.starts_with(path));
                 image.folders.retain(|folder| !folder.starts_with(path));
             }
-            Self::RestoreFile(path, content) => {
-                image.files.insert(path.clone(), content.clone());
+            Self::RestoreFile(path, old) => {
+                image.files.insert(path.clone(), kept(old));
             }
             Self::RestoreFolder(path) => {
                 image.folders.insert(path.clone());
@@ -267,8 +281,8 @@ impl Undo {
                 if let Some(content) = image.files.remove(to) {
                     image.files.insert(from.clone(), content);
                 }
-                if let Some(content) = replaced {
-                    image.files.insert(to.clone(), content.clone());
+                if let Some(old) = replaced {
+                    image.files.insert(to.clone(), kept(old));
                 }
             }
         }
@@ -374,6 +388,17 @@ mod tests {
         }
         let all = [vec!["a"], vec!["a", "b"], vec!["a", "b", "c"], vec!["b", "c"]];
         assert_eq!(seen, all.map(|names| names.into_iter().map(Into::into).collect()).into());
+    }
+
+    #[test]
+    fn what_comes_back_with_its_name_has_lost_what_was_not_synced() {
+        let mut model = with_a(b"old");
+        model.carry_out(&write("a", 0, b"new"));
+        model.carry_out(&Change::Remove(path("a")));
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"old");
+        model.carry_out(&Change::Create(path("b")));
+        model.carry_out(&Change::Rename { from: path("b"), to: path("a") });
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"old");
     }
 
     /// Who has it open may go on.

@@ -7,6 +7,7 @@ use super::MEMBERS;
 use crate::book::{Book, Pages};
 use crate::check::agreement::Truth;
 use crate::dice::Dice;
+use crate::disk::model::Change;
 use crate::disk::{self, Entry};
 use crate::group::{CLIENTS, Setup, folder};
 use crate::history::Moment;
@@ -22,6 +23,9 @@ use tokio::time::{Instant, sleep};
 const WORKERS: usize = 10;
 /// How often the members' history is looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// So many changes of the disks it takes about until three members have founded a group.
+const FIRST_CHANGES: usize = 120;
 
 /// What was recorded.
 pub struct Recording {
@@ -47,6 +51,22 @@ struct Live<'a> {
 }
 
 impl Recording {
+    /// How often a member has named a state as the one that counts: first its own, then one that it was sent.
+    pub fn published(&self) -> u64 {
+        let is_named = |entry: &&Entry| matches!(&entry.change, Change::Rename { to, .. } if to.ends_with("CURRENT"));
+        self.journal.iter().filter(is_named).count() as u64
+    }
+
+    /// Any moment of it. Nobody has been promised anything in the first ones, but a group has to come of them as well;
+    /// they are few, so they have a share of their own.
+    pub fn moment(&self, dice: &mut Dice) -> Moment {
+        let end = match dice.percent(20) {
+            true => self.journal.get(FIRST_CHANGES).map_or(self.end, |entry| entry.at),
+            false => self.end,
+        };
+        Duration::from_nanos(dice.roll(end.as_nanos() as u64))
+    }
+
     pub fn make(setup: &Setup, root: &Path) -> Self {
         let dice = Dice::new(setup.seed).fork("recording");
         let book = Book::default();
@@ -67,13 +87,16 @@ impl Recording {
             .build()
             .expect("a runtime can be made");
         runtime.block_on(live.live(dice));
-        let Live { truth, violations, nodes, .. } = live;
+        let Live { truth, mut violations, nodes, .. } = live;
         runtime.block_on(async { drop(nodes) });
         // It waits for its threads, so that nothing of this is left when the simulation begins.
         drop(runtime);
         let journal = disk::recorded();
         let (end, pages) = (book.stamp(), book.pages().clone());
         let folders = std::array::from_fn(|index| folder(root, index));
+        for folder in folders.iter().filter(|folder| !disk::is_right(folder)) {
+            violations.push(format!("harness: {folder:?} is not what was recorded"));
+        }
         Self { folders, journal, pages, truth, violations, end }
     }
 }

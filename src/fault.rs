@@ -45,7 +45,8 @@ named! {
         // Snapshots, and small files.
         SnapshotAsked, SnapshotBuild, SnapshotSynced, SnapshotSend, SnapshotSendsChunk, SnapshotSent,
         SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotValid, SnapshotInstall, SnapshotLogFlushed,
-        SnapshotPublished, SnapshotSwapped, SnapshotInstalled, FileDrafted, FileSynced, FileRenamed, FolderSynced,
+        SnapshotPublished, SnapshotSwapped, SnapshotInstalled, FileDrafted, FileSynced, FileRenamed,
+        EnvDrafted, EnvRenamed, FolderSynced,
         // Compaction.
         CompactApplied, CompactStep, CompactStepWritten, CompactStepDone,
         // Leases.

@@ -126,7 +126,9 @@ fn make_empty(folder: &Path, options: Options) -> Result<(), Fault> {
     if !close(env, CLOSING) {
         return Err(Fault::already_open(&draft));
     }
+    point(Point::EnvDrafted);
     fs::rename(draft.join(FILE), folder.join(FILE)).map_err(tried)?;
+    point(Point::EnvRenamed);
     remove_if_there(&draft).map_err(tried)?;
     sync_folder(folder)
 }

@@ -95,6 +95,28 @@ async fn readiness_is_not_waited_for_when_the_disk_has_failed() {
     assert!(is_the_disk(&error), "{error:?}");
 }
 
+/// What is answered is in memory first, and history is read from the file.
+#[tokio::test]
+async fn an_answered_compaction_is_seen_by_whoever_asks_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    let client = node.client();
+    for round in 0..20 {
+        let first = client.put("k", format!("{round}")).await.unwrap();
+        let last = client.put("k", "last").await.unwrap();
+        // All of this is committed, so that nothing but the compaction waits.
+        let mut watch = client.watch(KeyRange::key("k")).from(first).await.unwrap();
+        watch.recv().await.unwrap();
+        client.compact(last).await.unwrap();
+        let late = client.watch(KeyRange::key("k")).from(first).await;
+        let error = match late {
+            Ok(mut watch) => watch.recv().await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(matches!(error.reason(), Reason::Compacted { .. }), "round {round}: {error:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_shutdown_that_is_given_up_does_not_keep_the_folder_open_for_clients() {
     let folder = tempfile::tempdir().unwrap();

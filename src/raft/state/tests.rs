@@ -68,6 +68,22 @@ async fn what_is_applied_is_committed_when_somebody_needs_it() {
     assert_eq!(state.summary().1, state.view().unwrap().recompute_hash().unwrap());
 }
 
+/// History is read from the tables, where whoever has compacted it is to find it compacted.
+#[tokio::test]
+async fn a_compaction_is_committed_though_nobody_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    hand_in(&state, 0..5).await;
+    state.settled().await.unwrap();
+    let position = mvcc::LogPosition { term: 1, node: 1, index: 5 };
+    let command = Command::Compact(Revision::from(4));
+    let compaction = mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) };
+    state.hand_in(vec![compaction], vec![None], 100).await.unwrap();
+    while state.view().unwrap().compact_revision() != Revision::from(4) {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}
+
 /// Those who wait for a commit share one, with what was handed in between them.
 #[tokio::test]
 async fn one_commit_settles_all_who_wait() {

@@ -94,7 +94,9 @@ pub(super) fn carry_out(inbox: &Inbox<Work>) {
             Work::Apply(share) => {
                 let state = Arc::downgrade(&share.state);
                 queue.push_front(Work::Apply(share));
-                unless_it_panics(&state, || apply(&state, &mut queue, inbox, &mut shares));
+                let mut since = Since::default();
+                let apply = || apply(&state, &mut queue, inbox, &mut shares, &mut since);
+                unless_it_panics(&state, apply);
                 shares.clear();
             }
         }
@@ -121,14 +123,18 @@ fn apply(
     queue: &mut VecDeque<Work>,
     inbox: &Inbox<Work>,
     shares: &mut Vec<Share>,
+    since: &mut Since,
 ) {
-    match apply_in_one(state, queue, inbox, shares) {
-        Ok(since) => {
+    match apply_in_one(state, queue, inbox, shares, since) {
+        Ok(()) => {
             let Some(state) = state.upgrade() else { return };
             point(Point::StateCommitted);
             state.commit_is_visible(&since.touched);
             point(Point::StateVisible);
-            for done in since.settled {
+            for (responder, outcome) in since.held.drain(..) {
+                responder.send(outcome);
+            }
+            for done in since.settled.drain(..) {
                 // Whoever asked may have gone.
                 let _ = done.send(());
             }
@@ -145,7 +151,8 @@ fn apply_in_one(
     queue: &mut VecDeque<Work>,
     inbox: &Inbox<Work>,
     shares: &mut Vec<Share>,
-) -> Result<Since, Fault> {
+    since: &mut Since,
+) -> Result<(), Fault> {
     let Some(store) = state.upgrade().map(|state| state.check().and_then(|()| state.store()))
     else {
         return Err(Fault::from_reason(Reason::Closed));
@@ -155,7 +162,6 @@ fn apply_in_one(
     point(Point::StateBegins);
     let mut pending = store.begin()?;
     point(Point::StateBegun);
-    let mut since = Since::default();
     while since.is_short() {
         if queue.is_empty() && !since.is_wanted {
             queue.extend(inbox.next().unwrap_or_default());
@@ -164,7 +170,7 @@ fn apply_in_one(
             Some(Work::Apply(share)) => {
                 queue.push_front(Work::Apply(share));
                 take_shares(queue, shares);
-                apply_shares(&mut pending, shares, &mut since)?;
+                apply_shares(&mut pending, shares, since)?;
             }
             Some(Work::Settle(done)) => {
                 point(Point::StateSettled);
@@ -179,8 +185,7 @@ fn apply_in_one(
         }
     }
     point(Point::StateBeforeCommit);
-    pending.commit()?;
-    Ok(since)
+    pending.commit()
 }
 
 /// What a transaction holds.
@@ -193,6 +198,9 @@ struct Since {
     /// Somebody waits for the commit: no more is waited for.
     is_wanted: bool,
     settled: Vec<oneshot::Sender<()>>,
+    /// Answers that are true when it is committed: history is read from the tables alone, so a compaction that was answered
+    /// has to be there.
+    held: Vec<(ApplyResponder<Types>, Option<mvcc::Outcome>)>,
 }
 
 impl Since {
@@ -234,17 +242,20 @@ fn apply_shares(
     since.changes += entries.len().max(touched.len());
     since.bytes += shares.iter().map(|share| share.bytes).sum::<usize>();
     since.bytes += batch.latest.values().map(Latest::bytes).sum::<usize>();
-    since.compacted |= batch.compacted.is_some();
+    let compacts = batch.compacted.is_some();
+    since.compacted |= compacts;
     let outcomes = mem::take(&mut batch.outcomes);
     state.show(&entries, batch);
     point(Point::StateShown);
-    since.is_wanted = since.is_wanted || state.interest.is_in(&touched);
+    since.is_wanted = since.is_wanted || compacts || state.interest.is_in(&touched);
     since.touched.append(&mut touched);
     let responders = shares.drain(..).flat_map(|share| share.responders);
-    for (responder, outcome) in responders.zip(outcomes) {
-        if let Some(responder) = responder {
-            responder.send(outcome);
-        }
+    let answers = responders.zip(outcomes);
+    let answers = answers.filter_map(|(responder, outcome)| Some((responder?, outcome)));
+    if compacts {
+        since.held.extend(answers);
+    } else {
+        answers.for_each(|(responder, outcome)| responder.send(outcome));
     }
     point(Point::StateAnswered);
     Ok(())

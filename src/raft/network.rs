@@ -9,7 +9,7 @@
 use super::config::Timing;
 use super::format::position;
 use super::identity::Identity;
-use super::machine::SnapshotData;
+use super::machine::{SnapshotData, SnapshotOf};
 use super::{Peer, Types, Vote};
 use crate::codec::layout::Layout;
 use crate::error::{Error, ErrorKind, Fault, Reason};
@@ -28,8 +28,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
 
 /// The numbers of the messages. Never reused.
 pub(crate) mod method {

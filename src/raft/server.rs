@@ -6,8 +6,8 @@
 //! A leader that has lost touch with this member may send a snapshot although entries beyond it are here already. To
 //! openraft that is a step back in what it writes, which it forbids itself by an assertion. So the log is asked first,
 //! with an empty append, whether it has the last entry that the snapshot covers; if it has, that is what the leader wanted
-//! to achieve. From the question to the end of the install nothing is appended: the gate is closed. It costs no heartbeat,
-//! for openraft answers none while it installs.
+//! to achieve. From the question to the end of the install nothing is appended: the gate is closed. Heartbeats wait no
+//! longer for that than for openraft, which answers none while it installs, nor before what it accepted is written.
 
 use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
 use super::member::Shared;

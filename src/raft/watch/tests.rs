@@ -238,7 +238,8 @@ async fn every_form_of_range_is_woken_and_nothing_is_left_behind() {
     assert!(ranges.prefix_lengths.is_empty() && ranges.others.is_empty());
 }
 
-/// Thousands of cursors that have much to look through, all at once: the thread belongs to others as well.
+/// Thousands of cursors that have much to look through, all at once: the thread belongs to others as well. In one turn it
+/// would take seconds, as this is compiled for tests.
 #[tokio::test]
 async fn a_step_is_short_however_much_there_is_to_read() {
     const CURSORS: u64 = 2000;
@@ -249,13 +250,11 @@ async fn a_step_is_short_however_much_there_is_to_read() {
     let quiet = |id| cursor(KeyRange::prefix(format!("quiet/{id:04}")), 2);
     let added = (0..CURSORS).map(|id| (CursorId(id), quiet(id))).collect();
     let mut follow = std::pin::pin!(watchers.follow(step(0, added, LONG)));
-    // All of it in one poll takes seconds, as this is compiled for tests.
-    let longest = std::cell::Cell::new(Duration::ZERO);
-    let mut last = Instant::now();
+    // Counted, and not timed: on a busy machine a turn may take any time.
+    let turns = std::cell::Cell::new(0);
     let others = std::pin::pin!(async {
         loop {
-            longest.set(longest.get().max(last.elapsed()));
-            last = Instant::now();
+            turns.set(turns.get() + 1);
             tokio::task::yield_now().await;
         }
     });
@@ -270,7 +269,7 @@ async fn a_step_is_short_however_much_there_is_to_read() {
     let (_, progress, revisions) = taken(answer.unwrap());
     assert_eq!(revisions, [2002]);
     assert!(progress <= 2002);
-    assert!(longest.get() < Duration::from_millis(500), "{longest:?} in one poll");
+    assert!(turns.get() > 8, "the others had {} turns while it was read", turns.get());
 }
 
 #[tokio::test]

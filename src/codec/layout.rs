@@ -222,13 +222,17 @@ impl<T: Layout> Layout for Vec<T> {
     fn read(input: &mut Input) -> Result<Self, Malformed> {
         let count = u32::read(input)? as usize;
         // Each item takes a byte at least, so a count beyond the input is a lie; and an item in memory may be much
-        // larger than its bytes, so the capacity grows with what is really read.
+        // larger than its bytes, so the capacity grows with what is really read: also where a list is the first item of
+        // a list, and so on, each with another lie. It never grows beyond the count.
         if count > input.remaining() {
             return Err(Malformed);
         }
         input.nested(|input| {
-            let mut items = Self::with_capacity(count.min(64));
-            for _ in 0..count {
+            let mut items = Self::new();
+            for left in (1..=count).rev() {
+                if items.len() == items.capacity() {
+                    items.reserve_exact(left.min(items.len().max(4)));
+                }
                 items.push(T::read(input)?);
             }
             Ok(items)

@@ -259,7 +259,6 @@ async fn a_step_is_short_however_much_there_is_to_read() {
         }
     });
     let committed = std::pin::pin!(async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
         commit(&state, 2000..2001, |_| format!("quiet/{:04}", CURSORS - 1));
         std::future::pending::<()>().await;
     });

@@ -193,8 +193,9 @@ impl Worker {
     }
 
     async fn carry_out(&mut self, client: &Client, txn: Txn, mode: Mode) -> bool {
+        let patience = self.patience();
         let operation = self.book.begin(self.client, mode, txn.clone());
-        let asked = ask(client, &txn, mode).await;
+        let asked = ask(client, &txn, mode, patience).await;
         if self.book.has_fallen(self.host) {
             return false;
         }
@@ -213,6 +214,11 @@ impl Worker {
             self.highest = self.highest.max(outcome.revision.get());
         }
         asked.is_ok()
+    }
+
+    /// Some are in a hurry: they give up while a leader that is cut off, or whose disk is slow, may still get there.
+    fn patience(&mut self) -> Option<Duration> {
+        self.dice.percent(20).then(|| self.heartbeat * self.dice.within(1, 40) as u32)
     }
 
     fn txn(&mut self) -> Txn {
@@ -296,7 +302,12 @@ impl Worker {
 }
 
 /// Asks for a transaction, in the shortest way that there is for it.
-async fn ask(client: &Client, txn: &Txn, mode: Mode) -> Result<TxnOutcome, Error> {
+async fn ask(
+    client: &Client,
+    txn: &Txn,
+    mode: Mode,
+    patience: Option<Duration>,
+) -> Result<TxnOutcome, Error> {
     let consistency = match mode {
         Mode::Linearizable => Consistency::Linearizable,
         Mode::Serializable => Consistency::Serializable,
@@ -318,6 +329,9 @@ async fn ask(client: &Client, txn: &Txn, mode: Mode) -> Result<TxnOutcome, Error
     };
     asked = txn.then.iter().fold(asked, |asked, it| asked.then(op(it)));
     asked = txn.otherwise.iter().fold(asked, |asked, it| asked.otherwise(op(it)));
+    if let Some(patience) = patience {
+        asked = asked.timeout(patience);
+    }
     asked.await
 }
 

@@ -36,8 +36,9 @@ named! {
     Point {
         // The log: what is handed in, and its thread.
         LogAppend, LogAppended, LogVote, LogVoteSaved, LogTruncate, LogTruncated, LogPurge, LogPurged,
-        LogCommitted, LogRead, LogBatch, LogBegun, LogWritesVote, LogWritesEntries, LogWritesTruncation,
+        LogCommitted, LogRead, LogBatch, LogWritesVote, LogWritesEntries, LogWritesTruncation,
         LogWritesPurge, LogWritesCommitted, LogWritesRecord, LogBeforeSync, LogSynced, LogSettled, LogAnswered,
+        SegmentDrafted, SegmentRenamed, SegmentRecycled,
         // Applying: openraft's side, and the state's thread.
         ApplyCalled, ApplyGatePassed, ApplyHandedIn, StateBegins, StateBegun, StateApplied, StateShown,
         StateAnswered, StateBeforeCommit, StateCommitted, StateVisible, StateSettled, CoreEntry, CoreMembership,

@@ -34,8 +34,6 @@ use std::{io, thread};
 
 /// An open environment. Cheap to clone; it closes when the last clone and the last read transaction are gone.
 pub(crate) type Env = heed::Env<WithoutTls>;
-/// A read transaction that borrows its environment.
-pub(crate) type ReadTxn<'env> = heed::RoTxn<'env, WithoutTls>;
 /// A read transaction that keeps its environment open.
 pub(crate) type OwnedReadTxn = heed::RoTxn<'static, WithoutTls>;
 
@@ -65,8 +63,6 @@ pub(crate) struct Options {
 /// What is left of the last commit after a loss of power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sync {
-    /// It is there.
-    Strict,
     /// It may be gone, whole; the one before it is there. Saves one of two flushes.
     LastCommitMayBeLost,
     /// Perhaps nothing that makes sense. For tests that lose no power, and open thousands of environments; and for
@@ -79,7 +75,7 @@ impl Sync {
     /// Whether anything is promised about what is on the disk.
     fn is_durable(self) -> bool {
         match self {
-            Self::Strict | Self::LastCommitMayBeLost => true,
+            Self::LastCommitMayBeLost => true,
             #[cfg(any(test, feature = "bench"))]
             Self::Never => false,
         }
@@ -177,7 +173,6 @@ fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
     let mut open = EnvOpenOptions::new().read_txn_without_tls();
     open.map_size(options.map_bytes).max_dbs(options.tables).max_readers(options.readers);
     match options.sync {
-        Sync::Strict => {}
         // SAFETY: the flag costs the last commit at most, which the caller asked for.
         Sync::LastCommitMayBeLost => unsafe {
             open.flags(EnvFlags::NO_META_SYNC);
@@ -434,7 +429,7 @@ mod tests {
     use std::sync::Mutex;
 
     const SMALL: Options =
-        Options { map_bytes: 16 << 20, tables: 1, readers: 8, sync: Sync::Strict };
+        Options { map_bytes: 16 << 20, tables: 1, readers: 8, sync: Sync::LastCommitMayBeLost };
 
     #[test]
     fn a_second_opening_is_refused_with_its_folder() {

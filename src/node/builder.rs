@@ -20,8 +20,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// The address space reserved for the log, and for the state. The files grow only as they are used.
-const LOG_MAP_BYTES: usize = 32 << 30;
+/// The address space reserved for the state. Its file grows only as it is used.
 const STATE_MAP_BYTES: u64 = 128 << 30;
 /// The smallest state that makes sense.
 const STATE_MAP_BYTES_MIN: u64 = 16 << 20;
@@ -261,7 +260,7 @@ impl NodeBuilder {
         let lock = Arc::new(self.lock().await?);
         point(Point::StartLocked);
         let listener = self.bind().await?;
-        let log = LogStore::open(&log_folder(&self.folder), LOG_MAP_BYTES)?;
+        let log = LogStore::open(&log_folder(&self.folder), self.retention.segment_bytes())?;
         log.hold(Arc::clone(&lock) as Arc<_>)?;
         point(Point::StartLogOpen);
         let map_bytes = self.map_bytes.min(STATE_MAP_BYTES_MAX).next_multiple_of(MAP_STEP);

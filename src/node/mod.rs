@@ -322,19 +322,13 @@ impl Running {
             server.shutdown(GRACE).await;
         }
         let (log, state) = member.stop(GRACE).await;
-        let log_env = log.env();
-        drop(log);
         #[cfg(feature = "sim")]
         crate::sim::let_others_end().await;
         let closed = aside(move || {
             // Both, whatever becomes of the first.
-            let closed = [state.close(GRACE), lmdb::close(log_env, GRACE)];
-            let closed = closed.into_iter().all(|closed| closed);
-            // The log's thread holds the lock as well, and is about to end if its environment is closed.
-            while closed && Arc::strong_count(&lock) > 1 {
-                std::thread::yield_now();
-            }
-            closed
+            let closed = [state.close(GRACE), log.close(GRACE)];
+            drop(lock);
+            closed.into_iter().all(|closed| closed)
         });
         match timeout(GRACE * 3, closed).await {
             Ok(Ok(true)) => Ok(()),

@@ -68,8 +68,15 @@ pub(crate) struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        // An eighth of the room that is reserved for it.
-        Self { snapshot_every: 20_000, kept: 10_000, bytes: 4 << 30 }
+        // All of it is read when a member starts.
+        Self { snapshot_every: 20_000, kept: 10_000, bytes: 1 << 30 }
+    }
+}
+
+impl Retention {
+    /// How large a file of the log gets: about as much as lies between two cuts, for only whole files are given back.
+    pub(crate) fn segment_bytes(self) -> u64 {
+        self.snapshot_every.saturating_mul(1024).min(16 << 20)
     }
 }
 

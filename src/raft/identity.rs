@@ -141,7 +141,7 @@ impl Records {
 }
 
 fn read<T: serde::de::DeserializeOwned>(log: &LogStore, name: Meta) -> Result<Option<T>, Fault> {
-    let Some(bytes) = log.read_meta(name)? else { return Ok(None) };
+    let Some(bytes) = log.read_meta(name) else { return Ok(None) };
     let unreadable = |_| Fault::format(format!("this version cannot read the record {name:?}"));
     codec::decode(&bytes).map(Some).map_err(unreadable)
 }

@@ -108,7 +108,7 @@ const MAP: usize = 64 << 20;
 
 impl Member {
     async fn start(id: u64, folder: &Path, router: &Router, restore: bool) -> Self {
-        let log = LogStore::open(&folder.join("raft"), MAP).unwrap();
+        let log = LogStore::open(&folder.join("raft"), 1 << 20).unwrap();
         let state = State::open(folder, MAP).unwrap();
         let machine = Machine::new(Arc::clone(&state), Gate::Log(log.clone()));
         let timing = Timing { heartbeat: Duration::from_millis(150) };
@@ -128,12 +128,11 @@ impl Member {
         let seam = seam::of(&self.folder.join("raft"));
         seam.set(seam::Disk::Crashed);
         self.raft.shutdown().await.unwrap();
-        let env = self.log.env();
         let Self { folder, log, state, raft, .. } = self;
-        drop((log, raft));
+        drop(raft);
         let closed = tokio::task::spawn_blocking(move || {
             let limit = Duration::from_secs(10);
-            [state.close(limit), crate::lmdb::close(env, limit)]
+            [state.close(limit), log.close(limit)]
         });
         assert_eq!(closed.await.unwrap(), [true, true], "something holds the disk");
         seam.set(seam::Disk::Works);

@@ -360,9 +360,9 @@ mod tests {
         let view = target.state.view().unwrap();
         assert_eq!(view.applied().map(|at| at.index), Some(39));
         assert_eq!(view.hash(), view.recompute_hash().unwrap());
-        let (state, env, limit) = (Arc::clone(&target.state), log.env(), Duration::from_secs(10));
-        drop((view, target, log));
-        assert!(state.close(limit) && crate::lmdb::close(env, limit));
+        let (state, limit) = (Arc::clone(&target.state), Duration::from_secs(10));
+        drop((view, target));
+        assert!(state.close(limit) && log.close(limit));
         let (_, mut again) = open(folders[1].path());
         let (applied, _) = again.applied_state().await.unwrap();
         assert_eq!(applied.map(|id| id.index), Some(39), "it is what a restart finds");

@@ -1,445 +1,385 @@
-//! The log's tables in LMDB, and the thread that writes them.
+//! The log's files: what is read of them at the start, and how they are written from then on.
 //!
-//! Jobs that nobody waits for (commit index, purge, truncate) do not cause an fsync: they ride on the next job that
-//! somebody does wait for, in their order.
+//! ```text
+//! log-00000003   begin: entry 20 comes next ++ vote, identity, … ++ 20 21 22 ++ truncate 22 ++ 22 23 …
+//! log-00000004   begin: entry 40 comes next, 812 blocks of the file before count ++ vote, identity, … ++ 40 41 …
+//! ```
+//!
+//! What is said once in a while, a vote, who this member is, stands among the entries, in the order in which it was said,
+//! and again at the beginning of each file. So files that hold purged entries only can go, from the front.
+//!
+//! Invariants
+//! - a batch is on the disk before the next one is written, and before anybody hears of it;
+//! - if the end of the newest file is torn a new file is begun, which says how much of the one before it counts: nothing is
+//!   ever written over a batch that was begun;
+//! - whatever is believed was in a whole batch of blocks, each with a checksum; whatever else is found is refused, with its
+//!   place.
 
-use super::super::{Entry, LogId, Vote};
-use super::{Flushed, Shared};
+use super::super::{Entry, LogId};
+use super::block::{self, BLOCK_BYTES, ROOM};
+use super::index::{Index, Located, Place, Step};
+use super::record::{self, Meta, Record};
+use super::segment::{self, Batch, Batches, No, Segment, Window};
 use crate::codec::layout::Layout;
 use crate::error::Fault;
-use crate::fault::{Bug, Point, bug, point};
-use crate::lmdb::{self, Env, ReadTxn};
+use crate::fault::{Point, point};
+use crate::lmdb;
 use bytes::Bytes;
-use heed::byteorder::BigEndian;
-use heed::types::{Bytes as Raw, Str, U64};
-use heed::{CommitOrAbort, Database, PutFlags, RoTxn, RwTxn};
-use openraft::storage::IOFlushed;
-use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{oneshot, watch};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The format of both tables. A newer one is refused, an older one would be converted here.
-const FORMAT: u16 = 1;
-/// How much of the log is checked when it is opened.
-const VERIFIED_BYTES: usize = 64 << 20;
-/// Jobs that wait for somebody to need an fsync, at most.
-const RIDING_MAX: usize = 1024;
+/// The blocks by which a new file grows at a time, so that most writes need no more room: 256 KiB.
+const ROOM_BLOCKS: u32 = 512;
+/// How many entries may be read at once.
+const AHEAD_MAX: usize = 4096;
+/// The fewest blocks of a file, so that it holds more than its beginning.
+const SEGMENT_BLOCKS_MIN: u64 = 16;
 
-/// The names of the records in the table `meta`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Meta {
-    Format,
-    Vote,
-    Committed,
-    Purged,
-    /// Who this member is.
-    Identity,
-    /// Who founded the group.
-    Founding,
-}
+/// The values that are to be known beside the entries.
+pub(super) type Values = BTreeMap<Meta, Bytes>;
 
-impl Meta {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Format, Self::Vote, Self::Committed, Self::Purged, Self::Identity, Self::Founding];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Format => "format",
-            Self::Vote => "vote",
-            Self::Committed => "committed",
-            Self::Purged => "purged",
-            Self::Identity => "identity",
-            Self::Founding => "founding",
-        }
-    }
-}
-
-/// A piece of work for the writer thread.
-pub(super) enum Job {
-    Vote {
-        vote: Vote,
-        done: oneshot::Sender<Result<(), Fault>>,
-    },
-    Append {
-        job: u64,
-        entries: Vec<Entry>,
-        flushed: IOFlushed<super::super::Types>,
-    },
-    Truncate {
-        from: u64,
-    },
-    Purge {
-        upto: LogId,
-    },
-    Committed {
-        committed: LogId,
-    },
-    Meta {
-        name: Meta,
-        value: Bytes,
-        done: oneshot::Sender<Result<(), Fault>>,
-    },
-    Barrier {
-        done: oneshot::Sender<Result<(), Fault>>,
-    },
-    /// Something to be held as long as this thread may write.
-    Hold {
-        what: Arc<dyn Send + std::marker::Sync>,
-    },
-}
-
-impl Job {
-    /// Whether nobody waits for it.
-    fn rides(&self) -> bool {
-        matches!(
-            self,
-            Self::Truncate { .. } | Self::Purge { .. } | Self::Committed { .. } | Self::Hold { .. }
-        )
-    }
-}
-
-/// The two tables.
-#[derive(Clone, Debug)]
+/// The files, for the one who writes them.
+#[derive(Debug)]
 pub(super) struct Disk {
-    log: Database<'static, U64<BigEndian>, Raw>,
-    meta: Database<'static, Str, Raw>,
+    folder: PathBuf,
+    /// A file is full when it has so many blocks.
+    segment_blocks: u32,
+    newest: Newest,
+    values: Values,
+    /// The index of the entry that comes next.
+    next: u64,
+    /// Whether a file waits to be used again.
+    has_spare: bool,
+}
+
+/// The file that is written to.
+#[derive(Debug)]
+struct Newest {
+    segment: Arc<Segment>,
+    /// Where the next batch goes, and its number.
+    block: u32,
+    batch: u32,
+    /// The blocks that the file has, used or not.
+    room: u32,
+}
+
+/// What was found at the start.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) index: Index,
+    pub(super) last: Option<LogId>,
+    pub(super) values: Values,
+}
+
+impl Found {
+    /// A value that was written, if there is one.
+    pub(super) fn value<T: Layout>(&self, name: Meta) -> Result<Option<T>, Fault> {
+        value(&self.values, name)
+    }
+}
+
+/// What is to be written at once.
+#[derive(Debug, Default)]
+pub(super) struct Writing {
+    content: Vec<u8>,
+    steps: Vec<Step>,
+    values: Values,
+}
+
+impl Writing {
+    pub(super) fn entry(&mut self, entry: &Entry) {
+        let (at, length) = record::write_entry(entry, &mut self.content);
+        // Where the batch begins is known when it is written.
+        let place = Place { segment: 0, at: at as u32, length: length as u32 };
+        self.steps.push(Step::Entry { index: entry.log_id.index, place });
+    }
+
+    pub(super) fn truncate(&mut self, from: u64) {
+        record::write_truncate(from, &mut self.content);
+        self.steps.push(Step::Truncate { from });
+    }
+
+    pub(super) fn purge(&mut self, upto: &LogId) {
+        self.value(Meta::Purged, upto.to_bytes());
+        self.steps.push(Step::Purge { upto: upto.index });
+    }
+
+    pub(super) fn value(&mut self, name: Meta, value: Bytes) {
+        record::write_value(name, &value, &mut self.content);
+        self.values.insert(name, value);
+    }
+
+    pub(super) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// How many bytes it has.
+    pub(super) fn bytes(&self) -> usize {
+        self.content.len()
+    }
 }
 
 impl Disk {
-    pub(super) fn open(folder: &Path, map_bytes: usize) -> Result<(Env, Self), Fault> {
-        Self::open_with(folder, map_bytes, lmdb::Sync::Strict)
-    }
-
-    pub(super) fn open_with(
-        folder: &Path,
-        map_bytes: usize,
-        sync: lmdb::Sync,
-    ) -> Result<(Env, Self), Fault> {
-        let options = lmdb::Options { map_bytes, tables: 2, readers: 128, sync };
-        let env = lmdb::open(folder, options)?;
-        let is_new = !lmdb::has_tables(&env);
-        let made = env.create_databases_and_commit(env.write_txn()?, |opener, txn| {
-            if is_new {
-                let log = opener.create_database(txn, Some("log"))?;
-                let meta = opener.create_database(txn, Some("meta"))?;
-                return Ok(CommitOrAbort::<_, ()>::Commit((log, meta)));
+    /// Opens the log in a folder, or makes an empty one. A file is full when it has `segment_bytes`.
+    pub(super) fn open(folder: &Path, segment_bytes: u64) -> Result<(Self, Found), Fault> {
+        lmdb::make_folder(folder)?;
+        let numbers = segment::find(folder)?;
+        check_names(folder, &numbers)?;
+        // A process may have come to its end between giving a file its name and making sure of that.
+        lmdb::sync_folder(folder)?;
+        let Replay { mut index, values, end } = Replay::of(folder, &numbers)?;
+        let last = last_entry(&index, &values)?;
+        let next = index.next();
+        let newest = match end {
+            Some(End { newest, is_torn: false }) => newest,
+            end => {
+                let newest = begin(folder, end.as_ref().map(|end| &end.newest), next, &values)?;
+                index.take(Step::Segment(Arc::clone(&newest.segment)));
+                newest
             }
-            let lost = |table| Fault::corrupt(format!("the log's table {table:?} is missing"));
-            let log = opener.open_database(txn, Some("log"))?.ok_or_else(|| lost("log"))?;
-            let meta = opener.open_database(txn, Some("meta"))?.ok_or_else(|| lost("meta"))?;
-            Ok::<_, Fault>(CommitOrAbort::Commit((log, meta)))
-        });
-        let (log, meta) = made?.unwrap_commit();
-        let disk = Self { log, meta };
-        let mut txn = env.write_txn()?;
-        disk.check_format(&mut txn)?;
-        disk.check_records(&txn)?;
-        txn.commit()?;
-        Ok((env, disk))
-    }
-
-    fn check_format(&self, txn: &mut RwTxn<'_>) -> Result<(), Fault> {
-        let Some(bytes) = self.read_meta(txn, Meta::Format)? else {
-            return self.write_meta(txn, Meta::Format, &FORMAT.to_bytes());
         };
-        match u16::from_bytes(bytes) {
-            Ok(FORMAT) => Ok(()),
-            Ok(other) => Err(Fault::format(format!(
-                "the log has format {other}, this version knows {FORMAT}"
-            ))),
-            Err(_) => Err(Fault::corrupt("the log's format number")),
-        }
+        index.take(Step::Blocks(newest.block));
+        let blocks = (segment_bytes / BLOCK_BYTES as u64).max(SEGMENT_BLOCKS_MIN);
+        let segment_blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let (folder, found) = (folder.to_owned(), Found { index, last, values: values.clone() });
+        Ok((Self { folder, segment_blocks, newest, values, next, has_spare: false }, found))
     }
 
-    /// A record whose name has changed would be missed and made anew: a vote given twice, another identity.
-    pub(super) fn check_records(&self, txn: &RoTxn<'_>) -> Result<(), Fault> {
-        for row in self.meta.iter(txn)? {
-            let (name, _) = row?;
-            let known = Meta::ALL.into_iter().find(|known| known.name() == name);
-            let unknown = || Fault::corrupt(format!("the log's record {name:?} is none of ours"));
-            self.read_meta(txn, known.ok_or_else(unknown)?)?;
-        }
-        Ok(())
-    }
-
-    /// What is on the disk, as the state to begin with.
-    pub(super) fn load(&self, env: &Env) -> Result<Shared, Fault> {
-        let txn = env.read_txn()?;
-        let purged: Option<LogId> = self.read_record(&txn, Meta::Purged)?;
-        let next = purged.map_or(0, |id| id.index + 1);
-        let last = match self.log.last(&txn)? {
-            Some((index, record)) if index >= next => Some(check_entry(index, record)?.log_id),
-            Some(_) | None => purged,
-        };
-        if let (Some((first, _)), Some(last)) = (self.log.first(&txn)?, last)
-            && last.index >= next
-        {
-            let whole = last.index - first + 1 == self.log.len(&txn)?;
-            if first > next && purged.is_some() || !whole {
-                return Err(Fault::corrupt("the log has a hole"));
-            }
-        }
-        let shared = Shared {
-            vote: self.read_record(&txn, Meta::Vote)?,
-            committed: self.read_record(&txn, Meta::Committed)?,
-            purged,
-            last,
-            ..Shared::default()
-        };
-        self.verify_newest(&txn)?;
-        Ok(shared)
-    }
-
-    /// Reads the newest entries: bytes that changed on the disk are better found now than by a follower's question. The
-    /// rest are checked when they are read.
-    fn verify_newest(&self, txn: &ReadTxn<'_>) -> Result<(), Fault> {
-        let mut bytes = 0;
-        for row in self.log.rev_iter(txn)? {
-            let (index, record) = row?;
-            check_entry(index, record)?;
-            bytes += record.len();
-            if bytes > VERIFIED_BYTES {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The bytes of all pages that the entries take.
-    pub(super) fn bytes(&self, env: &Env) -> Result<u64, Fault> {
-        let txn = env.read_txn()?;
-        let stat = self.log.stat(&txn)?;
-        let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
-        Ok(pages as u64 * u64::from(stat.page_size))
-    }
-
-    fn read_record<T: Layout>(&self, txn: &ReadTxn<'_>, name: Meta) -> Result<Option<T>, Fault> {
-        let Some(bytes) = self.read_meta(txn, name)? else { return Ok(None) };
-        let corrupt = |_| Fault::corrupt(format!("the log's record {:?}", name.name()));
-        T::from_bytes(bytes).map(Some).map_err(corrupt)
-    }
-
-    pub(super) fn read_meta(&self, txn: &RoTxn<'_>, name: Meta) -> Result<Option<Bytes>, Fault> {
-        let Some(record) = self.meta.get(txn, name.name())? else { return Ok(None) };
-        let value = checked(name.name().as_bytes(), record);
-        let corrupt = || {
-            Fault::corrupt(format!("the log's record {:?} has changed on the disk", name.name()))
-        };
-        value.map(|value| Some(Bytes::copy_from_slice(value))).ok_or_else(corrupt)
-    }
-
-    pub(super) fn write_meta(
-        &self,
-        txn: &mut RwTxn<'_>,
-        name: Meta,
-        value: &[u8],
-    ) -> Result<(), Fault> {
-        let record = sealed(name.name().as_bytes(), value.to_vec());
-        Ok(self.meta.put(txn, name.name(), &record)?)
-    }
-
-    /// Reads entries, without a gap, until `take` has enough.
-    pub(super) fn read_entries(
-        &self,
-        txn: &ReadTxn<'_>,
-        range: Range<u64>,
-        mut take: impl FnMut(Entry) -> bool,
-    ) -> Result<(), Fault> {
-        for (next, row) in (range.start..).zip(self.log.range(txn, &range)?) {
-            let (index, record) = row?;
-            if index != next {
-                return Err(Fault::corrupt(format!("the log lacks entry {next}")));
-            }
-            if !take(check_entry(index, record)?) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes everything. For `crate::fuzz`.
-    #[cfg(any(test, feature = "fuzz"))]
-    pub(super) fn clear(&self, txn: &mut RwTxn<'_>) -> Result<(), Fault> {
-        self.log.clear(txn)?;
-        Ok(self.meta.clear(txn)?)
-    }
-
-    /// Writes whatever it is given as an entry. For `crate::fuzz`.
-    #[cfg(any(test, feature = "fuzz"))]
-    pub(super) fn put_entry(
-        &self,
-        txn: &mut RwTxn<'_>,
-        index: u64,
-        value: Vec<u8>,
-    ) -> Result<(), Fault> {
-        Ok(self.log.put(txn, &index, &sealed(&index.to_be_bytes(), value))?)
-    }
-
-    #[cfg(test)]
-    pub(super) fn flip_a_bit(&self, txn: &mut RwTxn<'_>, index: u64) {
-        let mut record = self.log.get(txn, &index).unwrap().unwrap().to_vec();
-        record[5] ^= 1;
-        self.log.put(txn, &index, &record).unwrap();
-    }
-
-    fn carry_out(&self, txn: &mut RwTxn<'_>, job: &Job) -> Result<(), Fault> {
-        point(match job {
-            Job::Vote { .. } => Point::LogWritesVote,
-            Job::Append { .. } => Point::LogWritesEntries,
-            Job::Truncate { .. } => Point::LogWritesTruncation,
-            Job::Purge { .. } => Point::LogWritesPurge,
-            Job::Committed { .. } => Point::LogWritesCommitted,
-            Job::Meta { .. } | Job::Barrier { .. } | Job::Hold { .. } => Point::LogWritesRecord,
-        });
-        match job {
-            Job::Vote { vote, .. } => self.write_meta(txn, Meta::Vote, &vote.to_bytes()),
-            Job::Committed { committed } => {
-                self.write_meta(txn, Meta::Committed, &committed.to_bytes())
-            }
-            Job::Append { entries, .. } => entries.iter().try_for_each(|entry| {
-                let index = entry.log_id.index;
-                let mut bytes = Vec::new();
-                entry.write(&mut bytes);
-                let record = sealed(&index.to_be_bytes(), bytes);
-                Ok(self.log.put_with_flags(txn, PutFlags::APPEND, &index, &record)?)
-            }),
-            Job::Truncate { from } => {
-                self.log.delete_range(txn, &(*from..))?;
-                Ok(())
-            }
-            Job::Purge { upto } => {
-                self.log.delete_range(txn, &(..=upto.index))?;
-                self.write_meta(txn, Meta::Purged, &upto.to_bytes())
-            }
-            Job::Meta { name, value, .. } => self.write_meta(txn, *name, value),
-            Job::Barrier { .. } | Job::Hold { .. } => Ok(()),
-        }
-    }
-}
-
-/// The handler of the writer thread.
-pub(super) fn writer(
-    env: Env,
-    disk: Disk,
-    shared: Arc<Mutex<Shared>>,
-    flushed: watch::Sender<Flushed>,
-) -> impl FnMut(Vec<Job>) + Send {
-    let mut riding: Vec<Job> = Vec::new();
-    let mut failed: Option<Fault> = None;
-    let mut held = Vec::new();
-    move |batch| {
-        for job in batch {
-            match job {
-                Job::Hold { what } => held.push(what),
-                job => riding.push(job),
-            }
-        }
-        if riding.len() < RIDING_MAX && riding.iter().all(Job::rides) {
-            return;
-        }
-        point(Point::LogBatch);
-        let mut jobs = std::mem::take(&mut riding);
-        if bug(Bug::AcknowledgeBeforeSync) {
-            acknowledge_too_early(&mut jobs);
-        }
-        let written = match &failed {
-            Some(fault) => Err(fault.clone()),
-            None => write(&env, &disk, &jobs),
-        };
-        let last = jobs.iter().rev().find_map(|job| match job {
-            Job::Append { job, .. } => Some(*job),
-            _ => None,
-        });
-        match &written {
-            Ok(()) => {
-                point(Point::LogSynced);
-                if let Some(last) = last {
-                    shared.lock().unwrap_or_else(PoisonError::into_inner).settle(last);
-                    flushed.send_modify(|flushed| flushed.job = last);
-                }
-            }
-            Err(fault) => {
-                // A sync that failed may have lost what was written before it, so nothing that follows is believed.
-                failed = Some(fault.clone());
-                flushed.send_modify(|flushed| flushed.failed = Some(fault.clone()));
-            }
-        }
-        point(Point::LogSettled);
-        answer(jobs, &written);
-        point(Point::LogAnswered);
-    }
-}
-
-/// For [`Bug::AcknowledgeBeforeSync`]: tells openraft of entries that are not on the disk.
-fn acknowledge_too_early(jobs: &mut [Job]) {
-    for job in jobs {
-        if let Job::Append { flushed, .. } = job {
-            std::mem::replace(flushed, IOFlushed::noop()).io_completed(Ok(()));
-        }
-    }
-}
-
-/// Writes all jobs in one transaction. A panic counts as a failure, so that nobody waits for an answer that never comes.
-fn write(env: &Env, disk: &Disk, jobs: &[Job]) -> Result<(), Fault> {
-    let write = || {
-        let mut txn = env.write_txn()?;
-        point(Point::LogBegun);
-        jobs.iter().try_for_each(|job| disk.carry_out(&mut txn, job))?;
-        point(Point::LogBeforeSync);
+    /// Writes a batch and returns when it is on the disk: then its steps are to be taken.
+    pub(super) fn write(&mut self, writing: Writing) -> Result<Vec<Step>, Fault> {
         #[cfg(test)]
-        super::tests::seam::before_sync(env)?;
-        Ok(txn.commit()?)
-    };
-    catch_unwind(AssertUnwindSafe(write))
-        .unwrap_or_else(|panic| Err(Fault::assertion(lmdb::panic_text(&*panic))))
-}
-
-/// Tells everybody who waits. Of openraft's callbacks the newest speaks for all before it.
-fn answer(jobs: Vec<Job>, written: &Result<(), Fault>) {
-    let io = || written.clone().map_err(super::io_error);
-    let mut newest = None;
-    for job in jobs {
-        match job {
-            Job::Append { flushed: flushed @ IOFlushed::Notify(_), .. } => newest = Some(flushed),
-            Job::Append { flushed, .. } => flushed.io_completed(io()),
-            Job::Vote { done, .. } | Job::Meta { done, .. } | Job::Barrier { done } => {
-                // Whoever asked may have gone.
-                let _ = done.send(written.clone());
+        super::tests::seam::before_write(&self.folder)?;
+        let Writing { content, steps: relative, values } = writing;
+        let mut steps = Vec::with_capacity(relative.len() + 2);
+        let blocks = block::count(content.len()) as u32;
+        if self.newest.block + blocks > self.segment_blocks && self.newest.batch > 2 {
+            self.newest = begin(&self.folder, Some(&self.newest), self.next, &self.values)?;
+            self.has_spare = false;
+            steps.push(Step::Segment(Arc::clone(&self.newest.segment)));
+        }
+        let Newest { segment, block, batch, room } = &mut self.newest;
+        if *block + blocks > *room {
+            let step = ROOM_BLOCKS.min(self.segment_blocks);
+            *room = (*block + blocks).next_multiple_of(step);
+        }
+        segment.write(*batch, *block, &content, *room)?;
+        point(Point::LogBeforeSync);
+        segment.sync()?;
+        let begin = *block * ROOM as u32;
+        steps.extend(relative.into_iter().map(|step| match step {
+            Step::Entry { index, place } => {
+                let place = Place { segment: segment.number(), at: begin + place.at, ..place };
+                Step::Entry { index, place }
             }
-            Job::Truncate { .. } | Job::Purge { .. } | Job::Committed { .. } | Job::Hold { .. } => {
+            step => step,
+        }));
+        *block += blocks;
+        *batch += 1;
+        steps.push(Step::Blocks(*block));
+        self.values.extend(values);
+        for step in &steps {
+            self.next = match step {
+                Step::Entry { index, .. } => index + 1,
+                Step::Truncate { from } => self.next.min(*from),
+                Step::Purge { upto } => self.next.max(upto + 1),
+                Step::Segment(_) | Step::Blocks(_) => self.next,
+            };
+        }
+        Ok(steps)
+    }
+
+    /// Removes the files of segments that hold nothing any more. One is kept to be used again, unless somebody reads it.
+    pub(super) fn remove(&mut self, released: Vec<Arc<Segment>>) -> Result<(), Fault> {
+        for segment in released {
+            // Nobody can begin to read it any more.
+            if self.has_spare || Arc::strong_count(&segment) > 1 {
+                segment.remove()?;
+            } else {
+                segment.recycle(&self.folder)?;
+                self.has_spare = true;
             }
         }
-    }
-    if let Some(newest) = newest {
-        newest.io_completed(io());
+        Ok(())
     }
 }
 
-/// A record with its checksum, which covers the key too: a record in the wrong place is as wrong as one that changed.
-pub(super) fn sealed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
-    let sum = crc32c::crc32c_append(crc32c::crc32c(key), &value);
-    value.extend_from_slice(&sum.to_be_bytes());
-    value
+/// Begins the file after `before`.
+fn begin(
+    folder: &Path,
+    before: Option<&Newest>,
+    next: u64,
+    values: &Values,
+) -> Result<Newest, Fault> {
+    let (number, blocks) = before.map_or((0, 0), |it| (it.segment.number(), it.block));
+    let mut content = Vec::new();
+    record::write_begin(next, blocks, &mut content);
+    values.iter().for_each(|(name, value)| record::write_value(*name, value, &mut content));
+    let segment = Arc::new(Segment::make(folder, number + 1, &content)?);
+    let room = segment.blocks()?;
+    Ok(Newest { segment, block: 1 + block::count(content.len()) as u32, batch: 2, room })
 }
 
-/// The value of a record, if its checksum holds.
-pub(super) fn checked<'a>(key: &[u8], record: &'a [u8]) -> Option<&'a [u8]> {
-    let (value, sum) = record.split_last_chunk::<4>()?;
-    let actual = crc32c::crc32c_append(crc32c::crc32c(key), value);
-    (actual.to_be_bytes() == *sum).then_some(value)
-}
-
-pub(super) fn check_entry(index: u64, record: &[u8]) -> Result<Entry, Fault> {
-    let Some(value) = checked(&index.to_be_bytes(), record) else {
-        return Err(Fault::corrupt(format!("log entry {index} has changed on the disk")));
-    };
-    let unreadable = |_| Fault::format(format!("this version cannot read log entry {index}"));
-    let entry = Entry::from_bytes(Bytes::copy_from_slice(value)).map_err(unreadable)?;
-    if entry.log_id.index == index {
-        Ok(entry)
-    } else {
-        Err(Fault::corrupt(format!("log entry {index} is entry {}", entry.log_id.index)))
+/// Files are numbered without a gap. Those of a version before segments are refused.
+fn check_names(folder: &Path, numbers: &[u32]) -> Result<(), Fault> {
+    if folder.join("data.mdb").exists() {
+        let folder = folder.display();
+        return Err(Fault::format(format!("{folder} has a log of format 1, and this version knows 2")));
     }
+    let gap = numbers.windows(2).find(|pair| pair[0].checked_add(1) != Some(pair[1]));
+    gap.map_or(Ok(()), |pair| {
+        let folder = folder.display();
+        Err(Fault::corrupt(format!("{folder}: a file of the log after number {} is missing", pair[0])))
+    })
+}
+
+/// What the files say, in their order.
+#[derive(Default)]
+struct Replay {
+    index: Index,
+    values: Values,
+    end: Option<End>,
+}
+
+/// Where the newest file ends.
+struct End {
+    newest: Newest,
+    /// Whether something was begun there that is not whole.
+    is_torn: bool,
+}
+
+impl Replay {
+    fn of(folder: &Path, numbers: &[u32]) -> Result<Self, Fault> {
+        let mut replay = Self::default();
+        for number in numbers {
+            replay.segment(Arc::new(Segment::open(folder, *number)?))?;
+        }
+        Ok(replay)
+    }
+
+    fn segment(&mut self, segment: Arc<Segment>) -> Result<(), Fault> {
+        let bytes = segment.bytes()?;
+        let found = self.batches(&segment, &bytes).map_err(|no| segment.fault(&no))?;
+        self.end = Some(found);
+        Ok(())
+    }
+
+    fn batches(&mut self, segment: &Arc<Segment>, bytes: &[u8]) -> Result<End, No> {
+        let mut batches = Batches::new(segment.number(), bytes)?;
+        let wrong = |block, what| No::Wrong { block, what };
+        let first = batches.next().ok_or(wrong(1, "the beginning is damaged"))?;
+        let mut at = self.begin(&first.content).map_err(|what| wrong(1, what))?;
+        self.index.take(Step::Segment(Arc::clone(segment)));
+        let mut batch = Some(first);
+        while let Some(Batch { block, content }) = batch {
+            let read = self.records(segment.number(), block, &content, at);
+            read.map_err(|what| wrong(block, what))?;
+            (batch, at) = (batches.next(), 0);
+        }
+        let is_torn = batches.end()?;
+        self.index.take(Step::Blocks(batches.block));
+        let (segment, room) = (Arc::clone(segment), (bytes.len() / BLOCK_BYTES) as u32);
+        let newest = Newest { segment, block: batches.block, batch: batches.batch, room };
+        Ok(End { newest, is_torn })
+    }
+
+    /// Reads how a segment begins, which has to fit how the one before it ends. Returns where its other records begin.
+    fn begin(&mut self, content: &Bytes) -> Result<usize, &'static str> {
+        let Ok((Record::Begin { next, blocks }, at)) = record::read(content, 0) else {
+            return Err("no beginning of a file of the log");
+        };
+        match &self.end {
+            None => self.index.begin(next),
+            Some(before) if before.newest.block != blocks => {
+                return Err("the file before this one has not as many blocks as it had");
+            }
+            Some(_) if self.index.next() != next => {
+                return Err("the file before this one does not end where it did");
+            }
+            Some(_) => {}
+        }
+        Ok(at)
+    }
+
+    fn records(
+        &mut self,
+        segment: u32,
+        block: u32,
+        content: &Bytes,
+        mut at: usize,
+    ) -> Result<(), &'static str> {
+        let begin = block as usize * ROOM;
+        while at < content.len() {
+            let (record, next) = record::read(content, at).map_err(|_| "no record of a log")?;
+            let is_taken = match record {
+                Record::Entry { index, at, length } => {
+                    let place = place(segment, begin + at, length).ok_or("too far behind")?;
+                    self.index.take(Step::Entry { index, place })
+                }
+                Record::Truncate { from } => self.index.take(Step::Truncate { from }),
+                Record::Value { name, value } => {
+                    if name == Meta::Purged {
+                        let purged = LogId::from_bytes(value.clone()).map_err(|_| "no log id")?;
+                        self.index.take(Step::Purge { upto: purged.index });
+                    }
+                    self.values.insert(name, value);
+                    true
+                }
+                Record::Begin { .. } => false,
+            };
+            if !is_taken {
+                return Err("a record in the wrong place");
+            }
+            at = next;
+        }
+        Ok(())
+    }
+}
+
+fn place(segment: u32, at: usize, length: usize) -> Option<Place> {
+    Some(Place { segment, at: u32::try_from(at).ok()?, length: u32::try_from(length).ok()? })
+}
+
+fn value<T: Layout>(values: &Values, name: Meta) -> Result<Option<T>, Fault> {
+    let unreadable = |_| Fault::format(format!("this version cannot read the log's {name:?}"));
+    values.get(&name).map(|value| T::from_bytes(value.clone())).transpose().map_err(unreadable)
+}
+
+/// The id of the last entry, or of the last one that was purged. The entries begin behind that.
+fn last_entry(index: &Index, values: &Values) -> Result<Option<LogId>, Fault> {
+    let purged: Option<LogId> = value(values, Meta::Purged)?;
+    let first = purged.map_or(0, |id| id.index + 1);
+    if index.first() > first {
+        return Err(Fault::corrupt(format!("the log lacks entry {first}")));
+    }
+    let mut last = purged;
+    let end = index.next();
+    read(&index.find(index.first().max(end.saturating_sub(1)), end, usize::MAX)?, |entry| {
+        last = Some(entry.log_id);
+        true
+    })?;
+    Ok(last)
+}
+
+/// Reads entries where they stand, until `take` has enough.
+pub(super) fn read(found: &[Located], mut take: impl FnMut(Entry) -> bool) -> Result<(), Fault> {
+    let mut window = Window::default();
+    for (position, Located { index, segment, place }) in found.iter().enumerate() {
+        let ahead = || {
+            let is_near = |next: &&Located| next.place.segment == place.segment;
+            let last = found[position..].iter().take(AHEAD_MAX).take_while(is_near).last();
+            last.map_or(0, |last| last.place.range().end)
+        };
+        let bytes = window.read(segment, place.range(), ahead)?;
+        let unreadable = |_| Fault::format(format!("this version cannot read log entry {index}"));
+        let entry = Entry::from_bytes(bytes).map_err(unreadable)?;
+        if entry.log_id.index != *index {
+            let other = entry.log_id.index;
+            return Err(Fault::corrupt(format!("log entry {index} is entry {other}")));
+        }
+        if !take(entry) {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -3,49 +3,62 @@
 //! The inputs of the targets:
 //!
 //! ```text
-//! log_record   what: u8 (0 entry, 1 entry with a right checksum, 2 and more: a record of `meta` with one)
-//!              ++ entry: index u64 ++ bytes        record: bytes
-//! log          rows, each: what: u8 ++ index: u64 ++ length: u16 ++ bytes; all with right checksums
+//! log_record   what a batch holds
+//! log          pieces, each: what: u8 ++ length: u16 ++ bytes
+//!              0 a batch, in right blocks       1 the next file begins, whatever the bytes
+//!              2 a byte of the file so far changes: at: u16 ++ with: u8
 //! ```
 
 use super::super::identity::Founding;
-use super::super::{LogId, Vote};
-use super::disk::{Disk, Meta, check_entry, checked, sealed};
+use super::super::{Entry, LogId, Vote};
+use super::block;
+use super::disk::{self, Disk, Found, Writing};
+use super::record::{self, Meta, Record};
+use super::segment;
 use crate::codec;
 use crate::codec::layout::{Input, Layout, Malformed};
-use crate::lmdb::{self, Env};
+use crate::mvcc::LogPosition;
+use crate::raft::EntryPayload;
+use crate::raft::format::log_id;
 use bytes::Bytes;
-use std::cell::OnceCell;
+use std::fs;
 use std::path::Path;
 
-const MAP_BYTES: usize = 64 << 20;
-/// Rows of one log; more say nothing new.
-const ROWS_MAX: usize = 64;
+/// The size of the files. Small ones are begun more often.
+const SEGMENT_BYTES: u64 = 16 << 10;
+/// Pieces of one log; more say nothing new.
+const PIECES_MAX: usize = 64;
 
-/// One row.
+/// What a batch holds.
 pub(crate) fn record(input: &[u8]) {
-    let Some((what, bytes)) = input.split_first() else { return };
-    match what {
-        0 | 1 => {
-            let Some((index, row)) = bytes.split_first_chunk() else { return };
-            let row = if *what == 1 { sealed(index, row.to_vec()) } else { row.to_vec() };
-            let Ok(entry) = check_entry(u64::from_be_bytes(*index), &row) else { return };
-            assert_eq!(entry.log_id.index.to_be_bytes(), *index);
-            let again = sealed(index, entry.to_bytes().to_vec());
-            assert_eq!(check_entry(entry.log_id.index, &again).ok(), Some(entry));
+    let (content, mut at) = (Bytes::copy_from_slice(input), 0);
+    while at < content.len() {
+        let Ok((record, next)) = record::read(&content, at) else { return };
+        assert!(next > at, "a record takes some bytes");
+        let mut again = Vec::new();
+        match record {
+            Record::Entry { at, length, index } => {
+                let Ok(entry) = Entry::from_bytes(content.slice(at..at + length)) else { return };
+                assert_eq!(entry.log_id.index, index);
+                record::write_entry(&entry, &mut again);
+                let (record, _) = record::read(&again.into(), 0).expect("it was just written");
+                assert!(matches!(record, Record::Entry { index: same, .. } if same == index));
+                return;
+            }
+            Record::Truncate { from } => record::write_truncate(from, &mut again),
+            Record::Value { name, value } => {
+                record::write_value(name, &value, &mut again);
+                read_value(name, value);
+            }
+            Record::Begin { next, blocks } => record::write_begin(next, blocks, &mut again),
         }
-        what => {
-            let meta = Meta::ALL[usize::from(*what) % Meta::ALL.len()];
-            let row = sealed(meta.name().as_bytes(), bytes.to_vec());
-            let value = checked(meta.name().as_bytes(), &row).expect("the checksum is right");
-            read_meta(meta, Bytes::copy_from_slice(value));
-        }
+        assert_eq!(again, content[at..next], "a record is written in one way");
+        at = next;
     }
 }
 
-fn read_meta(meta: Meta, value: Bytes) {
-    match meta {
-        Meta::Format => drop(u16::from_bytes(value)),
+fn read_value(name: Meta, value: Bytes) {
+    match name {
         Meta::Vote => drop(Vote::from_bytes(value)),
         Meta::Committed | Meta::Purged => drop(LogId::from_bytes(value)),
         Meta::Identity => drop(codec::decode::<u64>(&value)),
@@ -53,129 +66,148 @@ fn read_meta(meta: Meta, value: Bytes) {
     }
 }
 
-/// A whole log: what a member does when it starts, and what it then reads for others.
+/// A whole log: what a member does when it starts, what it then reads for others, and that it goes on.
 pub(crate) fn log(folder: &Path, input: &[u8]) {
-    thread_local! {
-        static DISK: OnceCell<(Env, Disk)> = const { OnceCell::new() };
+    let folder = folder.join("log");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder).expect("there is room for a folder");
+    let Ok(files) = files(input) else { return };
+    for (number, bytes) in (1..).zip(files) {
+        let file = folder.join(segment::name(number));
+        fs::write(file, bytes).expect("there is room for a few blocks");
     }
-    DISK.with(|opened| {
-        let open = || Disk::open_with(&folder.join("log"), MAP_BYTES, lmdb::Sync::Never);
-        let open = || open().expect("a new folder takes a log");
-        let (env, disk) = opened.get_or_init(open);
-        if write(env, disk, input).is_ok() {
-            read(env, disk);
-        }
-    });
+    let Ok((mut disk, found)) = Disk::open(&folder, SEGMENT_BYTES) else { return };
+    let Ok(next) = read(&found) else { return };
+    let mut writing = Writing::default();
+    let id = log_id(LogPosition { term: 1, node: 1, index: next });
+    writing.entry(&Entry { log_id: id, payload: EntryPayload::Blank });
+    disk.write(writing).expect("there is room for an entry");
+    let (_, found) = Disk::open(&folder, SEGMENT_BYTES).expect("what was taken once is taken again");
+    assert_eq!(found.last, Some(id));
+    assert_eq!(read(&found).ok(), Some(next + 1));
 }
 
-/// Makes the log the rows of the input.
-fn write(env: &Env, disk: &Disk, input: &[u8]) -> Result<(), Malformed> {
-    let input = &mut Input::new(Bytes::copy_from_slice(input));
-    let mut txn = env.write_txn().expect("nobody else writes");
-    disk.clear(&mut txn).expect("an empty log can be written");
-    for _ in 0..ROWS_MAX {
-        if input.remaining() == 0 {
-            break;
-        }
-        let (what, index) = (u8::read(input)?, u64::read(input)?);
-        let length = u16::read(input)?;
-        let value = input.take(usize::from(length))?.to_vec();
-        let written = match what {
-            0 => disk.put_entry(&mut txn, index, value),
-            what => {
-                let meta = Meta::ALL[usize::from(what) % Meta::ALL.len()];
-                disk.write_meta(&mut txn, meta, &value)
-            }
-        };
-        written.expect("there is room for a few rows");
-    }
-    txn.commit().expect("there is room for a few rows");
-    Ok(())
-}
-
-fn read(env: &Env, disk: &Disk) {
-    let txn = env.read_txn().expect("there are few readers");
-    if disk.check_records(&txn).is_err() {
-        return;
-    }
-    let Ok(loaded) = disk.load(env) else { return };
-    let end = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
-    let (first, end) = (end(loaded.purged), end(loaded.last));
+/// Reads all entries, and returns the index of the one that comes next.
+fn read(found: &Found) -> Result<u64, crate::error::Fault> {
+    let (first, end) = (found.index.first(), found.index.next());
     let mut next = first;
-    let read = disk.read_entries(&txn, first..end, |entry| {
+    disk::read(&found.index.find(first, end, usize::MAX)?, |entry| {
         assert_eq!(entry.log_id.index, next);
         next += 1;
         true
-    });
-    if read.is_ok() && loaded.purged.is_some() {
-        assert_eq!(next, end.max(first), "a log that was loaded has no hole");
+    })?;
+    assert_eq!(next, end, "a log that was opened has no hole");
+    Ok(next)
+}
+
+/// The files that an input stands for.
+fn files(input: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
+    let input = &mut Input::new(Bytes::copy_from_slice(input));
+    let (mut files, mut batch) = (vec![segment::head(1).to_vec()], 1);
+    for _ in 0..PIECES_MAX {
+        if input.remaining() == 0 {
+            break;
+        }
+        let (what, length) = (u8::read(input)?, u16::read(input)?);
+        let mut bytes = Input::new(input.take(usize::from(length))?);
+        let number = files.len() as u32;
+        let file = files.last_mut().expect("there is one file at least");
+        match what {
+            0 => {
+                let block = (file.len() / block::BLOCK_BYTES) as u32;
+                block::write(number, batch, block, &bytes.rest(), file);
+                batch += 1;
+            }
+            1 => {
+                files.push(segment::head(number + 1).to_vec());
+                batch = 1;
+            }
+            _ => {
+                let (at, with) = (u16::read(&mut bytes)?, u8::read(&mut bytes)?);
+                let at = usize::from(at) % file.len();
+                file[at] ^= with;
+            }
+        }
     }
+    Ok(files)
 }
 
 /// What these targets begin with: the name of each input, and the input.
 #[cfg(test)]
 pub(crate) mod seeds {
     use super::*;
-    use crate::mvcc::LogPosition;
 
-    fn seed(what: u8, name: &str, bytes: &[u8]) -> (String, Vec<u8>) {
-        (name.to_owned(), [&[what], bytes].concat())
+    fn begin(next: u64, blocks: u32) -> Vec<u8> {
+        let mut content = Vec::new();
+        record::write_begin(next, blocks, &mut content);
+        let vote = [1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2, 1];
+        record::write_value(Meta::Vote, &vote, &mut content);
+        content
     }
 
-    fn vote() -> Bytes {
-        Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2, 1])
+    fn entries(first: usize, count: usize) -> Vec<u8> {
+        let mut content = Vec::new();
+        for entry in super::super::super::fuzz::seeds::entries().iter().skip(first).take(count) {
+            record::write_entry(entry, &mut content);
+        }
+        content
     }
 
-    fn position(index: u64) -> Bytes {
-        LogPosition { term: 3, node: 1, index }.to_bytes()
+    fn truncate(from: u64) -> Vec<u8> {
+        let mut content = Vec::new();
+        record::write_truncate(from, &mut content);
+        content
+    }
+
+    fn purge(index: u64) -> Vec<u8> {
+        let mut content = Vec::new();
+        let upto = LogPosition { term: 3, node: 1, index }.to_bytes();
+        record::write_value(Meta::Purged, &upto, &mut content);
+        content
     }
 
     pub(crate) fn record() -> Vec<(String, Vec<u8>)> {
-        let entries = super::super::super::fuzz::seeds::entries();
-        let mut all = Vec::new();
-        for (name, entry) in ["membership", "blank", "put", "expire"].iter().zip(entries) {
-            let index = entry.log_id.index.to_be_bytes();
-            let bytes = entry.to_bytes();
-            let row = sealed(&index, bytes.to_vec());
-            all.push(seed(0, name, &[&index[..], &row].concat()));
-            all.push(seed(1, &format!("{name}-unsealed"), &[&index[..], &bytes].concat()));
-        }
-        all.push(seed(0, "shorter-than-a-checksum", &[0; 11]));
-        all.push(seed(6, "format", &1u16.to_bytes()));
-        all.push(seed(7, "vote", &vote()));
-        all.push(seed(8, "committed", &position(1)));
-        all.push(seed(9, "purged", &position(u64::MAX)));
-        all.push(seed(10, "identity", &codec::encode(&u64::MAX)));
+        let seed = |name: &str, bytes| (name.to_owned(), bytes);
+        let mut all: Vec<_> = ["membership", "blank", "put", "expire"]
+            .iter()
+            .enumerate()
+            .map(|(index, name)| seed(name, entries(index, 1)))
+            .collect();
+        let mut identity = Vec::new();
+        record::write_value(Meta::Identity, &codec::encode(&u64::MAX), &mut identity);
+        all.push(seed("begin", begin(7, 8)));
+        all.push(seed("truncate", truncate(u64::MAX)));
+        all.push(seed("purged", purge(9)));
+        all.push(seed("identity", identity));
         all
     }
 
-    fn rows(rows: &[(u8, u64, Bytes)]) -> Vec<u8> {
+    fn pieces(pieces: &[(u8, Vec<u8>)]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (what, index, row) in rows {
+        for (what, piece) in pieces {
             bytes.push(*what);
-            index.write(&mut bytes);
-            (row.len() as u16).write(&mut bytes);
-            bytes.extend_from_slice(row);
+            (piece.len() as u16).write(&mut bytes);
+            bytes.extend_from_slice(piece);
         }
         bytes
     }
 
     pub(crate) fn log() -> Vec<(String, Vec<u8>)> {
-        let entries = super::super::super::fuzz::seeds::entries();
-        let entries = entries.map(|entry| (0, entry.log_id.index, entry.to_bytes()));
-        let (format, vote) = ((6, 0, 1u16.to_bytes()), (1, 0, vote()));
-        let purged = |index| (3, 0, position(index));
-        let whole = [&[format.clone(), vote, (2, 0, position(3))], &entries[..]].concat();
-        let begun = [&[format.clone(), purged(2)], &entries[2..]].concat();
-        let hole = [&entries[..1], &entries[2..]].concat();
-        let seed = |name: &str, all: &[_]| (name.to_owned(), rows(all));
+        let seed = |name: &str, all: &[_]| (name.to_owned(), pieces(all));
+        let (batch, file, change) = (0, 1, 2);
+        let whole = [(batch, begin(0, 0)), (batch, entries(0, 2)), (batch, entries(2, 2))];
+        let changed = [&whole[..], &[(change, vec![6, 4, 1])]].concat();
+        let next = [&whole[..], &[(file, vec![]), (batch, begin(4, 4)), (batch, purge(9))]].concat();
+        let torn = [&whole[..], &[(change, vec![6, 14, 2])]].concat();
         vec![
             seed("whole", &whole),
-            seed("purged", &begun),
-            seed("all-purged", &[format.clone(), purged(9)]),
-            seed("a-hole", &hole),
-            seed("an-entry-in-another-place", &[(0, 9, entries[0].2.clone())]),
-            seed("empty", &[format]),
+            seed("a-changed-block", &changed),
+            seed("an-end-that-is-no-end", &torn),
+            seed("two-files", &next),
+            seed("purged", &[(batch, begin(0, 0)), (batch, entries(0, 4)), (batch, purge(1))]),
+            seed("truncated", &[(batch, begin(0, 0)), (batch, entries(0, 4)), (batch, truncate(2))]),
+            seed("a-hole", &[(batch, begin(0, 0)), (batch, entries(0, 1)), (batch, entries(2, 1))]),
+            seed("empty", &[(batch, begin(0, 0))]),
         ]
     }
 }

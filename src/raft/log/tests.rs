@@ -11,7 +11,6 @@ use tempfile::TempDir;
 /// Where tests reach into the writer thread: hold it before its fsync, make the disk fail, or crash.
 pub(crate) mod seam {
     use crate::error::Fault;
-    use crate::lmdb::Env;
     use std::collections::BTreeMap;
     use std::path::{Path, PathBuf};
     use std::sync::{Arc, Condvar, LazyLock, Mutex};
@@ -56,17 +55,22 @@ pub(crate) mod seam {
     }
 
     /// Called by a reader that knows what it will read from the disk, and has not read it yet.
-    pub(in super::super) fn before_read(env: &Env) {
-        let Some(seam) = SEAMS.lock().unwrap().get(env.path()).cloned() else { return };
+    pub(in super::super) fn before_read(folder: &Path) {
+        let Some(seam) = find(folder) else { return };
         let interruption = seam.interruption.lock().unwrap().take();
         if let Some(interruption) = interruption {
             interruption();
         }
     }
 
-    /// Called by the writer thread with the transaction written and not yet synced.
-    pub(in super::super) fn before_sync(env: &Env) -> Result<(), Fault> {
-        let Some(seam) = SEAMS.lock().unwrap().get(env.path()).cloned() else { return Ok(()) };
+    fn find(folder: &Path) -> Option<Arc<Seam>> {
+        let folder = folder.canonicalize().ok()?;
+        SEAMS.lock().unwrap().get(&folder).cloned()
+    }
+
+    /// Called by the writer thread before it writes a batch.
+    pub(in super::super) fn before_write(folder: &Path) -> Result<(), Fault> {
+        let Some(seam) = find(folder) else { return Ok(()) };
         let disk = seam.disk.lock().unwrap();
         let disk = seam.changed.wait_while(disk, |disk| *disk == Disk::Holds).unwrap();
         match *disk {
@@ -77,7 +81,7 @@ pub(crate) mod seam {
     }
 }
 
-const MAP: usize = 64 << 20;
+const SEGMENT: u64 = 64 << 10;
 
 fn at(term: u64, index: u64) -> LogId {
     log_id(LogPosition { term, node: 1, index })
@@ -96,23 +100,23 @@ fn vote(term: u64) -> Vote {
     Vote { leader_id: RaftLeaderId::new(term, 1), committed: true }
 }
 
+fn close(log: LogStore) {
+    assert!(log.close(Duration::from_secs(10)), "a handle leaked");
+}
+
 /// Closes every handle and opens the folder again.
 fn reopen(log: LogStore, folder: &TempDir) -> LogStore {
-    let env = log.env();
-    drop(log);
-    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)), "a handle leaked");
-    LogStore::open(folder.path(), MAP).unwrap()
+    close(log);
+    LogStore::open(folder.path(), SEGMENT).unwrap()
 }
 
 /// Loses what is not on the disk, and opens the folder again.
 fn crash(log: LogStore, folder: &TempDir) -> LogStore {
     let seam = seam::of(folder.path());
     seam.set(seam::Disk::Crashed);
-    let env = log.env();
-    drop(log);
-    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)), "a handle leaked");
+    close(log);
     seam.set(seam::Disk::Works);
-    LogStore::open(folder.path(), MAP).unwrap()
+    LogStore::open(folder.path(), SEGMENT).unwrap()
 }
 
 type Answer = oneshot::Receiver<io::Result<()>>;
@@ -130,7 +134,7 @@ async fn all(log: &mut LogStore) -> Vec<(u64, u64)> {
 #[tokio::test]
 async fn everything_is_there_after_reopening() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
     log.save_vote(&vote(3)).await.unwrap();
     append(&mut log, blanks(1, 0..10)).await.await.unwrap().unwrap();
     log.truncate_after(Some(at(1, 6))).await.unwrap();
@@ -150,7 +154,7 @@ async fn everything_is_there_after_reopening() {
 #[tokio::test]
 async fn a_callback_comes_only_after_the_fsync_and_entries_are_readable_before() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
     let seam = seam::of(folder.path());
     seam.set(seam::Disk::Holds);
     let mut answer = append(&mut log, blanks(1, 0..3)).await;
@@ -168,7 +172,7 @@ async fn a_callback_comes_only_after_the_fsync_and_entries_are_readable_before()
 #[tokio::test]
 async fn a_crash_loses_what_no_callback_was_given_for_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
     log.save_vote(&vote(1)).await.unwrap();
     append(&mut log, blanks(1, 0..3)).await.await.unwrap().unwrap();
     seam::of(folder.path()).set(seam::Disk::Holds);
@@ -186,7 +190,7 @@ async fn the_disk_sees_vote_append_and_truncate_in_their_order() {
     // A crash at any point between the jobs must leave a prefix of them, never a later one without an earlier one.
     for written in 0..6 {
         let folder = tempfile::tempdir().unwrap();
-        let mut log = LogStore::open(folder.path(), MAP).unwrap();
+        let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
         for step in 0..6 {
             if step == written {
                 log.flush().await.unwrap();
@@ -222,7 +226,7 @@ async fn the_disk_sees_vote_append_and_truncate_in_their_order() {
 #[tokio::test]
 async fn the_gate_of_a_replaced_entry_waits_for_its_replacement() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
     append(&mut log, blanks(3, 0..9)).await.await.unwrap().unwrap();
     seam::of(folder.path()).set(seam::Disk::Holds);
     log.truncate_after(Some(at(3, 4))).await.unwrap();
@@ -237,7 +241,7 @@ async fn the_gate_of_a_replaced_entry_waits_for_its_replacement() {
 #[tokio::test]
 async fn a_failed_write_fails_everything_after_it() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
     seam::of(folder.path()).set(seam::Disk::Fails);
     let error = append(&mut log, blanks(1, 0..1)).await.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("the disk fails"), "{error}");
@@ -250,11 +254,11 @@ async fn a_failed_write_fails_everything_after_it() {
 #[tokio::test]
 async fn many_appends_share_one_fsync() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
     let seam = seam::of(folder.path());
-    let transactions = |log: &LogStore| log.env().info().last_txn_id;
+    let blocks = |log: &LogStore| log.bytes() / block::BLOCK_BYTES as u64;
     seam.set(seam::Disk::Holds);
-    let before = transactions(&log);
+    let before = blocks(&log);
     let mut answers = Vec::new();
     for index in 0..100 {
         answers.push(append(&mut log, blanks(1, index..index + 1)).await);
@@ -263,13 +267,14 @@ async fn many_appends_share_one_fsync() {
     for answer in answers {
         answer.await.unwrap().unwrap();
     }
-    assert!(transactions(&log) - before <= 2, "the first, and all that waited for it");
+    let all = block::count(99 * 40) as u64;
+    assert!(blocks(&log) - before <= 1 + all, "the first, and all that waited for it");
 }
 
 #[tokio::test]
 async fn old_entries_are_read_from_the_disk_and_batches_are_bounded() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), 256 << 20).unwrap();
+    let mut log = LogStore::open(folder.path(), 4 << 20).unwrap();
     let value = vec![7; 300 << 10];
     for index in 0..100 {
         let put = crate::types::Op::put("k", value.clone());
@@ -290,32 +295,37 @@ async fn old_entries_are_read_from_the_disk_and_batches_are_bounded() {
 #[tokio::test]
 async fn flipped_bytes_are_found_and_a_newer_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), MAP).unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
     append(&mut log, blanks(1, 0..3)).await.await.unwrap().unwrap();
-    let inner = &log.inner;
-    let mut txn = inner.env.write_txn().unwrap();
-    inner.disk.flip_a_bit(&mut txn, 1);
-    txn.commit().unwrap();
-    let env = log.env();
-    drop(log);
-    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)));
-    let fault = LogStore::open(folder.path(), MAP).unwrap_err();
-    assert!(fault.to_string().contains("log entry 1 has changed on the disk"), "{fault}");
+    close(log);
+    let path = folder.path().join("log-00000001");
+    let whole = std::fs::read(&path).unwrap();
+    let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    for at in (0..whole.len()).step_by(7).chain([used, whole.len() - 1]) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let fault = LogStore::open(folder.path(), SEGMENT).unwrap_err().to_string();
+        assert!(fault.contains("log-00000001: byte"), "byte {at}: {fault}");
+    }
 
-    let folder = tempfile::tempdir().unwrap();
-    let log = LogStore::open(folder.path(), MAP).unwrap();
-    log.write_meta(Meta::Format, crate::codec::layout::Layout::to_bytes(&2u16)).await.unwrap();
-    let env = log.env();
-    drop(log);
-    assert!(crate::lmdb::close(env, std::time::Duration::from_secs(10)));
-    let fault = LogStore::open(folder.path(), MAP).unwrap_err();
-    assert!(fault.to_string().contains("format 2"), "{fault}");
+    let mut newer = whole.clone();
+    newer[5] += 1;
+    let sum = crc32c::crc32c(&newer[..10]);
+    newer[10..14].copy_from_slice(&sum.to_be_bytes());
+    std::fs::write(&path, &newer).unwrap();
+    let fault = LogStore::open(folder.path(), SEGMENT).unwrap_err();
+    assert!(fault.to_string().contains("format 3"), "{fault}");
+    std::fs::write(&path, &whole).unwrap();
+    std::fs::write(folder.path().join("data.mdb"), "").unwrap();
+    let fault = LogStore::open(folder.path(), SEGMENT).unwrap_err();
+    assert!(fault.to_string().contains("format 1"), "{fault}");
 }
 
 #[tokio::test]
 async fn a_disk_that_stalls_does_not_fill_the_memory() {
     let folder = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(folder.path(), 256 << 20).unwrap();
+    let mut log = LogStore::open(folder.path(), 4 << 20).unwrap();
     seam::of(folder.path()).set(seam::Disk::Holds);
     let value = bytes::Bytes::from(vec![7; 1 << 20]);
     let mut taken = 0;
@@ -341,7 +351,7 @@ async fn a_reader_sees_the_log_of_one_moment_however_it_is_cut_meanwhile() {
     let old: Vec<_> = (0..8).map(|index| (1, index)).collect();
     for cut in ["replaced", "truncated", "purged"] {
         let folder = tempfile::tempdir().unwrap();
-        let mut log = LogStore::open(folder.path(), MAP).unwrap();
+        let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
         append(&mut log, blanks(1, 0..6)).await.await.unwrap().unwrap();
         // Opened anew there is nothing in memory, and then the end only.
         let mut log = reopen(log, &folder);

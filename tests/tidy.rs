@@ -40,7 +40,7 @@ const LIVES_IN: &[(&str, &[&str])] = &[
     ("crc32c", &["wire", "mvcc", "raft"]),
     ("futures", &["sim", "wire", "client", "raft", "node", "recipes"]),
     ("getrandom", &["client", "raft"]),
-    ("heed", &["lmdb", "mvcc", "raft"]),
+    ("heed", &["lmdb", "mvcc"]),
     ("openraft", &["raft"]),
     ("openraft_macros", &[]), // a dependency of openraft, pinned
     ("openraft_rt", &[]),     // likewise

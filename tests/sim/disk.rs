@@ -333,8 +333,9 @@ pub fn sync(file: c_int) -> Synced {
         let is_root = with(|disk| disk.root == path) == Some(true);
         return if is_root { Synced::Here } else { Synced::Failed(libc::EIO) };
     };
-    // Only LMDB's own syncs take time: whoever replaces a small file may hold a lock that the simulation's thread wants.
-    if path.ends_with("data.mdb") && !trouble.sync_takes.is_zero() {
+    // Only those of the log and of LMDB take time: whoever replaces a small file may hold a lock that the simulation's
+    // thread wants.
+    if is_data(&path) && !trouble.sync_takes.is_zero() {
         quorate::sim::stall(trouble.sync_takes);
     }
     if let Some(micros) = recorded {
@@ -349,6 +350,11 @@ pub fn sync(file: c_int) -> Synced {
         Some(())
     });
     if synced.flatten().is_some() { Synced::Here } else { Synced::Failed(libc::EIO) }
+}
+
+fn is_data(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name == "data.mdb" || name.starts_with("log-")
 }
 
 pub fn before_rename(from: &Path, to: &Path) -> Result<(), c_int> {

@@ -142,8 +142,11 @@ impl Disk {
         index.take(Step::Blocks(newest.block));
         let blocks = (segment_bytes / BLOCK_BYTES as u64).max(SEGMENT_BLOCKS_MIN);
         let segment_blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-        let (folder, found) = (folder.to_owned(), Found { index, last, values: values.clone() });
-        Ok((Self { folder, segment_blocks, newest, values, next, has_spare: false }, found))
+        let folder = folder.to_owned();
+        let mut disk = Self { folder, segment_blocks, newest, values, next, has_spare: false };
+        disk.remove(index.release())?;
+        let values = disk.values.clone();
+        Ok((disk, Found { index, last, values }))
     }
 
     /// Writes a batch and returns when it is on the disk: then its steps are to be taken.
@@ -267,7 +270,10 @@ impl Replay {
     fn batches(&mut self, segment: &Arc<Segment>, bytes: &[u8]) -> Result<End, No> {
         let mut batches = Batches::new(segment.number(), bytes)?;
         let wrong = |block, what| No::Wrong { block, what };
-        let first = batches.next().ok_or(wrong(1, "the beginning is damaged"))?;
+        let Some(first) = batches.next() else {
+            batches.end()?;
+            return Err(wrong(1, "the beginning is gone"));
+        };
         let mut at = self.begin(&first.content).map_err(|what| wrong(1, what))?;
         self.index.take(Step::Segment(Arc::clone(segment)));
         let mut batch = Some(first);

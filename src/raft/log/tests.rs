@@ -377,3 +377,114 @@ async fn a_reader_sees_the_log_of_one_moment_however_it_is_cut_meanwhile() {
         assert_eq!(ids(&read.unwrap().unwrap()), old, "while the log was {cut}");
     }
 }
+
+/// The names and contents of a log's files, oldest first.
+fn files(folder: &TempDir) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let paths = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = paths.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+    files.sort();
+    files
+}
+
+fn put(index: u64, bytes: usize) -> Entry {
+    let put = crate::types::Op::put("k", vec![7; bytes]);
+    let command = crate::api::Command::Txn(crate::types::TxnOp::single(put.0));
+    let payload = EntryPayload::Normal(crate::api::Proposal::from(command).into());
+    Entry { log_id: at(1, index), payload }
+}
+
+/// The power goes while a batch of several blocks is written: whatever of it the disk has, nobody was told, and the log
+/// goes on without it. It may happen again and again.
+#[tokio::test]
+async fn a_torn_end_is_left_out_and_never_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
+    append(&mut log, blanks(1, 0..3)).await.await.unwrap().unwrap();
+    let before = log.bytes() as usize;
+    append(&mut log, vec![put(3, 2000)]).await.await.unwrap().unwrap();
+    let after = log.bytes() as usize;
+    close(log);
+    let (path, whole) = files(&folder).pop().unwrap();
+    let blocks = (after - before) / block::BLOCK_BYTES;
+    assert_eq!(blocks, 5);
+    for kept in 0..(1 << blocks) - 1 {
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        std::fs::create_dir(folder.path()).unwrap();
+        let mut torn = whole.clone();
+        for block in (0..blocks).filter(|block| kept & 1 << block == 0) {
+            let begin = before + block * block::BLOCK_BYTES;
+            torn[begin..begin + block::BLOCK_BYTES].fill(0);
+        }
+        std::fs::write(&path, &torn).unwrap();
+        let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
+        assert_eq!(all(&mut log).await, [(1, 0), (1, 1), (1, 2)], "{kept:b}");
+        append(&mut log, blanks(2, 3..5)).await.await.unwrap().unwrap();
+        let mut log = reopen(log, &folder);
+        assert_eq!(all(&mut log).await, [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4)], "{kept:b}");
+        close(log);
+        assert!(kept == 0 || files(&folder)[0].1 == torn, "what was begun is not written over");
+    }
+}
+
+/// A block that was on the disk once, for others came after it, and is not there any more.
+#[tokio::test]
+async fn a_write_that_the_disk_has_lost_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
+    for index in 0..5 {
+        append(&mut log, blanks(1, index..index + 1)).await.await.unwrap().unwrap();
+    }
+    let used = log.bytes() as usize;
+    close(log);
+    let (path, whole) = files(&folder).pop().unwrap();
+    for begin in (0..used - block::BLOCK_BYTES).step_by(block::BLOCK_BYTES) {
+        let mut lost = whole.clone();
+        lost[begin..begin + block::BLOCK_BYTES].fill(0);
+        std::fs::write(&path, &lost).unwrap();
+        let fault = LogStore::open(folder.path(), SEGMENT).unwrap_err().to_string();
+        assert!(fault.contains(&format!("byte {begin}: ")), "{fault}");
+    }
+}
+
+/// A log that is cut again and again takes no more files, uses old ones again, and comes back from any of them.
+#[tokio::test]
+async fn files_of_purged_entries_are_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
+    log.save_vote(&vote(7)).await.unwrap();
+    for index in 0..1000 {
+        append(&mut log, vec![put(index, 300)]).await.await.unwrap().unwrap();
+        if index % 10 == 9 {
+            log.purge(at(1, index - 5)).await.unwrap();
+        }
+        if index % 250 == 249 {
+            // A purge rides on what is written next.
+            log.flush().await.unwrap();
+            log = reopen(log, &folder);
+            let kept: Vec<_> = (index - 4..=index).map(|index| (1, index)).collect();
+            assert_eq!(all(&mut log).await, kept);
+            assert_eq!(log.read_vote().await.unwrap(), Some(vote(7)));
+        }
+        assert!(files(&folder).len() <= 3, "one that is written, one that is left, one to be used again");
+    }
+    assert!(log.bytes() <= 2 * SEGMENT);
+    assert!(files(&folder)[0].0 > folder.path().join("log-00000006"), "{:?}", files(&folder)[0].0);
+}
+
+/// A file of the log that somebody has removed is missed.
+#[tokio::test]
+async fn a_file_that_is_missing_is_missed() {
+    for missing in 0..2 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = LogStore::open(folder.path(), 16 << 10).unwrap();
+        for index in 0..80 {
+            append(&mut log, vec![put(index, 300)]).await.await.unwrap().unwrap();
+        }
+        close(log);
+        let files = files(&folder);
+        assert!(files.len() > 2);
+        std::fs::remove_file(&files[missing].0).unwrap();
+        let fault = LogStore::open(folder.path(), 16 << 10).unwrap_err().to_string();
+        assert!(fault.contains("missing") || fault.contains("lacks entry 0"), "{fault}");
+    }
+}

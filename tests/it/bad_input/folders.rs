@@ -123,7 +123,7 @@ async fn a_read_only_folder_is_refused_and_not_changed() {
     assert!(opened.said("refused").is_some_and(|it| it.starts_with(&text)), "{opened:?}");
 
     // The same when it is only the parts: a lock that can be had, and files that cannot be written.
-    for part in ["raft/data.mdb", "state-000001/data.mdb"] {
+    for part in ["raft/log-00000001", "state-000001/data.mdb"] {
         allow(0o777, 0o666);
         fs::set_permissions(data.join(part), Permissions::from_mode(0o444)).unwrap();
         let opened = open_without_rights(&data);

@@ -4,13 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// The environment of the log, and that of the state, in a data folder.
-pub(crate) fn environments(folder: &Path) -> [PathBuf; 2] {
+/// The file of the log, and that of the state, in a data folder.
+pub(crate) fn files(folder: &Path) -> [PathBuf; 2] {
     [log_file(folder), state_file(folder)]
 }
 
 pub(crate) fn log_file(folder: &Path) -> PathBuf {
-    folder.join("raft/data.mdb")
+    folder.join("raft/log-00000001")
 }
 
 /// The file of the state that counts.

@@ -40,9 +40,10 @@ named! {
         LogWritesPurge, LogWritesCommitted, LogWritesRecord, LogBeforeSync, LogSynced, LogSettled, LogAnswered,
         SegmentDrafted, SegmentRenamed, SegmentRecycled,
         // Applying: openraft's side, and the state's thread.
-        ApplyCalled, ApplyGatePassed, ApplyHandedIn, StateBegins, StateBegun, StateApplied, StateShown,
-        StateAnswered, StateBeforeCommit, StateCommitted, StateVisible, StateSettled, CoreEntry, CoreMembership,
-        CoreChange, CoreLease, CoreExpire,
+        ApplyCalled, ApplyGatePassed, ApplyHandedIn, StateBegins, StateApplied, StateShown, StateAnswered,
+        CoreEntry, CoreMembership, CoreChange, CoreLease, CoreExpire,
+        // Flushing what was applied.
+        FlushFrozen, FlushBegun, FlushWritten, FlushCommitted, FlushShown,
         // Snapshots, and small files.
         SnapshotAsked, SnapshotBuild, SnapshotSynced, SnapshotSend, SnapshotSendsChunk, SnapshotSent,
         SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotValid, SnapshotInstall, SnapshotLogFlushed,

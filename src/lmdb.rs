@@ -34,6 +34,8 @@ use std::{io, thread};
 
 /// An open environment. Cheap to clone; it closes when the last clone and the last read transaction are gone.
 pub(crate) type Env = heed::Env<WithoutTls>;
+/// A read transaction that borrows its environment.
+pub(crate) type ReadTxn<'env> = heed::RoTxn<'env, WithoutTls>;
 /// A read transaction that keeps its environment open.
 pub(crate) type OwnedReadTxn = heed::RoTxn<'static, WithoutTls>;
 

@@ -1,111 +1,140 @@
 //! Applying: the pure function at the heart. A state and a command make the next state, and an answer.
 //!
 //! ```text
-//! entries ──▶ a LMDB transaction, open for a while ────────────────────────────────▶ commit
-//!             │ Txn      plan ─▶ check ─▶ each change: ev, kidx, latest, lease_keys │
-//!             │ Grant Revoke Expire      (lease.rs)                                 │ head: applied, revision,
-//!             │ Compact                  (compact.rs)                               │ compact_revision, hash, …
-//!             │ Membership               kept as it is                              │
+//! entries ──▶ plan ─▶ check ─▶ each change ──▶ the active overlay ──▶ a moment
+//!             │ Txn                                                  │ head: applied, revision,
+//!             │ Grant Revoke Expire      (lease.rs)                  │ compact_revision, hash, …
+//!             │ Compact                  (compact.rs)                │ membership
 //! ```
 //!
-//! Everything that entries change is in that one transaction, the log position included: after a crash the state is that
-//! of some entry, never between two, and the log knows from where to go on.
+//! Nothing is written to the disk here; [`Core::freeze`] hands over what has gathered, to be [flushed](super::flush). After
+//! a crash the state is that of the last flush, which is that of some entry, never between two, and the log knows from
+//! where to go on.
 //!
 //! Invariants
 //! - what happens depends on the state and the entry alone: no clock, no randomness, no order of a hash map;
 //! - a command takes the next revision if it changes a key, and none otherwise; an expiry takes one for each lease;
 //! - a key changes at most once per revision;
-//! - a rejected command has written nothing; an `Err(Fault)` has committed nothing.
+//! - a rejected command has changed nothing; after an `Err(Fault)` nothing of the call is ever shown or flushed.
 
+use super::flush::Flush;
+use super::overlay::{Front, Moment, Overlay, Step as Change};
 use super::plan::{Plan, Step};
-use super::read::{Reader, key_value};
-use super::records::{Change, Head, Image, LargeValue, Membership, Table, Value};
+use super::read::Reader;
+use super::records::{FIRST_TURN, Head, Image, Membership, Value, next_turn};
 use super::tables::Tables;
-use super::{
-    Batch, Body, Entry, Latest, LeaseChange, LogPosition, Outcome, Stop, hash, keys, split,
-};
+use super::{Batch, Body, Entry, LeaseChange, LogPosition, Outcome, Stop, Store, hash, keys, split};
 use crate::api::{Applied, Command, Position, check_txn};
 use crate::error::Fault;
 use crate::fault::{Point, point};
-use crate::lmdb;
+use crate::lmdb::ReadTxn;
 use crate::types::{DeleteOp, KeyRange, LeaseId, OpResult, PutOp, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
-use heed::RwTxn;
-use std::collections::BTreeMap;
-use std::mem;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-/// A write transaction that entries are applied in, until it is committed as one. Dropping it undoes all of them.
-///
-/// It belongs to the thread that began it.
-pub(crate) struct Pending<'store>(Writer<'store>);
+/// The state, for the one thread that applies to it.
+pub(crate) struct Core {
+    store: Store,
+    head: Head,
+    membership: Option<Membership>,
+    active: Arc<Overlay>,
+    /// What is being flushed.
+    frozen: Option<Arc<Overlay>>,
+    /// Where it was frozen last.
+    frozen_at: Head,
+    seed: u64,
+}
 
-impl std::fmt::Debug for Pending<'_> {
+impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Pending").field(&self.0.head).finish()
+        f.debug_tuple("Core").field(&self.head).finish()
     }
 }
 
-impl<'store> Pending<'store> {
-    pub(super) fn begin(env: &'store lmdb::Env, tables: Tables) -> Result<Self, Fault> {
-        Writer::begin(env, tables).map(Self)
+impl Core {
+    /// Goes on where the tables of a store stand. The seed is for the places of keys in memory.
+    pub(crate) fn new(store: Store, seed: u64) -> Result<Self, Fault> {
+        let (head, membership) = store.read_head()?;
+        let active = Arc::new(Overlay::new(seed));
+        Ok(Self { store, head, membership, active, frozen: None, frozen_at: head, seed })
     }
 
     /// Applies entries, after those before them. After an `Err` there is nothing to do but to drop all of it.
     pub(crate) fn apply(&mut self, entries: &[Entry]) -> Result<Batch, Fault> {
-        let Self(writer) = self;
+        let txn = self.store.writers_txn()?;
+        let mut writer = Writer {
+            txn: &txn,
+            tables: self.store.tables,
+            active: &self.active,
+            frozen: self.frozen.as_ref(),
+            head: &mut self.head,
+            membership: &mut self.membership,
+            changes: 0,
+            touched: Vec::new(),
+            leases: Vec::new(),
+            compacted: None,
+        };
         let outcomes = entries.iter().map(|entry| writer.entry(entry));
         let outcomes = outcomes.collect::<Result<_, Fault>>()?;
         assert_eq!(writer.changes, 0, "a revision is ended by the command that began it");
-        Ok(Batch {
-            outcomes,
-            revision: writer.head.revision,
-            hash: hash::of_state(&writer.head),
-            touched: mem::take(&mut writer.touched),
-            latest: mem::take(&mut writer.latest),
-            leases: mem::take(&mut writer.leases),
-            compacted: writer.compacted.take(),
-        })
+        let Writer { touched, leases, compacted, .. } = writer;
+        let (revision, hash) = (self.head.revision, hash::of_state(&self.head));
+        Ok(Batch { outcomes, revision, hash, touched, leases, compacted })
     }
 
-    /// Makes all of it visible.
-    pub(crate) fn commit(self) -> Result<(), Fault> {
-        let Self(Writer { tables, mut txn, head, .. }) = self;
-        tables.put_meta(&mut txn, &head)?;
-        Ok(txn.commit()?)
+    /// All that there is now.
+    pub(crate) fn moment(&self) -> Moment {
+        let (head, membership) = (self.head, self.membership.clone());
+        Moment::new(self.store.clone(), head, membership, &self.active, self.frozen.clone())
+    }
+
+    /// About what is in memory and not being flushed.
+    pub(crate) fn bytes(&self) -> usize {
+        self.active.bytes()
+    }
+
+    /// Whether something is being flushed.
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.frozen.is_some()
+    }
+
+    /// Takes off all that was applied since the last time, for it to be flushed; nothing if that is nothing. Only when
+    /// nothing is being flushed.
+    pub(crate) fn freeze(&mut self) -> Option<Flush> {
+        assert!(self.frozen.is_none(), "one flush after the other");
+        if self.head == self.frozen_at {
+            return None;
+        }
+        self.frozen_at = self.head;
+        let frozen = std::mem::replace(&mut self.active, Arc::new(Overlay::new(self.seed)));
+        self.frozen = Some(Arc::clone(&frozen));
+        let (head, membership) = (self.head, self.membership.clone());
+        Some(Flush { store: self.store.clone(), head, membership, overlay: frozen })
+    }
+
+    /// The tables have what was frozen. Returns it, for it may take a while to drop.
+    pub(crate) fn flushed(&mut self) -> impl Send + use<> {
+        self.frozen.take()
     }
 }
 
-/// Changes the state within one write transaction.
-pub(super) struct Writer<'env> {
-    pub(super) txn: RwTxn<'env>,
-    pub(super) tables: Tables,
-    pub(super) head: Head,
+/// Changes the state, for as long as one call lasts.
+pub(super) struct Writer<'core> {
+    txn: &'core ReadTxn<'core>,
+    tables: Tables,
+    pub(super) active: &'core Overlay,
+    frozen: Option<&'core Arc<Overlay>>,
+    pub(super) head: &'core mut Head,
+    membership: &'core mut Option<Membership>,
     /// How many changes the revision in the making has.
     changes: u32,
     touched: Vec<(Revision, Bytes)>,
-    /// What those keys are now.
-    latest: BTreeMap<Bytes, Latest>,
     pub(super) leases: Vec<LeaseChange>,
     pub(super) compacted: Option<Revision>,
 }
 
-impl<'env> Writer<'env> {
-    fn begin(env: &'env lmdb::Env, tables: Tables) -> Result<Self, Fault> {
-        let txn = env.write_txn()?;
-        let head = tables.meta(&txn)?;
-        Ok(Self {
-            txn,
-            tables,
-            head,
-            changes: 0,
-            touched: Vec::new(),
-            latest: BTreeMap::new(),
-            leases: Vec::new(),
-            compacted: None,
-        })
-    }
-
+impl Writer<'_> {
     fn entry(&mut self, entry: &Entry) -> Result<Option<Outcome>, Fault> {
         point(Point::CoreEntry);
         let position = entry.position;
@@ -114,7 +143,7 @@ impl<'env> Writer<'env> {
         match &entry.body {
             Body::Blank => Ok(None),
             Body::Membership(members) => {
-                self.membership(&Membership { position, members: members.clone() })?;
+                self.membership(Membership { position, members: members.clone() });
                 Ok(None)
             }
             Body::Command(proposal) => {
@@ -124,14 +153,14 @@ impl<'env> Writer<'env> {
         }
     }
 
-    fn membership(&mut self, new: &Membership) -> Result<(), Fault> {
+    fn membership(&mut self, new: Membership) {
         point(Point::CoreMembership);
-        let Self { tables, txn, head, .. } = self;
-        if let Some(old) = tables.find_meta(txn)? {
-            head.rows_hash = head.rows_hash.wrapping_sub(hash::of_membership(&old));
+        let head = &mut *self.head;
+        if let Some(old) = self.membership {
+            head.rows_hash = head.rows_hash.wrapping_sub(hash::of_membership(old));
         }
-        head.rows_hash = head.rows_hash.wrapping_add(hash::of_membership(new));
-        tables.put_meta(txn, new)
+        head.rows_hash = head.rows_hash.wrapping_add(hash::of_membership(&new));
+        *self.membership = Some(new);
     }
 
     fn command(&mut self, command: &Command, term: u64) -> Result<Applied, Stop> {
@@ -177,21 +206,20 @@ impl<'env> Writer<'env> {
         let shown =
             shown.map(|image| self.reader().key_value(put.key.clone(), image)).transpose()?;
         let (value, lease) = self.kept(put, prev.as_ref())?;
+        let gone = if prev.is_none() { self.reader().gone(&put.key)? } else { None };
+        let before = prev.as_ref().map(|prev| prev.turn).or(gone.map(|gone| gone.turn));
         let modified = self.position();
         let new = Image {
             create_revision: prev.as_ref().map_or(modified.revision, |prev| prev.create_revision),
             modified,
             version: prev.as_ref().map_or(0, |prev| prev.version) + 1,
             lease,
+            turn: before.map_or(FIRST_TURN, next_turn),
             value: Value::of(&value),
         };
-        let latest = key_value(put.key.clone(), &new, value.clone());
-        self.latest.insert(put.key.clone(), Latest::is(latest));
-        if let Value::Large { .. } = new.value {
-            let row = LargeValue { key: put.key.clone(), value };
-            self.tables.append(&mut self.txn, &keys::position(modified), &row)?;
-        }
-        self.change(Change { key: put.key.clone(), new: Some(new), prev })?;
+        let large = matches!(new.value, Value::Large { .. }).then_some(value);
+        let (turn, gone) = (new.turn, gone.map(|gone| gone.at));
+        self.change(put.key.clone(), Change { at: modified, new: Some(new), prev, gone, turn, large });
         Ok(OpResult::Put { prev: shown })
     }
 
@@ -215,7 +243,7 @@ impl<'env> Writer<'env> {
             if delete.prev {
                 prev.push(self.reader().key_value(key.clone(), &image)?);
             }
-            self.remove(key, image)?;
+            self.remove(key, image);
         }
         Ok(OpResult::Deleted { count, prev })
     }
@@ -234,61 +262,48 @@ impl<'env> Writer<'env> {
     }
 
     /// Deletes a key that is there.
-    pub(super) fn remove(&mut self, key: Bytes, image: Image) -> Result<(), Fault> {
-        self.latest.insert(key.clone(), Latest::Deleted);
-        self.change(Change { key, new: None, prev: Some(image) })
+    pub(super) fn remove(&mut self, key: Bytes, image: Image) {
+        let (at, turn) = (self.position(), next_turn(image.turn));
+        let step = Change { at, new: None, prev: Some(image), gone: None, turn, large: None };
+        self.change(key, step);
     }
 
-    /// Writes one change to every table that knows of it, and to the hash.
-    fn change(&mut self, change: Change) -> Result<(), Fault> {
-        let at = self.position();
-        let Self { tables, txn, head, .. } = self;
-        tables.append(txn, &keys::position(at), &change)?;
-        let Change { key, new, prev } = change;
-        tables.put_raw(txn, Table::History, &keys::history(&key, at), &[])?;
-        if let Some(prev) = &prev {
+    /// Writes one change down, and adds it to the hash.
+    fn change(&mut self, key: Bytes, step: Change) {
+        let head = &mut *self.head;
+        if let Some(prev) = &step.prev {
             head.rows_hash = head.rows_hash.wrapping_sub(hash::of_key(&key, prev));
             head.keys -= 1;
         }
-        match &new {
-            Some(new) => {
-                head.rows_hash = head.rows_hash.wrapping_add(hash::of_key(&key, new));
-                head.keys += 1;
-                tables.put(txn, &key, new)?;
-            }
-            None => tables.remove(txn, Table::Latest, &key)?,
+        if let Some(new) = &step.new {
+            head.rows_hash = head.rows_hash.wrapping_add(hash::of_key(&key, new));
+            head.keys += 1;
         }
-        let lease = |image: Option<Image>| image.and_then(|image| image.lease);
-        self.attach(&key, lease(prev), lease(new))?;
+        let lease = |image: &Option<Image>| image.as_ref().and_then(|image| image.lease);
+        self.attach(&key, lease(&step.prev), lease(&step.new));
+        self.touched.push((step.at.revision, key.clone()));
+        self.active.change(key, step);
         point(Point::CoreChange);
         self.changes += 1;
-        self.touched.push((at.revision, key));
-        Ok(())
     }
 
     /// Moves a key from one lease to another.
-    fn attach(
-        &mut self,
-        key: &[u8],
-        from: Option<LeaseId>,
-        to: Option<LeaseId>,
-    ) -> Result<(), Fault> {
+    fn attach(&self, key: &[u8], from: Option<LeaseId>, to: Option<LeaseId>) {
         if from == to {
-            return Ok(());
+            return;
         }
-        let Self { tables, txn, .. } = self;
         if let Some(from) = from {
-            tables.remove(txn, Table::Attachments, &keys::attachment(from, key))?;
+            self.active.attach(keys::attachment(from, key), false);
         }
         if let Some(to) = to {
-            tables.put_raw(txn, Table::Attachments, &keys::attachment(to, key), &[])?;
+            self.active.attach(keys::attachment(to, key), true);
         }
-        Ok(())
     }
 
     pub(super) fn reader(&self) -> Reader<'_> {
         Reader {
-            txn: &self.txn,
+            front: Front::of_writer(self.active, self.frozen),
+            txn: self.txn,
             tables: self.tables,
             revision: self.revision(),
             compact_revision: self.head.compact_revision,

@@ -7,7 +7,8 @@
 //! ```text
 //!                 C = 5
 //! ev     2  3  4 │5  6  7        row C stays: a watch may begin at C, and a read at C needs what came after it
-//!        └─────┘ deleted from the front, each with its row in kidx and with the large value that it replaced
+//!        └─────┘ deleted from the front, each with what belongs to it: a row in kidx, the large value that it replaced, and
+//!                a row in gone, if it is the delete after which a key is not there
 //! ```
 //!
 //! Each change remembers what it replaced, so a row below C is of no use to any read at or above C. There is no question
@@ -17,7 +18,7 @@
 use super::Stop;
 use super::apply::Writer;
 use super::keys;
-use super::records::{Change, Head, Record, Table, Value};
+use super::records::{Change, Gone, Head, Record, Table, Value};
 use super::tables::Tables;
 use crate::api::{Applied, Position};
 use crate::error::{Fault, Reason};
@@ -82,7 +83,14 @@ fn dead_changes(
 
 fn delete(txn: &mut RwTxn<'_>, tables: Tables, at: Position, change: &Change) -> Result<(), Fault> {
     tables.remove(txn, Table::Events, &keys::position(at))?;
-    tables.remove(txn, Table::History, &keys::history(&change.key, at))?;
+    if change.turn == 0 {
+        tables.remove(txn, Table::History, &keys::history(&change.key, at))?;
+    }
+    if change.new.is_none()
+        && tables.find::<Gone>(txn, &change.key)?.is_some_and(|gone| gone.at == at)
+    {
+        tables.remove(txn, Table::Gone, &change.key)?;
+    }
     if let Some(prev) = &change.prev
         && let Value::Large { .. } = prev.value
     {

@@ -72,42 +72,47 @@ impl<'txn> Reader<'txn> {
         })
     }
 
-    /// Reads the history of one key: a quiet key in a busy group costs nothing to watch.
+    /// Reads the chain of one key: a quiet key in a busy group costs nothing to watch.
     fn events_of_key(
         &self,
         key: &Bytes,
         upto: Revision,
         mut gathering: Gathering<'_>,
     ) -> Result<Events, Fault> {
-        let from = keys::history(key, gathering.cursor.next);
-        let to = keys::history(key, Position::start_of(upto.next()));
-        let (from, to) = (Bound::Included(&*from), Bound::Excluded(&*to));
-        for row in self.tables.range(self.txn, Table::History, from, to)? {
-            let (row_key, _) = row?;
-            let (_, at) =
-                keys::parse_history(row_key).ok_or_else(|| Table::History.corrupt(row_key))?;
-            if !gathering.admits(at) {
-                return Ok(gathering.stop_before(at));
+        let mut from = gathering.cursor.next;
+        let to = Position::start_of(upto.next());
+        loop {
+            let changes = self.changes_of_key(key, from, to)?;
+            let Some(last) = changes.last() else { return Ok(gathering.finish(upto)) };
+            let behind = Position { sub: last.at().sub.saturating_add(1), ..last.at() };
+            for change in changes {
+                let at = change.at();
+                if !gathering.admits(at) || !gathering.add(at, key, change.new(), change.prev())? {
+                    return Ok(gathering.stop_before(at));
+                }
             }
-            let change = self.tables.change(self.txn, key, at)?;
-            if !gathering.add(at, change)? {
-                return Ok(gathering.stop_before(at));
-            }
+            from = behind;
         }
-        Ok(gathering.finish(upto))
     }
 
-    /// Reads all of history, and keeps what lies in the range.
+    /// Reads all of history, and keeps what lies in the range: from the tables up to where the overlays go on.
     fn events_of_range(
         &self,
         upto: Revision,
         mut gathering: Gathering<'_>,
     ) -> Result<Events, Fault> {
-        let from = keys::position(gathering.cursor.next);
-        let to = keys::position(Position::start_of(upto.next()));
+        let from = gathering.cursor.next;
+        let end = Position::start_of(upto.next());
+        let here = self.front.first();
         let mut last = None;
-        let (from, to) = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
-        for row in self.tables.range(self.txn, Table::Events, from, to)? {
+        let rows_end = keys::position(here.map_or(end, |here| here.min(end)));
+        let rows_from = keys::position(from);
+        let bounds = (Bound::Included(&rows_from[..]), Bound::Excluded(&rows_end[..]));
+        let rows = match rows_from < rows_end {
+            true => Some(self.tables.range(self.txn, Table::Events, bounds.0, bounds.1)?),
+            false => None,
+        };
+        for row in rows.into_iter().flatten() {
             let (row_key, row) = row?;
             let at = keys::parse_position(row_key).filter(|at| gathering.follows(last, *at));
             let at = at.ok_or_else(|| Table::Events.corrupt(row_key))?;
@@ -121,7 +126,20 @@ impl<'txn> Reader<'txn> {
             if !gathering.wants(key, is_put) {
                 continue;
             }
-            if !gathering.add(at, Change::of_content(row_key, content)?)? {
+            let Change { key, new, prev, .. } = Change::of_content(row_key, content)?;
+            if !gathering.add(at, &key, new.as_ref(), prev.as_ref())? {
+                return Ok(gathering.stop_before(at));
+            }
+        }
+        for (key, made) in self.front.history(from).take_while(|(_, made)| made.at < end) {
+            let at = made.at;
+            if !gathering.follows(last, at) {
+                return Err(Table::Events.missing(&keys::position(at)));
+            }
+            last = Some(at);
+            if !gathering.admits(at)
+                || !gathering.add(at, key, made.new.as_ref(), made.prev.as_ref())?
+            {
                 return Ok(gathering.stop_before(at));
             }
         }
@@ -191,22 +209,27 @@ impl<'step> Gathering<'step> {
     }
 
     /// Adds an event if the watch asked for it; false if there is no room for it in this step.
-    fn add(&mut self, at: Position, change: Change) -> Result<bool, Fault> {
-        if !self.wants(&change.key, change.new.is_some()) {
+    fn add(
+        &mut self,
+        at: Position,
+        key: &Bytes,
+        new: Option<&Image>,
+        prev: Option<&Image>,
+    ) -> Result<bool, Fault> {
+        if !self.wants(key, new.is_some()) {
             return Ok(true);
         }
-        let prev = change.prev.as_ref().filter(|_| self.cursor.prev);
+        let prev = prev.filter(|_| self.cursor.prev);
         let value_bytes = |image: Option<&Image>| image.map_or(0, |image| image.value.len());
-        let bytes =
-            EVENT_BYTES + change.key.len() + value_bytes(change.new.as_ref()) + value_bytes(prev);
+        let bytes = EVENT_BYTES + key.len() + value_bytes(new) + value_bytes(prev);
         if self.bytes > 0 && self.bytes + bytes > self.bytes_max {
             return Ok(false);
         }
         self.bytes += bytes;
-        let prev = prev.map(|image| self.key_value(&change.key, image)).transpose()?;
-        self.open.events.push(match &change.new {
-            Some(image) => Event::Put { kv: self.key_value(&change.key, image)?, prev },
-            None => Event::Delete { key: change.key, revision: at.revision, prev },
+        let prev = prev.map(|image| self.key_value(key, image)).transpose()?;
+        self.open.events.push(match new {
+            Some(image) => Event::Put { kv: self.key_value(key, image)?, prev },
+            None => Event::Delete { key: key.clone(), revision: at.revision, prev },
         });
         Ok(true)
     }

@@ -78,6 +78,19 @@ pub(super) fn digest(bytes: &[u8]) -> u128 {
     state.finish()
 }
 
+/// Where a key comes to lie in a table in memory, which nobody can know who does not know the seed.
+pub(super) fn of_place(seed: u64, key: &[u8]) -> u64 {
+    let mut state = State::NEW;
+    state.0[1] ^= seed;
+    let (words, tail) = key.as_chunks::<8>();
+    words.iter().for_each(|word| state.absorb(u64::from_be_bytes(*word)));
+    let mut last = [0; 8];
+    last[..tail.len()].copy_from_slice(tail);
+    state.absorb(u64::from_be_bytes(last) | (key.len() as u64 & 0xff));
+    state.stir(3);
+    state.fold()
+}
+
 /// The four words that the input is stirred into.
 struct State([u64; 4]);
 

@@ -16,8 +16,8 @@
 //!   back deposed, must not end a lease whose renewal its successor has confirmed.
 
 use super::apply::Writer;
-use super::read::Reader;
-use super::records::{LeaseRow, Table};
+use super::read::{Reader, Rows};
+use super::records::{LeaseRow, Record, Table};
 use super::{LeaseChange, Stop, hash, keys};
 use crate::api::Applied;
 use crate::error::{Fault, Reason};
@@ -46,33 +46,51 @@ impl Reader<'_> {
 
     /// Every lease with its time to live.
     pub(super) fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, Fault> {
-        let rows =
-            self.tables.range(self.txn, Table::Leases, Bound::Unbounded, Bound::Unbounded)?;
-        let leases = rows.map(|row| {
-            let (key, row) = row?;
+        let all = Bound::Unbounded;
+        let mut rows = Rows::new(self.tables.range(self.txn, Table::Leases, all, all)?)?;
+        let mut leases = Vec::new();
+        let mut add = |key: &[u8], lease: LeaseRow| {
             let id = keys::parse_lease(key).ok_or_else(|| Table::Leases.corrupt(key))?;
-            let lease: LeaseRow = super::records::Record::open(key, row)?;
-            Ok((id, lease.ttl))
-        });
-        leases.collect()
+            leases.push((id, lease.ttl));
+            Ok::<_, Fault>(())
+        };
+        for (key, lease) in self.front.leases() {
+            while let Some((row_key, row)) = rows.take_below(key)? {
+                add(row_key, LeaseRow::open(row_key, row)?)?;
+            }
+            rows.skip(key)?;
+            lease.map_or(Ok(()), |lease| add(key, lease))?;
+        }
+        while let Some((row_key, row)) = rows.take()? {
+            add(row_key, LeaseRow::open(row_key, row)?)?;
+        }
+        Ok(leases)
     }
 
     fn lease_keys(&self, id: LeaseId) -> Result<Vec<Bytes>, Fault> {
-        let first = keys::attachment(id, &[]);
-        let rows = self.tables.range(
-            self.txn,
-            Table::Attachments,
-            Bound::Included(&first),
-            Bound::Unbounded,
-        )?;
+        let start = keys::lease(id);
+        let end = id.get().checked_add(1).map(|next| keys::lease(LeaseId::from(next)));
+        let start = Bound::Included(&start[..]);
+        let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(&end[..]));
+        let mut rows = Rows::new(self.tables.range(self.txn, Table::Attachments, start, end)?)?;
         let mut found = Vec::new();
-        for row in rows {
-            let (row_key, _) = row?;
-            match keys::parse_attachment(row_key) {
-                Some((lease, key)) if lease == id => found.push(Bytes::copy_from_slice(key)),
-                Some(_) => break,
-                None => return Err(Table::Attachments.corrupt(row_key)),
+        let mut add = |row_key: &[u8]| {
+            let pair = keys::parse_attachment(row_key).filter(|(lease, _)| *lease == id);
+            let (_, key) = pair.ok_or_else(|| Table::Attachments.corrupt(row_key))?;
+            found.push(Bytes::copy_from_slice(key));
+            Ok::<_, Fault>(())
+        };
+        for (row_key, is_attached) in self.front.attachments(start, end) {
+            while let Some((below, _)) = rows.take_below(row_key)? {
+                add(below)?;
             }
+            rows.skip(row_key)?;
+            if *is_attached {
+                add(row_key)?;
+            }
+        }
+        while let Some((row_key, _)) = rows.take()? {
+            add(row_key)?;
         }
         Ok(found)
     }
@@ -95,7 +113,7 @@ impl Writer<'_> {
             None => self.choose_lease()?,
         };
         let lease = LeaseRow { ttl };
-        self.tables.put(&mut self.txn, &keys::lease(id), &lease)?;
+        self.active.lease(&keys::lease(id), Some(lease));
         self.head.rows_hash = self.head.rows_hash.wrapping_add(hash::of_lease(id, &lease));
         self.leases.push(LeaseChange::Granted { id, ttl });
         Ok(Applied::Granted { id, ttl, revision: self.revision() })
@@ -151,10 +169,10 @@ impl Writer<'_> {
         for key in attached {
             let image = self.reader().image(&key)?.filter(|image| image.lease == Some(id));
             let image = image.ok_or_else(|| Table::Attachments.corrupt(&key))?;
-            self.remove(key, image)?;
+            self.remove(key, image);
         }
         self.end_revision();
-        self.tables.remove(&mut self.txn, Table::Leases, &keys::lease(id))?;
+        self.active.lease(&keys::lease(id), None);
         let lease = LeaseRow { ttl };
         self.head.rows_hash = self.head.rows_hash.wrapping_sub(hash::of_lease(id, &lease));
         self.leases.push(LeaseChange::Ended { id });

@@ -1,13 +1,14 @@
 //! The state machine: keys with their history, leases, and the rules by which a command changes them.
 //!
-//! A pure core. [`Pending::apply`] turns log entries into a new state; a [`View`] is a state, and answers questions about
-//! it. Nothing here waits, reads a clock, throws dice or knows of other members, and that is why all members agree.
+//! A pure core. [`Core::apply`] turns log entries into a new state; a [`View`] is a state, and answers questions about it.
+//! Nothing here waits, reads a clock, throws dice or knows of other members, and that is why all members agree.
 //!
 //! ```text
-//!              entries                                        ┌─ query: ranges, transactions that only read
-//! raft ────────────────▶ Pending::apply ──▶ LMDB ──▶ View ────┼─ events: one step of a watch
-//!        ◀── Batch: outcomes,  one write              one     ├─ lease, leases
-//!            touched keys      transaction            read    └─ snapshot, hash
+//!              entries                                               ┌─ query: ranges, transactions that only read
+//! raft ────────────────▶ Core::apply ──▶ overlay ──▶ Moment ─▶ View ─┼─ events: one step of a watch
+//!        ◀── Batch: outcomes,               │ Flush                  ├─ lease, leases
+//!            touched keys                   ▼ now and then           └─ snapshot, hash
+//!                                         LMDB
 //! ```
 //!
 //! History has revisions: an empty group is at 1, and each command that changes a key makes the next one. The present
@@ -15,8 +16,8 @@
 //!
 //! ```text
 //! put a=1   revision 2    ev[2.0] = put a "1", before it nothing     latest[a] = "1" {created 2, modified 2, version 1}
-//! put a=2   revision 3    ev[3.0] = put a "2", before it "1"         latest[a] = "2" {created 2, modified 3, version 2}
-//! del a     revision 4    ev[4.0] = del a,     before it "2"         latest[a]   –
+//! put a=2   revision 3    ev[3.0] = put a "2", before it "1" of 2.0  latest[a] = "2" {created 2, modified 3, version 2}
+//! del a     revision 4    ev[4.0] = del a,     before it "2" of 3.0  latest[a]   –      gone[a] = 4.0
 //! ```
 //!
 //! So reading the present costs one lookup however long the history is; a watch reads `ev` onwards and has previous
@@ -24,25 +25,29 @@
 //! rows from its front (`compact.rs`).
 //!
 //! Invariants
-//! - data, revision, log position, membership, leases and hash change in one transaction;
+//! - data, revision, log position, membership, leases and hash change together, in memory and on the disk;
 //! - a rejection ([`Reason`]) is an answer, the same on every member, and has changed nothing but the log position;
 //!   a [`Fault`] is this member's own, has changed nothing at all, and stops the node;
 //! - revisions only grow and have no holes; nobody ever sees part of one;
 //! - no answer depends on what only this member knows: how far it has compacted, when it was started.
 //!
-//! What is in which file: `keys` and `records` are the format, `tables` moves rows, `plan`, `apply`, `lease` and
-//! `compact` are the rules for writes, `view`, `read`, `page` and `events` those for reads, `hash` and `verify` compare and check,
-//! `snapshot` moves a whole state to another member, and `generation` keeps several of them apart on the disk.
+//! What is in which file: `keys` and `records` are the format, `tables` moves rows, `overlay` is what is in memory and
+//! `flush` writes it down, `plan`, `apply`, `lease` and `compact` are the rules for writes, `view`, `read`, `chain`, `page`
+//! and `events` those for reads, `hash` and `verify` compare and check, `snapshot` moves a whole state to another member,
+//! and `generation` keeps several of them apart on the disk.
 
 mod apply;
+mod chain;
 mod compact;
 mod events;
+mod flush;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod generation;
 mod hash;
 mod keys;
 mod lease;
+mod overlay;
 mod page;
 mod plan;
 mod read;
@@ -54,9 +59,11 @@ mod tape;
 mod verify;
 mod view;
 
-pub(crate) use apply::Pending;
+pub(crate) use apply::Core;
 pub(crate) use events::Events;
+pub(crate) use flush::Flush;
 pub(crate) use generation::Generations;
+pub(crate) use overlay::Moment;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::View;
 
@@ -64,11 +71,12 @@ use crate::api::{Applied, Proposal};
 use crate::codec::layout::layout;
 use crate::error::{Fault, Reason};
 use crate::lmdb;
-use crate::types::{KeyValue, LeaseId, Revision};
+use crate::types::{LeaseId, Revision};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use records::{Head, Membership};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tables::Tables;
 
@@ -78,6 +86,8 @@ pub(crate) const VERIFIED_BYTES: u64 = 32 << 20;
 
 /// How many views there may be at once.
 const VIEWS_MAX: u32 = 1024;
+/// Read transactions beside them: of those who write, of an opening, of a check.
+const READERS_SPARE: u32 = 16;
 
 /// A position in the log. All that this module knows of consensus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +119,7 @@ pub(crate) enum Body {
 /// What applying a command came to. Equal on all members.
 pub(crate) type Outcome = Result<Applied, Reason>;
 
-/// What one call of [`Pending::apply`] did.
+/// What one call of [`Core::apply`] did.
 #[derive(Debug)]
 pub(crate) struct Batch {
     /// One for each entry; none for those without a command.
@@ -120,38 +130,10 @@ pub(crate) struct Batch {
     pub(crate) hash: u128,
     /// Every key that changed, in order: whom to wake.
     pub(crate) touched: Vec<(Revision, Bytes)>,
-    /// What those keys are now.
-    pub(crate) latest: BTreeMap<Bytes, Latest>,
     /// What became of leases, in order: for the leader, who counts their time.
     pub(crate) leases: Vec<LeaseChange>,
     /// The revision below which there is no history any more, if it has moved.
     pub(crate) compacted: Option<Revision>,
-}
-
-/// What a key is now.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Latest {
-    Deleted,
-    Is(KeyValue),
-    /// It is larger than is worth keeping beside the tables: ask them.
-    Large,
-}
-
-impl Latest {
-    /// Values up to this size are kept.
-    const BYTES_MAX: usize = 64 << 10;
-
-    fn is(kv: KeyValue) -> Self {
-        if kv.value.len() > Self::BYTES_MAX { Self::Large } else { Self::Is(kv) }
-    }
-
-    /// About what it takes in memory.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Is(kv) => kv.key.len() + kv.value.len(),
-            Self::Deleted | Self::Large => 0,
-        }
-    }
 }
 
 /// What became of a lease.
@@ -167,6 +149,7 @@ pub(crate) struct Store {
     env: lmdb::Env,
     tables: Tables,
     newest: view::Newest,
+    views: Arc<AtomicU32>,
 }
 
 impl std::fmt::Debug for Store {
@@ -188,33 +171,21 @@ impl Store {
     ) -> Result<Self, Fault> {
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::open(&env)?;
-        Ok(Self { env, tables, newest: view::Newest::default() })
+        Ok(Self::of(env, tables))
     }
 
-    /// Begins a transaction to apply entries in. Only the state's one writer thread may call this.
-    ///
-    /// After a loss of power the last transaction that was committed may be gone, whole; the one before it is there.
-    /// [`Store::force_sync`] makes sure of the last one too.
-    pub(crate) fn begin(&self) -> Result<Pending<'_>, Fault> {
-        Pending::begin(&self.env, self.tables)
-    }
-
-    /// Applies entries, all in one transaction of their own.
-    #[cfg(any(test, feature = "bench"))]
-    pub(crate) fn apply(&self, entries: &[Entry]) -> Result<Batch, Fault> {
-        let mut pending = self.begin()?;
-        let batch = pending.apply(entries)?;
-        pending.commit()?;
-        Ok(batch)
+    fn of(env: lmdb::Env, tables: Tables) -> Self {
+        let (newest, views) = (view::Newest::default(), Arc::default());
+        Self { env, tables, newest, views }
     }
 
     /// Deletes up to `rows_max` rows of history that are compacted away. Returns whether none is left. Only the state's
-    /// one writer thread may call this; between two batches, so that neither waits long for the other.
+    /// one writer thread may call this; between two flushes, so that neither waits long for the other.
     pub(crate) fn compact_step(&self, rows_max: usize) -> Result<bool, Fault> {
         compact::step(&self.env, self.tables, rows_max)
     }
 
-    /// Returns when everything applied survives a loss of power.
+    /// Returns when everything flushed survives a loss of power.
     pub(crate) fn force_sync(&self) -> Result<(), Fault> {
         Ok(self.env.force_sync()?)
     }
@@ -230,15 +201,31 @@ impl Store {
         self.env.info().last_txn_id
     }
 
-    /// The state of now, which stays as it is while others are applied. Too many views at once are no damage: the fault
-    /// then has [`Reason::TooManyRequests`].
-    pub(crate) fn view(&self) -> Result<View, Fault> {
-        match self.env.clone().static_read_txn() {
-            Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) => {
-                Err(Fault::from_reason(Reason::TooManyRequests))
-            }
-            txn => View::new(&self.env, txn?, self.tables, &self.newest),
+    /// Where the tables stand.
+    fn read_head(&self) -> Result<(Head, Option<Membership>), Fault> {
+        let txn = self.writers_txn()?;
+        Ok((self.tables.meta(&txn)?, self.tables.find_meta(&txn)?))
+    }
+
+    /// A read transaction for those who write: there is always one for them.
+    fn writers_txn(&self) -> Result<lmdb::ReadTxn<'_>, Fault> {
+        Ok(self.env.read_txn()?)
+    }
+
+    fn permit(&self) -> Result<Permit, Fault> {
+        let permit = Permit(Arc::clone(&self.views));
+        if self.views.fetch_add(1, Ordering::Relaxed) < VIEWS_MAX {
+            return Ok(permit);
         }
+        Err(Fault::from_reason(Reason::TooManyRequests))
+    }
+
+    /// What is flushed, which stays as it is while others write.
+    pub(crate) fn view(&self) -> Result<View, Fault> {
+        View::open(|| {
+            let (head, membership) = self.read_head()?;
+            Ok(Arc::new(Moment::settled(self.clone(), head, membership)))
+        })
     }
 
     /// Waits until no clone of the store and no view is left, so that its folder can be opened again. Returns whether
@@ -248,8 +235,17 @@ impl Store {
     }
 }
 
+/// One of the views that there may be.
+struct Permit(Arc<AtomicU32>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn open_environment(folder: &Path, map_bytes: usize, sync: lmdb::Sync) -> Result<lmdb::Env, Fault> {
-    let options = lmdb::Options { map_bytes, tables: Tables::COUNT, readers: VIEWS_MAX, sync };
+    let options = lmdb::Options { map_bytes, tables: Tables::COUNT, readers: VIEWS_MAX + READERS_SPARE, sync };
     lmdb::open(folder, options)
 }
 

@@ -1,29 +1,32 @@
 //! Reading: the latest state, and the state at any revision that is not compacted away.
 //!
-//! The latest state of a key is one row. An older one is not stored as such; it follows from the first change *after*
-//! that time, which remembers what it replaced:
+//! The latest state of a key is one entry of an [overlay](super::overlay), or else one row. An older one is not stored as
+//! such; it follows from the first change *after* that time, which remembers what it replaced:
 //!
 //! ```text
 //!                 revision    2        3        4        5        6
 //!                             put 1    put 2                      delete
-//! changes of a    ────────────┬────────┬──────────────────────────┬──────▶   latest[a]: absent
+//! changes of a    ────────────┬────────┬──────────────────────────┬──────▶   latest[a]: absent, gone[a]: 6
 //!                 prev:       none     "1"                        "2"
 //!
 //! a at 2: the first change above 2 is 3, its prev is "1"      a at 4: that is 6, its prev is "2"
 //! a at 1: that is 2, its prev is none: absent                 a at 6: there is none: latest[a], absent
 //! ```
 //!
-//! So reading the present never gets slower with the depth of history, and the past costs one seek per key.
+//! The newest change of a key is known, and each knows the one before it ([`chain`](super::chain)). So reading the present
+//! never gets slower with the depth of history, and the past costs the way back to it, of which `kidx` cuts off all but a
+//! few steps.
 //!
 //! Invariants
-//! - a [`Reader`] looks at one LMDB transaction, so it sees whole revisions; within a write transaction it also sees what
-//!   that has written so far, and the revision in the making is `revision`;
-//! - no answer depends on how far physical compaction has come: rows of compacted revisions are never looked at.
+//! - a [`Reader`] looks at one moment, so it sees whole revisions; one who applies also sees what the revision in the
+//!   making has changed so far, and that is `revision`;
+//! - no answer depends on how far physical compaction or a flush has come: rows of compacted revisions are never looked at.
 
 use super::keys;
+use super::overlay::{Front, Step as Made};
 use super::plan::{Plan, Step};
-use super::records::{Change, Image, LeaseRow, Record, Table, Value};
-use super::tables::{self, RowsIter, Tables};
+use super::records::{Gone, Image, LeaseRow, Record, Table, Value};
+use super::tables::{self, Row, RowsIter, Tables};
 use crate::api::Position;
 use crate::error::{Fault, Reason};
 use crate::types::{KeyRange, KeyValue, LeaseId, OpResult, Revision, TxnOutcome};
@@ -32,10 +35,11 @@ use heed::RoTxn;
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
-/// Reads within a transaction.
+/// Reads at a moment.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'txn> {
-    pub(super) txn: &'txn RoTxn<'txn>,
+pub(super) struct Reader<'a> {
+    pub(super) front: Front<'a>,
+    pub(super) txn: &'a RoTxn<'a>,
     pub(super) tables: Tables,
     /// The newest revision that is visible, the one in the making included.
     pub(super) revision: Revision,
@@ -43,8 +47,8 @@ pub(super) struct Reader<'txn> {
 }
 
 /// The state of a key that a scan came by; decoded only if it is of interest.
-pub(super) enum Scanned<'txn> {
-    Row(&'txn [u8]),
+pub(super) enum Scanned<'a> {
+    Row(&'a [u8]),
     Image(Image),
 }
 
@@ -61,7 +65,7 @@ impl Scanned<'_> {
 pub(super) type Visit<'visit> =
     dyn FnMut(&[u8], Scanned<'_>) -> Result<ControlFlow<()>, Fault> + 'visit;
 
-impl<'txn> Reader<'txn> {
+impl<'a> Reader<'a> {
     /// Whether a read at this revision is possible.
     pub(super) fn check_revision(&self, at: Option<Revision>) -> Result<(), Reason> {
         match at {
@@ -98,24 +102,60 @@ impl<'txn> Reader<'txn> {
 
     /// The latest state of a key.
     pub(super) fn image(&self, key: &[u8]) -> Result<Option<Image>, Fault> {
-        self.tables.image(self.txn, key)
+        match self.front.newest_step(key) {
+            Some(made) => Ok(made.new.clone()),
+            None => self.tables.find(self.txn, key),
+        }
+    }
+
+    /// The last change of a key that is not there, for as long as that is history.
+    pub(super) fn gone(&self, key: &[u8]) -> Result<Option<Gone>, Fault> {
+        let gone = match self.front.newest_step(key) {
+            Some(Made { new: None, at, turn, .. }) => Some(Gone { at: *at, turn: *turn }),
+            Some(_) => None,
+            None => self.tables.find(self.txn, key)?,
+        };
+        Ok(gone.filter(|gone| self.is_kept(gone.at)))
+    }
+
+    /// Whether what happened at a position has not been compacted away.
+    pub(super) fn is_kept(&self, at: Position) -> bool {
+        at.revision >= self.compact_revision
     }
 
     /// A lease.
     pub(super) fn lease(&self, id: LeaseId) -> Result<Option<LeaseRow>, Fault> {
-        self.tables.find(self.txn, &keys::lease(id))
+        let row_key = keys::lease(id);
+        match self.front.lease(&row_key) {
+            Some(lease) => Ok(lease),
+            None => self.tables.find(self.txn, &row_key),
+        }
     }
 
     /// The value of a state of a key.
     pub(super) fn value(&self, key: &[u8], image: &Image) -> Result<Bytes, Fault> {
-        match &image.value {
-            Value::Inline(value) => Ok(value.clone()),
-            Value::Large { length, .. } => {
-                let large = self.tables.large_value(self.txn, key, image.modified)?;
-                let fits = large.value.len() == *length as usize;
-                if fits { Ok(large.value) } else { Err(Table::Values.corrupt(key)) }
-            }
+        let length = match &image.value {
+            Value::Inline(value) => return Ok(value.clone()),
+            Value::Large { length, .. } => *length as usize,
+        };
+        if let Some(value) = self.large_here(key, image.modified) {
+            return Ok(value);
         }
+        let large = self.tables.large_value(self.txn, key, image.modified)?;
+        if large.value.len() == length { Ok(large.value) } else { Err(Table::Values.corrupt(key)) }
+    }
+
+    /// A large value that the tables may not have yet.
+    fn large_here(&self, key: &[u8], at: Position) -> Option<Bytes> {
+        let mut next = self.front.newest(key);
+        while let Some(found) = next {
+            let made = self.front.step(found);
+            if made.at <= at {
+                return made.large.clone().filter(|_| made.at == at);
+            }
+            next = self.front.before(key, found);
+        }
+        None
     }
 
     /// A state of a key, as the API shows it.
@@ -129,44 +169,17 @@ impl<'txn> Reader<'txn> {
         at.filter(|at| *at < self.revision)
     }
 
-    fn image_at(&self, key: &[u8], at: Revision) -> Result<Option<Image>, Fault> {
-        let image = match self.next_change(key, at)? {
-            Some(change) => change.prev,
+    /// The state of a key at an older revision.
+    pub(super) fn image_at(&self, key: &[u8], at: Revision) -> Result<Option<Image>, Fault> {
+        let image = match self.first_change_after(key, at)? {
+            Some(change) => change.prev().cloned(),
             None => self.image(key)?,
         };
-        image.map(|image| made_by(key, image, at)).transpose()
-    }
-
-    /// The first change of a key after a revision.
-    fn next_change(&self, key: &[u8], after: Revision) -> Result<Option<Change>, Fault> {
-        let from = keys::history(key, Position::start_of(after.next()));
-        match self.next_in_history(&from)? {
-            Some((found, at)) if found == key => self.tables.change(self.txn, key, at).map(Some),
-            _ => Ok(None),
+        match image {
+            // Then a change is gone.
+            Some(image) if image.modified.revision > at => Err(Table::Events.missing(key)),
+            image => Ok(image),
         }
-    }
-
-    /// Whether a large value that a put at `at` wrote is that of its key now, or was replaced at or after `from`.
-    pub(super) fn needs_value(
-        &self,
-        key: &[u8],
-        at: Position,
-        from: Revision,
-    ) -> Result<bool, Fault> {
-        if self.image(key)?.is_some_and(|image| image.modified == at) {
-            return Ok(true);
-        }
-        let above =
-            keys::history(key, Position { revision: at.revision, sub: at.sub.saturating_add(1) });
-        let replaced = self.next_in_history(&above)?;
-        Ok(replaced.is_some_and(|(found, by)| found == key && by.revision >= from))
-    }
-
-    /// The first row of `kidx` at or above a bound.
-    fn next_in_history(&self, from: &[u8]) -> Result<Option<(Vec<u8>, Position)>, Fault> {
-        let row = self.tables.seek(self.txn, Table::History, from)?;
-        let parse = |(key, _)| keys::parse_history(key).ok_or_else(|| Table::History.corrupt(key));
-        row.map(parse).transpose()
     }
 
     /// Shows each key of a range, in order, until told to stop.
@@ -176,94 +189,126 @@ impl<'txn> Reader<'txn> {
         at: Option<Revision>,
         visit: &mut Visit<'_>,
     ) -> Result<(), Fault> {
-        let (start, end) = tables::bounds(range);
-        let latest = self.tables.range(self.txn, Table::Latest, start, end)?;
         match self.past(at) {
-            None => scan_rows(latest, visit),
-            Some(at) => self.scan_past(latest, range, at, visit),
+            None => self.scan_latest(range, visit),
+            Some(at) => self.scan_past(range, at, visit),
         }
     }
 
-    /// The same at an older revision. The keys of that time are among those of now and those that changed since; both
-    /// are in key order, so one pass merges them.
+    /// The keys of now: those of the tables, but for what the overlays know better.
+    fn scan_latest(&self, range: &KeyRange, visit: &mut Visit<'_>) -> Result<(), Fault> {
+        let (start, end) = tables::bounds(range);
+        let mut rows = Rows::new(self.tables.range(self.txn, Table::Latest, start, end)?)?;
+        for (key, made) in self.front.changes(start, end) {
+            while let Some((row_key, row)) = rows.take_below(key)? {
+                if visit(row_key, Scanned::Row(row))?.is_break() {
+                    return Ok(());
+                }
+            }
+            rows.skip(key)?;
+            if let Some(image) = &made.new
+                && visit(key, Scanned::Image(image.clone()))?.is_break()
+            {
+                return Ok(());
+            }
+        }
+        while let Some((row_key, row)) = rows.take()? {
+            if visit(row_key, Scanned::Row(row))?.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The same at an older revision. The keys of that time are among those of now, those that are gone, and those that
+    /// the overlays know; all three are in key order, so one pass merges them.
     fn scan_past(
         &self,
-        mut latest: RowsIter<'txn>,
         range: &KeyRange,
         at: Revision,
         visit: &mut Visit<'_>,
     ) -> Result<(), Fault> {
-        let mut now = latest.next().transpose()?;
-        let mut then = self.first_change_in(&range.start, range, at)?;
+        let (start, end) = tables::bounds(range);
+        let mut now = Rows::new(self.tables.range(self.txn, Table::Latest, start, end)?)?;
+        let mut gone = Rows::new(self.tables.range(self.txn, Table::Gone, start, end)?)?;
+        let mut here = self.front.changes(start, end).map(|(key, _)| key).peekable();
         loop {
-            let order = match (&now, &then) {
-                (None, None) => return Ok(()),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some((now, _)), Some(then)) => (*now).cmp(&*then.key),
+            let heads = [now.key(), gone.key(), here.peek().map(|key| &***key)];
+            let Some(key) = heads.into_iter().flatten().min().map(Bytes::copy_from_slice) else {
+                return Ok(());
             };
-            let flow = match (now, &then) {
+            let is_here = here.next_if(|next| **next == key).is_some();
+            let was_gone = gone.take_at(&key)?;
+            let image = match now.take_at(&key)? {
                 // It has not changed since.
-                (Some((key, row)), _) if order.is_lt() => {
-                    visit(key, Scanned::Image(made_by(key, Image::open(key, row)?, at)?))?
+                Some(row) if !is_here => {
+                    Some(Image::open(&key, row)?).filter(|image| image.modified.revision <= at)
                 }
-                // It has; what it was then, if it was there, is what the change replaced.
-                (_, Some(Change { key, prev: Some(prev), .. })) => {
-                    visit(key, Scanned::Image(made_by(key, prev.clone(), at)?))?
-                }
-                _ => ControlFlow::Continue(()),
+                _ => None,
             };
-            if flow.is_break() {
+            // What is gone since before that time was not there then.
+            let is_over = match was_gone {
+                Some(row) if !is_here => Gone::open(&key, row)?.at.revision <= at,
+                _ => false,
+            };
+            let image = match image {
+                None if !is_over => self.image_at(&key, at)?,
+                image => image,
+            };
+            if let Some(image) = image
+                && visit(&key, Scanned::Image(image))?.is_break()
+            {
                 return Ok(());
             }
-            if order.is_le() {
-                now = latest.next().transpose()?;
-            }
-            if order.is_ge()
-                && let Some(passed) = then.take()
-            {
-                let mut above = passed.key.to_vec();
-                above.push(0);
-                then = self.first_change_in(&above, range, at)?;
-            }
         }
-    }
-
-    /// Of the first key at or above `from` that has changed after a revision: the first such change.
-    fn first_change_in(
-        &self,
-        from: &[u8],
-        range: &KeyRange,
-        after: Revision,
-    ) -> Result<Option<Change>, Fault> {
-        let mut bound = keys::history_bound(from);
-        while let Some((key, position)) = self.next_in_history(&bound)? {
-            if !range.contains(&key) {
-                break;
-            }
-            if position.revision > after {
-                return self.tables.change(self.txn, &key, position).map(Some);
-            }
-            // An older change: go on where this key's newer ones are, or the next key's.
-            bound = keys::history(&key, Position::start_of(after.next()));
-        }
-        Ok(None)
     }
 }
 
-/// A state that was found for a revision, unless it was made after it: then a row of `kidx` is gone.
-fn made_by(key: &[u8], image: Image, at: Revision) -> Result<Image, Fault> {
-    if image.modified.revision <= at { Ok(image) } else { Err(Table::History.missing(key)) }
+/// The rows of a range of a table, of which the next one is known.
+pub(super) struct Rows<'a> {
+    rows: RowsIter<'a>,
+    next: Option<Row<'a>>,
 }
 
-fn scan_rows(rows: RowsIter<'_>, visit: &mut Visit<'_>) -> Result<(), Fault> {
-    for row in rows {
-        let (key, row) = row?;
-        if visit(key, Scanned::Row(row))?.is_break() {
-            break;
+impl<'a> Rows<'a> {
+    pub(super) fn new(mut rows: RowsIter<'a>) -> Result<Self, Fault> {
+        let next = rows.next().transpose()?;
+        Ok(Self { rows, next })
+    }
+
+    /// The key of the next row.
+    fn key(&self) -> Option<&'a [u8]> {
+        self.next.map(|(key, _)| key)
+    }
+
+    pub(super) fn take(&mut self) -> Result<Option<Row<'a>>, Fault> {
+        let taken = self.next;
+        if taken.is_some() {
+            self.next = self.rows.next().transpose()?;
+        }
+        Ok(taken)
+    }
+
+    /// The next row, if its key is below this one.
+    pub(super) fn take_below(&mut self, key: &[u8]) -> Result<Option<Row<'a>>, Fault> {
+        match self.key().map(|next| next.cmp(key)) {
+            Some(Ordering::Less) => self.take(),
+            _ => Ok(None),
         }
     }
-    Ok(())
+
+    /// The content of the next row, if its key is this one.
+    fn take_at(&mut self, key: &[u8]) -> Result<Option<&'a [u8]>, Fault> {
+        match self.key() {
+            Some(next) if next == key => Ok(self.take()?.map(|(_, row)| row)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Passes the row of a key, if it is the next one.
+    pub(super) fn skip(&mut self, key: &[u8]) -> Result<(), Fault> {
+        self.take_at(key).map(drop)
+    }
 }
 
 /// A state of a key with its value, as the API shows it.

@@ -7,11 +7,17 @@
 //! ```text
 //! row       version: u8 ++ content ++ crc32c(table: u8 ++ key ++ version ++ content): u32
 //!
-//! Image     create_revision: u64 ++ modified: position ++ version: u64 ++ lease: u64 (0 is none) ++ length: u32
-//!           ++ value, if length ≤ 256; else its digest: u128, and the value is in `val` under `modified`
-//! Change    1 ++ key ++ Image ++ prev: Option<Image>      a put
-//!           2 ++ key ++ prev: Option<Image>               a delete
+//! Image     create_revision: u64 ++ modified: position ++ version: u64 ++ lease: u64 (0 is none) ++ turn: u8
+//!           ++ length: u32 ++ value, if length ≤ 256; else its digest: u128, and the value is in `val` under `modified`
+//! Change    1 ++ key ++ Image ++ 1 ++ prev: Image              a put over something
+//!           1 ++ key ++ Image ++ 0 ++ gone: Option<position>   a put where nothing was; where it went, if that is known
+//!           2 ++ key ++ turn: u8 ++ prev: Image                a delete
+//! Gone      at: position ++ turn: u8                           the delete after which a key is not there
 //! ```
+//!
+//! Each change of a key so knows the one before it, and the newest is known to `latest` or `gone`: a chain, backwards. The
+//! turn counts the changes along it, and those of turn 0, one of [`TURNS`], are in `kidx` as well, so that nobody has to
+//! follow a chain from its end to find a place in it.
 //!
 //! Rows without content (`kidx`, `lease_keys`) are empty and checked against the rows that they point to.
 //! A new field goes to the end of a new version; the golden bytes at the end of this file hold each version in place.
@@ -27,6 +33,16 @@ use std::time::Duration;
 
 /// The version of every row that this code writes.
 const VERSION: u8 = 1;
+/// A chain of changes has an entry in `kidx` for each so many of them.
+pub(super) const TURNS: u8 = 64;
+/// The turn of the first change in a chain.
+pub(super) const FIRST_TURN: u8 = 1;
+
+/// The turn after one.
+pub(super) fn next_turn(turn: u8) -> u8 {
+    (turn + 1) % TURNS
+}
+
 /// The longest value that is kept beside its metadata. A longer one is written once, to `val`.
 pub(super) const INLINE_BYTES_MAX: usize = 256;
 
@@ -39,19 +55,21 @@ const COUNT_MAX: u64 = 1 << 62;
 #[repr(u8)]
 pub(super) enum Table {
     Latest = 1,
-    Values = 2,
-    Events = 3,
-    History = 4,
-    Leases = 5,
-    Attachments = 6,
-    Dedup = 7,
-    Meta = 8,
+    Gone = 2,
+    Values = 3,
+    Events = 4,
+    History = 5,
+    Leases = 6,
+    Attachments = 7,
+    Dedup = 8,
+    Meta = 9,
 }
 
 impl Table {
     /// All of them, in the order in which a snapshot carries them.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Latest,
+        Self::Gone,
         Self::Values,
         Self::Events,
         Self::History,
@@ -65,6 +83,7 @@ impl Table {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Latest => "latest",
+            Self::Gone => "gone",
             Self::Values => "val",
             Self::Events => "ev",
             Self::History => "kidx",
@@ -155,6 +174,8 @@ pub(super) struct Image {
     pub(super) modified: Position,
     pub(super) version: u64,
     pub(super) lease: Option<LeaseId>,
+    /// That of the put, in the chain of the key's changes.
+    pub(super) turn: u8,
     pub(super) value: Value,
 }
 
@@ -199,6 +220,7 @@ impl Layout for Image {
         self.modified.write(out);
         self.version.write(out);
         self.lease.map_or(0, LeaseId::get).write(out);
+        self.turn.write(out);
         write_length(self.value.len(), out);
         match &self.value {
             Value::Inline(value) => out.extend_from_slice(value),
@@ -212,6 +234,7 @@ impl Layout for Image {
             modified: Position::read(input)?,
             version: u64::read(input)?,
             lease: Some(u64::read(input)?).filter(|lease| *lease != 0).map(LeaseId::from),
+            turn: read_turn(input)?,
             value: match u32::read(input)? {
                 length if length as usize <= INLINE_BYTES_MAX => {
                     Value::Inline(input.take(length as usize)?)
@@ -222,6 +245,11 @@ impl Layout for Image {
     }
 }
 
+fn read_turn(input: &mut Input) -> Result<u8, Malformed> {
+    let turn = u8::read(input)?;
+    if turn < TURNS { Ok(turn) } else { Err(Malformed) }
+}
+
 /// One change of one key: an event, with the state before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Change {
@@ -229,12 +257,21 @@ pub(super) struct Change {
     /// The state that a put made; a delete leaves none.
     pub(super) new: Option<Image>,
     pub(super) prev: Option<Image>,
+    /// If there was nothing: the delete after which that was so, if there was one since history begins.
+    pub(super) gone: Option<Position>,
+    /// Its place in the chain of the key's changes.
+    pub(super) turn: u8,
 }
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 
 impl Change {
+    /// The change before it of its key, if there was one since history begins, or began.
+    pub(super) fn before(&self) -> Option<Position> {
+        self.prev.as_ref().map(|prev| prev.modified).or(self.gone)
+    }
+
     /// The key of a change and whether it is a put, from its row's content, without reading the rest: most rows that a
     /// watch passes are of no interest to it.
     pub(super) fn peek(content: &[u8]) -> Option<(&[u8], bool)> {
@@ -253,22 +290,59 @@ impl Layout for Change {
     fn write(&self, out: &mut Vec<u8>) {
         out.push(if self.new.is_some() { PUT } else { DELETE });
         self.key.write(out);
-        if let Some(new) = &self.new {
-            new.write(out);
+        match (&self.new, &self.prev) {
+            (Some(new), prev) => {
+                new.write(out);
+                prev.write(out);
+                if prev.is_none() {
+                    self.gone.write(out);
+                }
+            }
+            (None, Some(prev)) => {
+                self.turn.write(out);
+                prev.write(out);
+            }
+            (None, None) => unreachable!("a delete deletes something"),
         }
-        self.prev.write(out);
     }
 
     fn read(input: &mut Input) -> Result<Self, Malformed> {
         let number = u8::read(input)?;
         let key = Bytes::read(input)?;
-        let new = match number {
-            PUT => Some(Image::read(input)?),
-            DELETE => None,
-            _ => return Err(Malformed),
-        };
-        Ok(Self { key, new, prev: Option::read(input)? })
+        match number {
+            PUT => {
+                let (new, prev) = (Image::read(input)?, Option::<Image>::read(input)?);
+                let gone = if prev.is_none() { Option::read(input)? } else { None };
+                Ok(Self { key, turn: new.turn, new: Some(new), prev, gone })
+            }
+            DELETE => {
+                let turn = read_turn(input)?;
+                Ok(Self { key, turn, new: None, prev: Some(Image::read(input)?), gone: None })
+            }
+            _ => Err(Malformed),
+        }
     }
+}
+
+/// A key that was deleted, and is not there: its last change, for as long as that is history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gone {
+    pub(super) at: Position,
+    pub(super) turn: u8,
+}
+
+impl Layout for Gone {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.at.write(out);
+        self.turn.write(out);
+    }
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        Ok(Self { at: Position::read(input)?, turn: read_turn(input)? })
+    }
+}
+
+impl Record for Gone {
+    const TABLE: Table = Table::Gone;
 }
 
 /// A value too large to stand beside its metadata. The key tells a snapshot whom to ask whether it is still needed.
@@ -375,7 +449,7 @@ layout!(struct Format { schema, codec });
 
 impl Format {
     /// What this code writes.
-    pub(super) const CURRENT: Self = Self { schema: 1, codec: 1 };
+    pub(super) const CURRENT: Self = Self { schema: 2, codec: 1 };
 }
 
 impl Record for Format {
@@ -391,6 +465,7 @@ pub(super) fn check_row(table: Table, key: &[u8], row: &[u8]) -> Result<(), Faul
     let legal = |is_legal: bool| if is_legal { Ok(()) } else { Err(table.corrupt(key)) };
     match table {
         Table::Latest => legal(Image::open(key, row)?.version <= COUNT_MAX),
+        Table::Gone => Gone::open(key, row).map(|_| ()),
         Table::Values => {
             legal(keys::parse_position(key).is_some())?;
             LargeValue::open(key, row).map(|_| ())
@@ -428,6 +503,7 @@ mod tests {
             modified: POSITION,
             version: 4,
             lease: Some(LeaseId::from(7)),
+            turn: 5,
             value: Value::of(&Bytes::from_static(value)),
         }
     }
@@ -437,6 +513,7 @@ mod tests {
         0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, // modified
         0, 0, 0, 0, 0, 0, 0, 4, // version
         0, 0, 0, 0, 0, 0, 0, 7, // lease
+        5, // turn
         0, 0, 0, 2, b'v', b'w', // value
     ];
 
@@ -456,7 +533,7 @@ mod tests {
     #[test]
     fn the_checksum_is_crc32c() {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
-        assert_eq!(Table::ALL.map(|table| table as u8), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(Table::ALL.map(|table| table as u8), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
         let sealed = Format::CURRENT.seal(Format::KEY);
         assert_eq!(sealed, [1, 0, 1, 0, 1, 41, 60, 165, 181]);
     }
@@ -465,7 +542,7 @@ mod tests {
     fn the_bytes_of_a_state_are_golden() {
         golden(&image(b"vw"), IMAGE);
         let plain = Image { lease: None, value: Value::Inline(Bytes::new()), ..image(b"") };
-        let golden_plain = [&IMAGE[..28], &[0; 8], &[0; 4]].concat();
+        let golden_plain = [&IMAGE[..28], &[0; 8], &[5], &[0; 4]].concat();
         golden(&plain, &golden_plain);
     }
 
@@ -473,7 +550,7 @@ mod tests {
     fn a_long_value_stands_elsewhere() {
         let long = Image { value: Value::of(&Bytes::from(vec![9; 257])), ..image(b"") };
         let digest = hash::digest(&[9; 257]).to_be_bytes();
-        golden(&long, &[&IMAGE[..36], &[0, 0, 1, 1], &digest].concat());
+        golden(&long, &[&IMAGE[..37], &[0, 0, 1, 1], &digest].concat());
         let longest_inline = Value::of(&Bytes::from(vec![9; 256]));
         assert!(matches!(longest_inline, Value::Inline(_)));
         let row = LargeValue { key: "k".into(), value: "long".into() };
@@ -484,13 +561,18 @@ mod tests {
     fn the_bytes_of_changes_are_golden() {
         let key = Bytes::from_static(b"k");
         let head = |number: u8| vec![number, 0, 0, 0, 1, b'k'];
-        let created = Change { key: key.clone(), new: Some(image(b"vw")), prev: None };
-        golden(&created, &[&head(1), IMAGE, &[0]].concat());
-        let changed = Change { prev: Some(image(b"vw")), ..created };
+        let (new, prev) = (Some(image(b"vw")), Some(image(b"vw")));
+        let created = Change { key: key.clone(), new, prev: None, gone: None, turn: 5 };
+        golden(&created, &[&head(1), IMAGE, &[0, 0]].concat());
+        let position = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2];
+        let again = Change { gone: Some(POSITION), ..created.clone() };
+        golden(&again, &[&head(1), IMAGE, &[0, 1], &position].concat());
+        let changed = Change { prev: prev.clone(), ..created };
         golden(&changed, &[&head(1), IMAGE, &[1], IMAGE].concat());
-        let deleted = Change { key, new: None, prev: Some(image(b"vw")) };
-        let bytes = [&head(2), &[1][..], IMAGE].concat();
+        let deleted = Change { key, new: None, prev, gone: None, turn: 6 };
+        let bytes = [&head(2), &[6][..], IMAGE].concat();
         golden(&deleted, &bytes);
+        golden(&Gone { at: POSITION, turn: 7 }, &[&position[..], &[7]].concat());
         assert_eq!(Change::peek(&bytes), Some((&b"k"[..], false)));
         assert_eq!(Change::peek(&[1, 0, 0, 0, 9, b'k']), None);
     }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! header    "QSNP" ++ version: u8
-//! row       table: u8 (1 to 8, never falling) ++ key length: u16 ++ key (rising) ++ row length: u32 ++ row
+//! row       table: u8 (1 to 9, never falling) ++ key length: u16 ++ key (rising) ++ row length: u32 ++ row
 //! trailer   0xff ++ number of rows: u64 ++ crc32c of everything before: u32
 //! ```
 //!
@@ -21,19 +21,18 @@
 //! - the table `meta` comes last, so that a folder that was loaded halfway has no head and does not open;
 //! - the loader never holds more than [`LOAD_BYTES`] and one row.
 
-use super::records::{Record, Table, check_row};
+use super::records::{Gone, Record, Table, check_row};
 use super::tables::Tables;
-use super::view::Newest;
 use super::{Store, VERIFIED_BYTES, View, keys, lmdb, open_environment, verify};
 use crate::codec::layout::Layout;
 use crate::error::{Fault, Reason};
-use crate::types::limits;
+use crate::types::{Revision, limits};
 use bytes::{Buf, Bytes, BytesMut};
 use std::ops::Bound;
 use std::path::Path;
 
 const MAGIC: &[u8; 4] = b"QSNP";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER_BYTES: usize = MAGIC.len() + 1;
 /// Stands where a row's table would.
 pub(super) const TRAILER: u8 = 0xff;
@@ -135,13 +134,16 @@ fn is_needed(view: &View, table: Table, key: &[u8], row: &[u8]) -> Result<bool, 
         }
         Table::Values => {
             let at = keys::parse_position(key).ok_or_else(|| table.corrupt(key))?;
-            // Whatever replaced it came later still.
-            if at.revision >= kept {
+            let Some(before) = kept.get().checked_sub(1).filter(|_| at.revision < kept) else {
+                // Whatever replaced it came later still.
                 return Ok(true);
-            }
+            };
+            // What history begins with: then what comes after remembers it, or it is there still.
             let value = super::records::LargeValue::open(key, row)?;
-            view.reader().needs_value(&value.key, at, kept)
+            let image = view.reader().image_at(&value.key, Revision::from(before))?;
+            Ok(image.is_some_and(|image| image.modified == at))
         }
+        Table::Gone => Ok(Gone::open(key, row)?.at.revision >= kept),
         Table::Latest | Table::Leases | Table::Attachments | Table::Dedup | Table::Meta => Ok(true),
     }
 }
@@ -262,7 +264,7 @@ impl SnapshotLoader {
             return Err(LoadError::Malformed("the snapshot ends too early"));
         }
         let Self { env, tables, .. } = self;
-        let store = Store { env, tables, newest: Newest::default() };
+        let store = Store::of(env, tables);
         let view = match store.view() {
             Ok(view) => view,
             Err(_) => return Err(LoadError::Malformed("the snapshot has no head")),

@@ -1,10 +1,11 @@
-//! The tables: eight ordered maps from bytes to bytes, in one environment, changed by one transaction at a time.
+//! The tables: nine ordered maps from bytes to bytes, in one environment, changed by one transaction at a time.
 //!
 //! ```text
 //! latest      user key             -> Image            the state of each key that exists: what most reads need
+//! gone        user key             -> Gone             the last change of each key that does not, while it is history
 //! val         position             -> LargeValue       values too long for an Image, written once
 //! ev          position             -> Change           history: each change, with the state before it
-//! kidx        esc(key) ++ position -> nothing          history by key: one row for each row of ev
+//! kidx        esc(key) ++ position -> nothing          history by key: a row for one of 64 changes of a key
 //! lease       lease id             -> LeaseRow
 //! lease_keys  lease id ++ user key -> nothing          which keys go with a lease
 //! dedup       –                                        reserved for exactly-once writes
@@ -18,7 +19,7 @@
 //! - `format` is written first and read before any other row is touched.
 
 use super::keys;
-use super::records::{Change, Format, Head, Image, LargeValue, MetaRow, Record, Table};
+use super::records::{Change, Format, Head, LargeValue, MetaRow, Record, Table};
 use crate::api::Position;
 use crate::error::Fault;
 use crate::lmdb;
@@ -168,12 +169,7 @@ impl Tables {
         self.find(txn, key)?.ok_or_else(|| R::TABLE.missing(key))
     }
 
-    /// The state of a key.
-    pub(super) fn image(&self, txn: &RoTxn<'_>, key: &[u8]) -> Result<Option<Image>, Fault> {
-        self.find(txn, key)
-    }
-
-    /// The change of `key` at a position where `kidx` says there is one.
+    /// The change of `key` at a position where something else says there is one.
     pub(super) fn change(
         &self,
         txn: &RoTxn<'_>,
@@ -260,6 +256,17 @@ impl Tables {
             Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => Err(table.corrupt(key)),
             written => Ok(written?),
         }
+    }
+
+    /// Removes a row if it is there.
+    pub(super) fn remove_if_there(
+        &self,
+        txn: &mut RwTxn<'_>,
+        table: Table,
+        key: &[u8],
+    ) -> Result<(), Fault> {
+        self.rows(table).delete(txn, key)?;
+        Ok(())
     }
 
     /// Removes a row that is there.

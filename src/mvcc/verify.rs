@@ -4,9 +4,10 @@
 //!
 //! ```text
 //! latest ◀──▶ lease_keys ──▶ lease          latest ──▶ val        what a key is now is what its last change made,
-//!    ▲                                         ▲                  and what each change replaced is what the one
-//! last of each key                             │                  before it made
-//!    └──────── kidx ◀──▶ ev ───────────────────┘
+//!    │                                         ▲                  and what each change replaced is what the one
+//!    └─▶ ev ──▶ ev ──▶ … ──────────────────────┘                  before it made; of each change one thing knows
+//! gone ─▶ ┘     ▲
+//!             kidx
 //! ```
 
 use super::View;
@@ -14,7 +15,7 @@ use super::hash;
 use super::keys;
 use super::read::Reader;
 use super::records::{
-    Change, Format, Image, LargeValue, LeaseRow, Record, Table, Value, check_row,
+    Change, FIRST_TURN, Format, Gone, Image, LeaseRow, Record, Table, Value, check_row, next_turn,
 };
 use crate::api::Position;
 use crate::error::Fault;
@@ -111,10 +112,10 @@ fn check_leases(state: &Reader<'_>) -> Result<(), Fault> {
     })
 }
 
-/// History has a row for each change from its first to the newest revision, and `kidx` has the same ones.
+/// History has a row for each change from its first to the newest revision, and `kidx` has one for each of turn 0.
 fn check_events(state: &Reader<'_>) -> Result<(), Fault> {
     let mut last: Option<Position> = None;
-    let mut count = 0;
+    let mut indexed = 0;
     state.each(Table::Events, |row_key, row| {
         let at = keys::parse_position(row_key).ok_or_else(|| Table::Events.corrupt(row_key))?;
         let follows = match last {
@@ -124,16 +125,17 @@ fn check_events(state: &Reader<'_>) -> Result<(), Fault> {
             Some(last) => at == Position::start_of(last.revision.next()),
         };
         let change = Change::open(row_key, row)?;
-        let history = keys::history(&change.key, at);
-        let is_indexed = state.tables.raw(state.txn, Table::History, &history)?.is_some();
-        let is_something = change.new.is_some() || change.prev.is_some();
+        let is_indexed = change.turn != 0 || {
+            indexed += 1;
+            let history = keys::history(&change.key, at);
+            state.tables.raw(state.txn, Table::History, &history)?.is_some()
+        };
         last = Some(at);
-        count += 1;
-        ensure(follows && is_indexed && is_something, || Table::Events.corrupt(row_key))
+        ensure(follows && is_indexed, || Table::Events.corrupt(row_key))
     })?;
     let newest = last.map_or(Revision::FIRST, |last| last.revision);
-    let indexed = state.tables.count(state.txn, Table::History)?;
-    ensure(newest == state.revision && indexed == count, || {
+    let rows = state.tables.count(state.txn, Table::History)?;
+    ensure(newest == state.revision && rows == indexed, || {
         Fault::corrupt("history does not end where the state stands")
     })
 }
@@ -143,38 +145,77 @@ fn first_kept(state: &Reader<'_>) -> Revision {
     state.compact_revision.max(Revision::FIRST.next())
 }
 
-/// What each change replaced is what the change before it made, and the last one made what is now.
+/// What each change replaced is what the change before it made, and the last one made what is now. A chain has no end of
+/// its own: of each change something else knows, once.
 fn check_chains(state: &Reader<'_>) -> Result<(), Fault> {
-    let mut before: Option<Change> = None;
-    state.each(Table::History, |row_key, _| {
-        let parsed = keys::parse_history(row_key);
-        let (key, at) = parsed.ok_or_else(|| Table::History.corrupt(row_key))?;
-        let change = state.tables.change(state.txn, &key, at)?;
+    // The sums of all positions, and of those that somebody knows of.
+    let (mut all, mut known) = (0u128, 0u128);
+    let sum = |sum: &mut u128, at: Position| {
+        *sum = sum.wrapping_add(hash::digest(&keys::position(at)));
+    };
+    let begin = first_there(state)?;
+    let is_there = |at: Position| begin.is_some_and(|begin| at >= begin);
+    state.each(Table::Events, |row_key, row| {
+        let at = keys::parse_position(row_key).ok_or_else(|| Table::Events.corrupt(row_key))?;
+        let change = Change::open(row_key, row)?;
         for image in change.prev.iter().chain(&change.new) {
-            check_digest(state, &key, image)?;
+            check_digest(state, &change.key, image)?;
         }
-        let follows = match before.take() {
-            Some(before) if before.key == change.key => before.new == change.prev,
-            Some(before) => check_newest(state, &before).map(|()| true)?,
-            None => true,
+        sum(&mut all, at);
+        let right = match change.before() {
+            Some(before) if is_there(before) => {
+                sum(&mut known, before);
+                let before = state.tables.change(state.txn, &change.key, before)?;
+                before.new == change.prev && change.turn == next_turn(before.turn)
+            }
+            _ => match &change.prev {
+                Some(prev) => change.turn == next_turn(prev.turn),
+                None => change.gone.is_some() || change.turn == FIRST_TURN,
+            },
         };
-        before = Some(change);
-        ensure(follows, || Table::Events.corrupt(&keys::position(at)))
+        ensure(right, || Table::Events.corrupt(row_key))
     })?;
-    before.map_or(Ok(()), |before| check_newest(state, &before))
+    state.each(Table::Latest, |key, row| {
+        let image = Image::open(key, row)?;
+        if !is_there(image.modified) {
+            return Ok(());
+        }
+        sum(&mut known, image.modified);
+        let change = state.tables.change(state.txn, key, image.modified)?;
+        ensure(change.new == Some(image), || Table::Latest.corrupt(key))
+    })?;
+    state.each(Table::Gone, |key, row| {
+        let gone = Gone::open(key, row)?;
+        ensure(is_there(gone.at), || Table::Gone.corrupt(key))?;
+        sum(&mut known, gone.at);
+        let change = state.tables.change(state.txn, key, gone.at)?;
+        ensure(change.new.is_none() && change.turn == gone.turn, || Table::Gone.corrupt(key))
+    })?;
+    ensure(all == known, || Fault::corrupt("history has a change that no key leads to"))
 }
 
-fn check_newest(state: &Reader<'_>, change: &Change) -> Result<(), Fault> {
-    ensure(state.image(&change.key)? == change.new, || Table::Latest.corrupt(&change.key))
+/// The first change that is there, whether or not compaction still has to take it away.
+fn first_there(state: &Reader<'_>) -> Result<Option<Position>, Fault> {
+    let first = state.tables.seek(state.txn, Table::Events, &[0])?;
+    let parse = |(key, _)| keys::parse_position(key).ok_or_else(|| Table::Events.corrupt(key));
+    first.map(parse).transpose()
 }
 
-/// Each large value is the one of its key now, or what a change that is still there replaced.
+/// Each large value is the one of its key now, or what a change that is still there replaced. That those have theirs was
+/// checked, and none is replaced twice.
 fn check_values(state: &Reader<'_>) -> Result<(), Fault> {
-    state.each(Table::Values, |row_key, row| {
-        let at = keys::parse_position(row_key).ok_or_else(|| Table::Values.corrupt(row_key))?;
-        let value = LargeValue::open(row_key, row)?;
-        ensure(state.needs_value(&value.key, at, Revision::from(0))?, || {
-            Table::Values.corrupt(row_key)
-        })
-    })
+    let mut needed = 0;
+    let mut need = |image: Option<&Image>| {
+        needed += u64::from(image.is_some_and(|it| matches!(it.value, Value::Large { .. })));
+    };
+    state.each(Table::Latest, |key, row| {
+        need(Some(&Image::open(key, row)?));
+        Ok(())
+    })?;
+    state.each(Table::Events, |row_key, row| {
+        need(Change::open(row_key, row)?.prev.as_ref());
+        Ok(())
+    })?;
+    let there = state.tables.count(state.txn, Table::Values)?;
+    ensure(there == needed, || Fault::corrupt("there are large values that nobody needs"))
 }

@@ -1,8 +1,8 @@
 //! A state at one moment, and every question that can be asked of it.
 //!
-//! A [`View`] owns a read transaction of LMDB, so it sees one state, whole, whatever is applied meanwhile, and can be
-//! handed to another thread. It is the only way to read: also a snapshot, and the log position that belongs to it, come
-//! from one view.
+//! A [`View`] is a [`Moment`] and a read transaction of LMDB, so it sees one state, whole, whatever is applied meanwhile,
+//! and can be handed to another thread. It is the only way to read: also a snapshot, and the log position that belongs to
+//! it, come from one view.
 //!
 //! ```text
 //! apply ──▶ 41 ──▶ 42 ──▶ 43 ──▶ …
@@ -15,24 +15,25 @@
 
 use super::events::Events;
 use super::lease::Lease;
+use super::overlay::Moment;
 use super::plan::Plan;
-use super::read::Reader;
-use super::records::{Head, Membership};
+use super::read::{Reader, key_value};
+use super::records::{Head, Value};
 use super::tables::Tables;
-use super::{LogPosition, Stop, hash, split, verify};
+use super::{LogPosition, Permit, Stop, Store, hash, split, verify};
 use crate::api::{Cursor, check_txn};
 use crate::error::{Fault, Reason};
 use crate::lmdb::{self, OwnedReadTxn};
-use crate::types::{LeaseId, Revision, TxnOp, TxnOutcome};
+use crate::types::{KeyValue, LeaseId, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// The whole state at one moment.
 pub(crate) struct View {
+    moment: Arc<Moment>,
     txn: OwnedReadTxn,
-    tables: Tables,
-    head: Head,
+    _permit: Permit,
 }
 
 /// The head of the transaction that was looked at last, so that the views of one moment look it up once. It was a third
@@ -64,46 +65,54 @@ impl Newest {
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View").field("head", &self.head).finish_non_exhaustive()
+        f.debug_struct("View").field("head", self.head()).finish_non_exhaustive()
     }
 }
 
 impl View {
-    pub(super) fn new(
-        env: &lmdb::Env,
-        txn: OwnedReadTxn,
-        tables: Tables,
-        newest: &Newest,
+    /// The state at the moment that `newest` gives, or at a later one. Too many views at once are no damage: the fault then
+    /// has [`Reason::TooManyRequests`].
+    pub(crate) fn open(
+        mut newest: impl FnMut() -> Result<Arc<Moment>, Fault>,
     ) -> Result<Self, Fault> {
-        let head = newest.of(env, &txn, tables)?;
-        Ok(Self { txn, tables, head })
+        loop {
+            // First what was applied, then what is on the disk: what leaves the one is in the other by then.
+            let moment = newest()?;
+            let store = &moment.store;
+            let permit = store.permit()?;
+            let txn = store.env.clone().static_read_txn()?;
+            let flushed = store.newest.of(&store.env, &txn, store.tables)?;
+            let is_ahead = flushed.applied.map(|at| at.index) > moment.head.applied.map(|at| at.index);
+            if !is_ahead {
+                return Ok(Self { moment, txn, _permit: permit });
+            }
+        }
     }
 
     /// The newest revision.
     pub(crate) fn revision(&self) -> Revision {
-        self.head.revision
+        self.head().revision
     }
 
     /// The oldest revision that can be read and watched from; 0 before the first compaction.
     pub(crate) fn compact_revision(&self) -> Revision {
-        self.head.compact_revision
+        self.head().compact_revision
     }
 
     /// The last log entry that is in the state.
     pub(crate) fn applied(&self) -> Option<LogPosition> {
-        self.head.applied
+        self.head().applied
     }
 
     /// The last membership that was applied, and the log entry that carried it.
-    pub(crate) fn membership(&self) -> Result<Option<(LogPosition, Bytes)>, Fault> {
-        let row: Option<Membership> = self.tables.find_meta(&self.txn)?;
-        Ok(row.map(|row| (row.position, row.members)))
+    pub(crate) fn membership(&self) -> Option<(LogPosition, Bytes)> {
+        self.moment.membership.as_ref().map(|row| (row.position, row.members.clone()))
     }
 
     /// How many keys there are.
     #[cfg(test)]
     pub(crate) fn keys(&self) -> u64 {
-        self.head.keys
+        self.head().keys
     }
 
     /// Carries out a transaction that only reads.
@@ -144,29 +153,65 @@ impl View {
 
     /// The hash of the state, as kept up to date by each change.
     pub(crate) fn hash(&self) -> u128 {
-        hash::of_state(&self.head)
+        hash::of_state(self.head())
     }
 
-    /// The same hash from every row anew. Reads everything that is not history.
+    /// The same hash from every row anew. Reads everything that is not history, of a view of what is flushed.
     pub(crate) fn recompute_hash(&self) -> Result<u128, Fault> {
         verify::recompute_hash(self)
     }
 
-    /// Checks every row, alone and against the others. Reads everything, and much of it several times.
+    /// Checks every row, alone and against the others, of a view of what is flushed. Reads everything, and much of it
+    /// several times.
     pub(crate) fn verify(&self) -> Result<(), Fault> {
         verify::verify(self)
     }
 
     pub(super) fn reader(&self) -> Reader<'_> {
+        let head = self.head();
         Reader {
+            front: self.moment.front(),
             txn: &self.txn,
-            tables: self.tables,
-            revision: self.head.revision,
-            compact_revision: self.head.compact_revision,
+            tables: self.moment.store.tables,
+            revision: head.revision,
+            compact_revision: head.compact_revision,
         }
     }
 
     pub(super) fn head(&self) -> &Head {
-        &self.head
+        &self.moment.head
+    }
+}
+
+impl Moment {
+    /// Where its tables are.
+    pub(crate) fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// The newest revision.
+    pub(crate) fn revision(&self) -> Revision {
+        self.head.revision
+    }
+
+    /// The last log entry that is in the state.
+    pub(crate) fn applied(&self) -> Option<LogPosition> {
+        self.head.applied
+    }
+
+    /// The hash of the state.
+    pub(crate) fn hash(&self) -> u128 {
+        hash::of_state(&self.head)
+    }
+
+    /// The state of a key, if that is known without looking into the tables.
+    pub(crate) fn peek(&self, key: &Bytes) -> Option<Option<KeyValue>> {
+        let step = self.front().newest_step(key)?;
+        let Some(image) = &step.new else { return Some(None) };
+        let value = match (&image.value, &step.large) {
+            (Value::Inline(value), _) | (_, Some(value)) => value.clone(),
+            (Value::Large { .. }, None) => return None,
+        };
+        Some(Some(key_value(key.clone(), image, value)))
     }
 }

@@ -94,7 +94,7 @@ impl Gateway {
         Self { is_remote: true, ..Self::new(shared) }
     }
 
-    /// The answer to a serializable read, if this member has come far enough, and has it at hand.
+    /// The answer to a serializable read, if this member has come far enough.
     fn at_once(&self, request: &Request) -> Option<Result<Response, Error>> {
         let Request::Query(query) = request else { return None };
         let is_there = || {
@@ -106,8 +106,8 @@ impl Gateway {
             return None;
         }
         let checked = api::check(request, self.shared.timing.ttl_floor());
-        let read = checked.map_err(Error::from).and_then(|()| self.read_now(query));
-        read.transpose().map(|outcome| outcome.map(Response::Query))
+        let read = checked.map_err(Error::from).and_then(|()| self.read(query));
+        Some(read.map(Response::Query))
     }
 
     async fn answer(&self, call: Call) -> Result<Response, Error> {
@@ -315,14 +315,9 @@ impl Gateway {
             timeout_at(deadline, reached).await.map_err(|_| late(started))??;
         }
         if self.reads_aside(&query) {
-            self.settled(deadline).await?;
             let gateway = self.clone();
             return aside(move || gateway.read(&query)).await?;
         }
-        if let Some(outcome) = self.read_now(&query)? {
-            return Ok(outcome);
-        }
-        self.settled(deadline).await?;
         point(Point::ReadAnswer);
         self.read(&query)
     }
@@ -333,27 +328,13 @@ impl Gateway {
         self.is_remote && is_scan(&query.txn)
     }
 
-    /// Waits until the tables are as new as what is applied by now.
-    async fn settled(&self, deadline: Instant) -> Result<(), Error> {
-        let started = Instant::now();
-        let settled = self.shared.state.settled();
-        timeout_at(deadline, settled).await.map_err(|_| late(started))?
-    }
-
-    /// What the state can tell without a commit.
-    fn read_now(&self, query: &Query) -> Result<Option<TxnOutcome>, Error> {
-        let read = self.shared.state.read_now(&query.txn);
-        let read = read.map_err(|fault| self.shared.state.fail(fault))?;
-        read.transpose().map_err(Error::from)
-    }
-
     fn view(&self) -> Result<View, Error> {
         self.shared.state.view().map_err(|fault| self.shared.state.fail(fault))
     }
 
     fn read(&self, query: &Query) -> Result<TxnOutcome, Error> {
         let fail = |fault| self.shared.state.fail(fault);
-        self.view()?.query(&query.txn).map_err(fail)?.map_err(Error::from)
+        self.shared.state.read(&query.txn).map_err(fail)?.map_err(Error::from)
     }
 
     /// A round that confirms the leader, tried until the deadline.
@@ -444,7 +425,6 @@ impl Gateway {
         self.applied(confirmed.index, deadline).await?;
         let lessor = &self.shared.state.lessor;
         let remaining = lessor.remaining(only).ok_or_else(|| Error::from(Reason::NoLeader))?;
-        self.settled(deadline).await?;
         let gateway = self.clone();
         let read = move || gateway.with_keys(remaining).map(Response::Leases);
         if self.is_remote { aside(read).await? } else { read() }

@@ -141,7 +141,7 @@ impl Member {
 
     fn value(&self, key: &str) -> Option<String> {
         let read = TxnOp::single(Op::get(key).0);
-        let outcome = self.state.read_now(&read).unwrap().unwrap().unwrap();
+        let outcome = self.state.read(&read).unwrap().unwrap();
         match outcome.results.into_iter().next() {
             Some(crate::types::OpResult::Get(kv)) => {
                 kv.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())

@@ -25,7 +25,8 @@ use crate::codec::layout::Layout;
 use crate::error::Fault;
 use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{self, Body, SnapshotReader, View};
-use futures::{Stream, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, TryStreamExt};
 use openraft::storage::{
     EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
 };
@@ -47,7 +48,7 @@ pub(crate) enum SnapshotData {
 
 /// What a view was applied up to, in openraft's words.
 fn applied(view: &View) -> Result<(Option<LogId>, StoredMembership), Fault> {
-    let membership = match view.membership()? {
+    let membership = match view.membership() {
         None => StoredMembership::default(),
         Some((at, bytes)) => {
             let unreadable = |_| Fault::format("this version cannot read the membership");
@@ -156,7 +157,7 @@ impl Machine {
         point(Point::SnapshotInstall);
         self.gate.flush().await?;
         point(Point::SnapshotLogFlushed);
-        self.state.run(move |state| state.swap(loaded)).await?;
+        self.state.swap(loaded).await?;
         point(Point::SnapshotInstalled);
         self.handed_in = content.last_log_id.map(|id| id.index);
         Ok(())
@@ -171,14 +172,6 @@ impl Machine {
 fn stop(state: &State, fault: Fault) -> io::Error {
     state.fail(fault.clone());
     io_error(fault)
-}
-
-/// Has everything that is committed on the disk.
-async fn sync(state: &Arc<State>) -> Result<(), Fault> {
-    if bug(Bug::PurgePastDurableState) {
-        return Ok(());
-    }
-    state.run(|state| state.store()?.force_sync()).await
 }
 
 /// Loads a view into a state of its own.
@@ -219,8 +212,9 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        // The view is taken here, in the order of the entries, and read beside those that follow.
-        let view = self.state.view_in_order().await;
+        // The view is asked for here, in the order of the entries, and taken and read beside those that follow. openraft
+        // cuts the log up to it, so it is of what is on the disk.
+        let view = self.state.durable_view().boxed();
         Builder { state: Arc::clone(&self.state), view: Mutex::new(Some(view)) }
     }
 
@@ -235,8 +229,7 @@ impl RaftStateMachine<Types> for Machine {
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
         point(Point::SnapshotAsked);
         // openraft may cut the log up to what is reported here, so it has to be on the disk first.
-        sync(&self.state).await.map_err(|fault| self.stop(fault))?;
-        let view = self.state.view_in_order().await.map_err(|fault| self.stop(fault))?;
+        let view = self.state.durable_view().await.map_err(|fault| self.stop(fault))?;
         if view.applied().is_none() {
             return Ok(None);
         }
@@ -245,12 +238,17 @@ impl RaftStateMachine<Types> for Machine {
     }
 }
 
-/// Makes a snapshot, which costs nothing but a flush: the state itself is the snapshot.
-#[derive(Debug)]
+/// Makes a snapshot, which costs nothing but a flush: the tables themselves are the snapshot.
 pub(crate) struct Builder {
     state: Arc<State>,
-    /// Behind a lock only because a view may move between threads, but not be shared by them.
-    view: Mutex<Option<Result<View, Fault>>>,
+    /// Behind a lock only because it may move between threads, but not be shared by them.
+    view: Mutex<Option<BoxFuture<'static, Result<View, Fault>>>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").finish_non_exhaustive()
+    }
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
@@ -260,9 +258,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let view = self.view.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let stop = |fault| stop(&self.state, fault);
         point(Point::SnapshotBuild);
-        let view = view.unwrap_or_else(|| self.state.view()).map_err(stop)?;
-        // openraft cuts the log up to what is reported here, so it has to be on the disk first.
-        sync(&self.state).await.map_err(stop)?;
+        let view = match view {
+            Some(view) => view.await,
+            None => self.state.durable_view().await,
+        };
+        let view = view.map_err(stop)?;
         point(Point::SnapshotSynced);
         let meta = meta(&view).map_err(stop)?;
         Ok(Snapshot { meta, snapshot: SnapshotData::View(Box::new(view)) })

@@ -18,7 +18,7 @@ use super::log::{Health, LogStore};
 use super::machine::{Gate, Machine};
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
-use super::state::{COMMIT_EVERY, Head, State};
+use super::state::{FLUSH_EVERY, Head, State};
 use crate::api::{Call, Command, Proposal, Request};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
@@ -245,7 +245,7 @@ impl Member {
         tasks.spawn(follow_leadership(Arc::clone(&shared)));
         tasks.spawn(reign(Arc::clone(&shared)));
         tasks.spawn(expire(Arc::clone(&shared)));
-        tasks.spawn(commit_in_time(Arc::clone(&shared)));
+        tasks.spawn(flush_in_time(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
@@ -401,8 +401,8 @@ async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
         return false;
     }
     let grace = shared.timing.election_max();
-    // On the state's thread, so that no grant or end falls between reading the leases and following them.
-    let begun = shared.state.run(move |state| {
+    // On the thread that applies, so that no grant or end falls between reading the leases and following them.
+    let begun = shared.state.in_order(move |state| {
         let leases = state.view()?.leases()?;
         state.lessor.begin(term, leases, grace);
         Ok(())
@@ -451,11 +451,11 @@ async fn expire_elsewhere(shared: &Shared, deciding_term: u64, leases: &[LeaseId
     }
 }
 
-/// Has what is applied committed, a moment later at the latest.
-async fn commit_in_time(shared: Arc<Shared>) {
+/// Has what is applied flushed, a moment later at the latest.
+async fn flush_in_time(shared: Arc<Shared>) {
     let mut head = shared.state.head();
     while head.changed().await.is_ok() {
-        tokio::time::sleep(COMMIT_EVERY).await;
+        tokio::time::sleep(FLUSH_EVERY).await;
         // What stands in its way is reported where it happens.
         let _ = shared.state.settled().await;
     }

@@ -67,7 +67,7 @@ impl Shared {
             voters: self.membership().voter_ids().collect(),
             applied: head.applied,
             durable: log.durable(),
-            durable_state: self.state.view().ok().and_then(|view| Some(view.applied()?.index)),
+            durable_state: self.state.flushed(),
             revision: head.revision.get(),
             hash,
             failed: self.failed.borrow().clone(),

@@ -1,27 +1,23 @@
-//! The applied state of this member, the one thread that changes it, and everybody who reads it.
+//! The applied state of this member, the two threads that change it, and everybody who reads it.
 //!
 //! ```text
-//! machine ── share: entries, whom to answer ──▶ queue ─▶ state thread: a transaction that is open for a while
-//!    ▲ waits while the queue is full                       │ applied ─▶ recent, head ─▶ leases noted ─▶ answers
-//!                                                          │            (a key's newest state, in memory)
-//!                                                          ▼ committed, when somebody needs it, or it was long enough
-//!                                                        history, ranges, snapshots ─▶ watches: wake who was touched
+//! machine ── share: entries, whom to answer ──▶ queue ─▶ applying: into memory ─▶ moment ─▶ answers, watches
+//!    ▲ waits while the queue is full                        │ frozen, from time to time       ▲
+//!                                                           ▼                                 │
+//!                                                        flushing: into the tables ───────────┘ from now on without it
 //! ```
 //!
-//! A commit costs a flush, and writes a page for nearly each key that it holds; the log has everything already, on the
-//! disk. So entries are applied in a transaction that stays open, and answered at once. What they made of each key is
-//! kept in memory until the commit, for reads of single keys; whoever asks for more has it committed first. A commit is due
-//! - when a key was touched that somebody watches;
-//! - when a range, the past, leases or the whole state are read, or other work of the thread has its turn;
-//! - when the transaction has grown to [`PENDING_CHANGES_MAX`](thread::PENDING_CHANGES_MAX) or
-//!   [`PENDING_BYTES_MAX`](thread::PENDING_BYTES_MAX), or [`COMMIT_EVERY`] has passed.
+//! What is applied is in memory, is shown to all readers at once as a [`Moment`], and is answered. The log has everything
+//! already, on the disk; so the tables may follow when it suits them. They are flushed
+//! - when what has gathered takes [`FLUSH_BYTES`](thread::FLUSH_BYTES), or [`FLUSH_EVERY`] has passed since the first of it;
+//! - when somebody needs what is on the disk: a snapshot, or the end.
 //!
 //! Invariants
-//! - entries are applied in the order in which they were handed in, and other work of the thread has its place in it;
-//! - an effect is visible to every reader of its key, and of the head, before anybody is told of it; who reads anything
-//!   else waits for the commit of what is applied ([`State::settled`]);
-//! - what is in [`Recent`] and not in the tables was applied after the last commit, and the tables are never ahead of it:
-//!   a reader that looks into it first and opens its view before it lets go sees one state;
+//! - entries are applied in the order in which they were handed in, and other work of that thread has its place in it;
+//! - what was applied is visible to every reader before anybody is told of it;
+//! - no reader waits for a thread that writes, and none for the disk;
+//! - what is flushed next does not take more than [`FLUSH_BYTES`](thread::FLUSH_BYTES) and a share: then applying waits
+//!   until the flush before it is done;
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
@@ -33,21 +29,19 @@ use super::Types;
 use super::leases::Lessor;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
-use crate::fault::{Point, point};
-use crate::lmdb::{self, Worker};
+use crate::fault::{Bug, Point, bug, point};
+use crate::lmdb::Worker;
 use crate::mvcc::{
-    self, Generations, Latest, LoadError, SnapshotLoader, Store, VERIFIED_BYTES, View,
+    self, Core, Generations, LoadError, Moment, SnapshotLoader, Store, VERIFIED_BYTES, View,
 };
 use crate::types::{GetOp, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
-use std::collections::BTreeMap;
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use thread::{Share, Work, carry_out};
+use thread::{Applier, Job, Share, Work, flush};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
@@ -56,8 +50,8 @@ const COMPACT_ROWS: usize = 1000;
 /// How much of the log may wait to be applied, in kilobytes.
 const ROOM_UNITS: u32 = 32 << 10;
 
-/// What is applied is committed after so long, whether or not anybody needs it.
-pub(crate) const COMMIT_EVERY: Duration = Duration::from_millis(500);
+/// What is applied is flushed after so long, whether or not anybody needs it.
+pub(crate) const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
 /// How far this member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,29 +61,18 @@ pub(crate) struct Head {
     pub(crate) applied: Option<u64>,
 }
 
-/// What is applied, where it is not committed yet.
-#[derive(Debug)]
-struct Recent {
-    head: Head,
-    /// The hash of the state at the head.
-    hash: u128,
-    /// The keys that have changed since the last commit.
-    changed: BTreeMap<Bytes, Latest>,
-    /// Whether the tables are as new as this.
-    is_committed: bool,
-}
-
 /// The applied state, shared by all who read it.
 #[derive(Debug)]
 pub(crate) struct State {
-    /// Gone once the node is shut down, so that a client that outlives it does not keep the folder open.
-    store: RwLock<Option<Store>>,
+    /// All that there is. Gone once the node is shut down, so that a client that outlives it does not keep the folder open.
+    moment: ArcSwapOption<Moment>,
     generations: Mutex<Generations>,
     map_bytes: usize,
-    worker: Mutex<Option<Worker<Work>>>,
+    /// The thread that applies, and the one that flushes.
+    applier: Mutex<Option<Worker<Work>>>,
+    flusher: Mutex<Option<Worker<Job>>>,
     /// Kilobytes of entries that may be handed in.
     room: Arc<Semaphore>,
-    recent: RwLock<Recent>,
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
@@ -112,24 +95,23 @@ impl State {
     ) -> Result<Arc<Self>, Fault> {
         let generations = Generations::open(folder)?;
         let store = open(&generations.current(), map_bytes)?;
-        // After a crash of the process the last commit is there, but perhaps not on the disk. The log may be cut up to
-        // it from now on.
+        // After a crash of the process the last flush is there, but perhaps not on the disk. The log may be cut up to it
+        // from now on.
         store.force_sync()?;
-        let view = store.view()?;
         if store.bytes()? <= VERIFIED_BYTES {
-            view.verify()?;
+            store.view()?.verify()?;
         }
-        let recent = Recent::of(&view);
-        let head = recent.head;
-        drop(view);
-        let worker = Worker::spawn_with("quorate-state", carry_out)?;
+        let core = Core::new(store, seed()?)?;
+        let moment = core.moment();
+        let head = Head::of(&moment);
+        let applier = Applier::new(core);
         let state = Arc::new(Self {
-            store: RwLock::new(Some(store)),
+            moment: ArcSwapOption::from_pointee(moment),
             generations: Mutex::new(generations),
             map_bytes,
-            worker: Mutex::new(Some(worker)),
+            applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| applier.run(inbox))?)),
+            flusher: Mutex::new(Some(Worker::spawn("quorate-flush", flush)?)),
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
-            recent: RwLock::new(recent),
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
@@ -149,69 +131,34 @@ impl State {
         Self::open_with(folder, 256 << 20, open).unwrap()
     }
 
-    /// Applies entries in a transaction of their own, on this thread.
-    #[cfg(test)]
-    pub(crate) fn apply_for_test(self: &Arc<Self>, entries: &[mvcc::Entry]) {
-        let store = self.store().unwrap();
-        let mut pending = store.begin().unwrap();
-        let batch = pending.apply(entries).unwrap();
-        pending.commit().unwrap();
-        let touched = batch.touched.clone();
-        self.show(entries, batch);
-        self.commit_is_visible(&touched);
+    /// All that is applied.
+    pub(crate) fn moment(&self) -> Result<Arc<Moment>, Fault> {
+        self.moment.load_full().ok_or_else(|| Fault::from_reason(Reason::Closed))
     }
 
-    /// What was committed last. It may be a little older than what is applied: see [`State::settled`].
+    /// The same, to be read.
     pub(crate) fn view(&self) -> Result<View, Fault> {
-        self.store()?.view()
+        View::open(|| self.moment())
     }
 
-    fn recent(&self) -> RwLockReadGuard<'_, Recent> {
-        self.recent.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the newest state, if that is possible without a commit: a key, nothing but the revision, or anything if
-    /// everything is committed.
-    pub(crate) fn read_now(
-        &self,
-        txn: &TxnOp,
-    ) -> Result<Option<Result<TxnOutcome, Reason>>, Fault> {
-        let recent = self.recent();
-        let revision = recent.head.revision;
-        let found = |results| TxnOutcome { succeeded: true, revision, results };
-        match single_get(txn) {
-            Some(get) => {
-                let got = |kv| Ok(Some(Ok(found(vec![OpResult::Get(kv)]))));
-                match recent.changed.get(&get.key) {
-                    Some(Latest::Is(kv)) => return got(Some(kv.clone())),
-                    Some(Latest::Deleted) => return got(None),
-                    Some(Latest::Large) => return Ok(None),
-                    None => {}
-                }
-            }
-            None if *txn == TxnOp::default() => return Ok(Some(Ok(found(Vec::new())))),
-            None if recent.is_committed => {}
-            None => return Ok(None),
+    /// Reads the newest state.
+    pub(crate) fn read(&self, txn: &TxnOp) -> Result<Result<TxnOutcome, Reason>, Fault> {
+        if let Some(outcome) = self.peek(txn)? {
+            return Ok(Ok(outcome));
         }
-        // Opened before the lock is let go: nothing can be committed that is not in `recent` by now.
-        let view = self.view()?;
-        drop(recent);
-        let outcome = view.query(txn)?;
-        Ok(Some(outcome.map(|outcome| TxnOutcome { revision, ..outcome })))
+        self.view()?.query(txn)
     }
 
-    /// Waits until everything that is applied by now is committed.
-    pub(crate) async fn settled(self: &Arc<Self>) -> Result<(), Error> {
-        if self.recent().is_committed {
-            return Ok(());
-        }
-        let (done, settled) = oneshot::channel();
-        let sent = self.send(Work::Settle(done));
-        let settled = match sent {
-            Ok(()) => settled.await.map_err(|_| self.cause()),
-            Err(fault) => Err(fault),
-        };
-        settled.and_then(|()| self.check()).map_err(|fault| self.fail(fault))
+    /// The same, of what needs no look into the tables.
+    fn peek(&self, txn: &TxnOp) -> Result<Option<TxnOutcome>, Fault> {
+        let moment = self.moment()?;
+        let revision = moment.revision();
+        let found = |results| Some(TxnOutcome { succeeded: true, revision, results });
+        Ok(match single_get(txn) {
+            Some(get) => moment.peek(&get.key).and_then(|kv| found(vec![OpResult::Get(kv)])),
+            None if *txn == TxnOp::default() => found(Vec::new()),
+            None => None,
+        })
     }
 
     /// Whether this member has not failed.
@@ -221,13 +168,70 @@ impl State {
 
     /// The state after everything that was handed in.
     pub(crate) async fn view_in_order(self: &Arc<Self>) -> Result<View, Fault> {
-        self.run(|state| state.check().and_then(|()| state.view())).await
+        self.in_order(|state| state.view()).await
     }
 
-    /// The newest revision, log index and hash, which belong together.
+    /// Runs `work` on the thread that applies, after everything that was handed in.
+    pub(crate) async fn in_order<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (done, result) = oneshot::channel();
+        let work = |state: &Arc<Self>| state.check().and_then(|()| work(state));
+        self.send(Work::Look(Arc::clone(self), answering(done, work)))?;
+        result.await.unwrap_or_else(|_| Err(self.cause()))
+    }
+
+    /// What is on the disk, once that is everything that was handed in, and survives a loss of power.
+    pub(crate) fn durable_view(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<View, Fault>> + Send + use<> {
+        self.when_flushed(|state| {
+            let store = state.store()?;
+            if !bug(Bug::PurgePastDurableState) {
+                store.force_sync()?;
+            }
+            store.view()
+        })
+    }
+
+    /// Waits until everything that is applied by now is in the tables.
+    pub(crate) fn settled(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<(), Fault>> + Send + use<> {
+        self.when_flushed(|_| Ok(()))
+    }
+
+    /// Has `work` run on the thread that flushes, after everything that was handed in before this call has been. The
+    /// future waits for that.
+    fn when_flushed<T, W>(
+        self: &Arc<Self>,
+        work: W,
+    ) -> impl Future<Output = Result<T, Fault>> + Send + use<T, W>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Arc<Self>) -> Result<T, Fault> + Send + 'static,
+    {
+        let (done, result) = oneshot::channel();
+        let work = |state: &Arc<Self>| state.check().and_then(|()| work(state));
+        let sent = self.send(Work::Flush(Arc::clone(self), answering(done, work)));
+        let state = Arc::clone(self);
+        async move {
+            sent?;
+            result.await.unwrap_or_else(|_| Err(state.cause()))
+        }
+    }
+
+    /// The newest revision, log index and hash, which belong together. Once the node has ended there is no hash.
     pub(crate) fn summary(&self) -> (Head, u128) {
-        let recent = self.recent();
-        (recent.head, recent.hash)
+        let moment = self.moment.load();
+        moment.as_ref().map_or((self.now(), 0), |moment| (Head::of(moment), moment.hash()))
+    }
+
+    /// The log index that the tables stand for.
+    #[cfg(feature = "sim")]
+    pub(crate) fn flushed(&self) -> Option<u64> {
+        self.store().and_then(|store| store.view()).ok()?.applied().map(|at| at.index)
     }
 
     /// How far this member is.
@@ -261,26 +265,6 @@ impl State {
         error
     }
 
-    /// Runs `work` on the state's thread, after everything that was sent there before.
-    pub(crate) async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Arc<Self>) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Fault> {
-        let (done, result) = oneshot::channel();
-        let run = move |state: &Arc<Self>| match catch_unwind(AssertUnwindSafe(|| work(state))) {
-            // Whoever asked may have gone.
-            Ok(worked) => drop(done.send(worked)),
-            Err(panic) => {
-                let fault = Fault::assertion(lmdb::panic_text(&*panic));
-                state.fail(fault.clone());
-                drop(done.send(Err(fault)));
-                resume_unwind(panic);
-            }
-        };
-        self.send(Work::Run(Arc::clone(self), Box::new(run)))?;
-        result.await.unwrap_or_else(|_| Err(self.cause()))
-    }
-
     /// Hands entries in, and returns when there was room for them: they are applied after all that was handed in before.
     ///
     /// # Errors
@@ -298,62 +282,52 @@ impl State {
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|_| self.cause())?;
         let state = Arc::clone(self);
-        self.send(Work::Apply(Share { state, entries, responders, bytes, room: Some(room) }))
+        self.send(Work::Apply(Share { state, entries, responders, room: Some(room) }))
     }
 
     fn send(&self, work: Work) -> Result<(), Fault> {
-        match self.worker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            Some(worker) => worker.send(work),
+        match self.applier.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(applier) => applier.send(work),
             None => Err(Fault::from_reason(Reason::Closed)),
         }
     }
 
-    /// Why the state's thread does not answer.
+    fn send_to_disk(&self, job: Job) -> Result<(), Fault> {
+        match self.flusher.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(flusher) => flusher.send(job),
+            None => Err(Fault::from_reason(Reason::Closed)),
+        }
+    }
+
+    /// Why the state's threads do not answer.
     fn cause(&self) -> Fault {
         if let Some(first) = self.first.get() {
             return first.clone();
         }
-        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        worker.as_ref().map_or_else(|| Fault::from_reason(Reason::Closed), Worker::cause)
+        let applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
+        applier.as_ref().map_or_else(|| Fault::from_reason(Reason::Closed), Worker::cause)
     }
 
     pub(crate) fn store(&self) -> Result<Store, Fault> {
-        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
-        store.clone().ok_or_else(|| Fault::from_reason(Reason::Closed))
+        Ok(self.moment()?.store())
     }
 
-    /// On the state's thread: shows to all readers what became of entries, before it is committed.
-    fn show(&self, entries: &[mvcc::Entry], batch: mvcc::Batch) {
-        let applied = entries.last().map(|entry| entry.position.index);
-        let head = Head { revision: batch.revision, applied };
-        self.lessor.note(&batch.leases);
-        let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
-        recent.head = head;
-        recent.hash = batch.hash;
-        recent.is_committed = false;
-        recent.changed.extend(batch.latest);
-        drop(recent);
-        self.publish(head);
-    }
-
-    /// On the state's thread: what was shown is in the tables by now.
-    fn commit_is_visible(&self, touched: &[(Revision, Bytes)]) {
-        let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
-        recent.is_committed = true;
-        let revision = recent.head.revision;
-        let changed = mem::take(&mut recent.changed);
-        drop(recent);
-        point(Point::WatchWake);
-        self.interest.wake(touched, revision);
-        // Outside of the lock, for it may be many.
-        drop(changed);
-    }
-
-    fn publish(&self, head: Head) {
-        self.head.send_modify(|now| {
+    /// Shows to all readers what is applied by now.
+    fn show(&self, moment: Moment) {
+        let head = Head::of(&moment);
+        let moment = Arc::new(moment);
+        // A state that was let go of stays so.
+        self.moment.rcu(|now| now.as_ref().map(|_| Arc::clone(&moment)));
+        self.head.send_if_modified(|now| {
             assert!(now.revision <= head.revision, "revisions go forward: {head:?} after {now:?}");
-            *now = head;
+            std::mem::replace(now, head) != head
         });
+    }
+
+    /// Has what is applied flushed.
+    pub(crate) fn flush(self: &Arc<Self>) {
+        // If the thread has ended there is nothing to flush for.
+        let _ = self.send(Work::Flush(Arc::clone(self), Box::new(|_| {})));
     }
 
     /// Removes compacted history, a step at a time, with whatever else is sent to the thread in between.
@@ -368,7 +342,7 @@ impl State {
             }
         };
         // If the thread has ended there is nothing to compact for.
-        let _ = self.send(Work::Run(Arc::clone(self), Box::new(step)));
+        let _ = self.send_to_disk(Job::Run(Arc::clone(self), Box::new(step)));
     }
 
     /// An empty state beside the current one, to load a snapshot into.
@@ -382,51 +356,70 @@ impl State {
         Ok(Draft { loader, folder })
     }
 
-    /// On the state's thread: puts a loaded state in the place of the current one.
-    pub(crate) fn swap(&self, loaded: Loaded) -> Result<(), Fault> {
+    /// Puts a loaded state in the place of the current one, after everything that was handed in.
+    pub(crate) async fn swap(self: &Arc<Self>, loaded: Loaded) -> Result<(), Fault> {
+        let (done, result) = oneshot::channel();
+        self.send(Work::Swap(Arc::clone(self), Box::new(loaded), done))?;
+        result.await.unwrap_or_else(|_| Err(self.cause()))
+    }
+
+    /// On the thread that applies: names a loaded state as the current one, and shows it. Returns what to apply to from now
+    /// on.
+    fn publish(&self, loaded: Loaded) -> Result<Core, Fault> {
         self.check()?;
-        let recent = Recent::of(&loaded.store.view()?);
-        let head = recent.head;
+        let core = Core::new(loaded.store, seed()?)?;
         // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
         let folder = loaded.folder.keep();
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         generations.publish(&folder)?;
-        // In the order of those who read: they look for the store with `recent` in their hands.
-        let mut now = self.recent.write().unwrap_or_else(PoisonError::into_inner);
-        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        if store.is_none() {
-            // The node has ended meanwhile, and nobody would close it.
-            return Err(Fault::from_reason(Reason::Closed));
-        }
-        let old = (store.replace(loaded.store), mem::replace(&mut *now, recent));
-        drop((store, now));
-        // Outside of the locks: a file is unmapped.
-        drop(old);
+        drop(generations);
+        let moment = core.moment();
+        let revision = moment.revision();
+        self.show(moment);
+        // The node may have ended meanwhile.
+        self.moment()?;
         point(Point::SnapshotSwapped);
-        self.publish(head);
-        self.interest.wake_all(head.revision);
-        Ok(())
+        self.interest.wake_all(revision);
+        Ok(core)
     }
 
-    /// Ends the thread and closes the environment, and waits for both; returns whether the second happened within
+    /// Ends the threads and closes the environment, and waits for that; returns whether the second happened within
     /// `limit`.
     pub(crate) fn close(&self, limit: Duration) -> bool {
-        let (worker, store) = self.take_apart();
-        if let Some(worker) = worker {
-            worker.join();
-        }
+        let (applier, flusher, store) = self.take_apart();
+        // The one sends to the other, which may send back to nobody.
+        applier.into_iter().for_each(Worker::join);
+        flusher.into_iter().for_each(Worker::join);
         store.is_none_or(|store| store.close(limit))
     }
 
-    /// The same without waiting: the thread ends after what it was given, and the environment with its last reader.
+    /// The same without waiting: the threads end after what they were given, and the environment with its last reader.
     pub(crate) fn abandon(&self) {
         drop(self.take_apart());
     }
 
-    fn take_apart(&self) -> (Option<Worker<Work>>, Option<Store>) {
-        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        (worker, self.store.write().unwrap_or_else(PoisonError::into_inner).take())
+    fn take_apart(&self) -> (Option<Worker<Work>>, Option<Worker<Job>>, Option<Store>) {
+        let applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let flusher = self.flusher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let moment = self.moment.swap(None);
+        (applier, flusher, moment.map(|moment| moment.store()))
     }
+}
+
+/// Work whose result somebody waits for, who may have gone.
+fn answering<T: Send + 'static>(
+    done: oneshot::Sender<Result<T, Fault>>,
+    work: impl FnOnce(&Arc<State>) -> Result<T, Fault> + Send + 'static,
+) -> thread::Run {
+    Box::new(move |state| drop(done.send(work(state))))
+}
+
+/// Where keys lie in memory must not be known to those who choose them.
+fn seed() -> Result<u64, Fault> {
+    let failed = |error: getrandom::Error| {
+        Fault::disk("cannot draw a random number", std::io::Error::other(error.to_string()))
+    };
+    getrandom::u64().map_err(failed)
 }
 
 /// A snapshot that is being received.
@@ -479,12 +472,10 @@ impl Loaded {
     }
 }
 
-impl Recent {
-    /// Of a state in which everything is committed.
-    fn of(view: &View) -> Self {
-        let applied = view.applied().map(|at| at.index);
-        let head = Head { revision: view.revision(), applied };
-        Self { head, hash: view.hash(), changed: BTreeMap::new(), is_committed: true }
+impl Head {
+    fn of(moment: &Moment) -> Self {
+        let applied = moment.applied().map(|at| at.index);
+        Self { revision: moment.revision(), applied }
     }
 }
 

@@ -89,12 +89,6 @@ impl Interest {
         Revision::from(self.woken.load(Ordering::Acquire))
     }
 
-    /// Whether anybody waits for one of the keys.
-    pub(crate) fn is_in(&self, touched: &[(Revision, Bytes)]) -> bool {
-        let ranges = self.ranges();
-        !ranges.streams.is_empty() && touched.iter().any(|(_, key)| ranges.wait_for(key))
-    }
-
     /// On the state's thread, once `touched` is visible: wakes the cursors whose range it lies in.
     pub(crate) fn wake(&self, touched: &[(Revision, Bytes)], head: Revision) {
         if !touched.is_empty() {
@@ -265,14 +259,7 @@ impl Watchers {
         let deadline = Instant::now() + follow.wait.min(limits::CALL_TIMEOUT_MAX);
         let bytes_max = (follow.bytes_max as usize).clamp(1, ANSWER_BYTES_MAX);
         let Some((number, stream)) = self.stream(&follow) else { return Ok(Followed::Unknown) };
-        let has_new = !follow.added.is_empty();
         let Some(turn) = self.begin(number, &stream, follow)? else { return Ok(Followed::Unknown) };
-        if has_new {
-            // What was applied before anybody waited for it need not be committed yet. From now on it will be.
-            if let Ok(settled) = timeout_at(deadline, self.state.settled()).await {
-                settled?;
-            }
-        }
         loop {
             let woken = stream.woken.notified();
             if self.state.interest.is_closed() {

@@ -122,9 +122,9 @@ impl Index {
     pub(super) fn release(&mut self) -> Vec<Arc<Segment>> {
         let mut released = Vec::new();
         while self.segments.len() > 1
-            && let Some(oldest) = self.segments.pop_front_if(|oldest| oldest.end <= self.first)
+            && self.segments.front().is_some_and(|oldest| oldest.end <= self.first)
         {
-            released.push(oldest.segment);
+            released.extend(self.segments.pop_front().map(|oldest| oldest.segment));
         }
         released
     }

@@ -1,53 +1,57 @@
-//! The one thread that changes the state: shares of the log in, one transaction after the other.
+//! The two threads that change the state: one applies, and one flushes what was applied.
 //!
 //! ```text
-//! queue   share share share settle share │ run │ share …
-//!         └────── one transaction ───────┘     └─ the next …
-//!           each applied, shown and answered as it comes; committed before anything else is done
+//! applying   share share │ share share … freeze ─┐ share share share … │ waits, if that has grown too large
+//!            └ each shown and answered           │                     ▲
+//! flushing   ·····································└ flush ──────────────┘ run · run · compact · compact …
 //! ```
 //!
-//! While a transaction is open and nothing waits, the thread waits for more, with the transaction open. Whoever wants it
-//! committed asks it to settle: what is in the queue by then goes along, and what comes later does not.
+//! The one never waits for the disk, unless the other has not done with a whole overlay when the next is full: then shares
+//! stay in the queue, and whoever hands them in waits.
 //!
 //! Invariants
-//! - what is shown is applied, and will be committed by this transaction or by none: if it fails, the member stops;
-//! - whether somebody watches what was touched is asked after it was shown: who begins to watch meanwhile either is found
-//!   here, or finds that it is not committed;
-//! - nothing but applying happens while a transaction is open;
-//! - the thread knows its state weakly: while it waits, nobody else may be left to end it.
+//! - one overlay is flushed at a time, and the next is frozen when that is done;
+//! - what waits for a flush runs after it, on the thread that flushes;
+//! - the threads know their state by what they are sent: while they wait, nobody else may be left to end it.
 
-use super::State;
-use crate::error::{Fault, Reason};
+use super::{Loaded, State};
+use crate::error::Fault;
 use crate::fault::{Point, point};
 use crate::lmdb::{self, Inbox};
-use crate::mvcc::{self, Latest, Pending};
+use crate::mvcc::{self, Core};
 use crate::raft::Types;
-use crate::types::Revision;
-use bytes::Bytes;
 use openraft::storage::ApplyResponder;
 use std::collections::VecDeque;
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// How much a transaction may hold before it is committed, in changes of keys and in bytes of entries and values, so that
-/// no commit takes so long that everybody behind it notices, and a restart has little to do again.
-pub(super) const PENDING_CHANGES_MAX: usize = 16 << 10;
-pub(super) const PENDING_BYTES_MAX: usize = 16 << 20;
+/// How much may gather in memory before it is flushed, in bytes.
+pub(super) const FLUSH_BYTES: usize = 32 << 20;
 
 /// Entries that are applied before it is looked how much that was. One of them can change 128 keys.
 const GROUP_ENTRIES: usize = 256;
 
-/// What the state's thread is given.
+/// What the thread that applies is given.
 pub(super) enum Work {
     Apply(Share),
-    /// Have committed what was handed in before.
-    Settle(oneshot::Sender<()>),
+    /// To be done after what was handed in before was applied.
+    Look(Arc<State>, Run),
+    /// To be done on the other thread, after what was handed in before was flushed.
+    Flush(Arc<State>, Run),
+    /// It was, in the state with this number.
+    Flushed(Arc<State>, u64),
+    /// A state to take the place of this one.
+    Swap(Arc<State>, Box<Loaded>, oneshot::Sender<Result<(), Fault>>),
+}
+
+/// What the thread that flushes is given.
+pub(super) enum Job {
+    Flush(Arc<State>, Box<mvcc::Flush>, u64),
     Run(Arc<State>, Run),
 }
 
-/// Anything else that has to happen on the thread.
+/// Anything else that has to happen on one of them.
 pub(super) type Run = Box<dyn FnOnce(&Arc<State>) + Send>;
 
 /// Entries to apply, and whom to tell.
@@ -55,7 +59,6 @@ pub(super) struct Share {
     pub(super) state: Arc<State>,
     pub(super) entries: Vec<mvcc::Entry>,
     pub(super) responders: Vec<Option<ApplyResponder<Types>>>,
-    pub(super) bytes: usize,
     /// Its place in the queue. Of a share that was split the last part keeps it.
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
@@ -63,200 +66,199 @@ pub(super) struct Share {
 impl Share {
     /// Takes off what is behind the first `count` entries.
     fn split_off(&mut self, count: usize) -> Self {
-        let bytes = self.bytes * count / self.entries.len().max(1);
-        let rest = Self {
+        Self {
             state: Arc::clone(&self.state),
             entries: self.entries.split_off(count),
             responders: self.responders.split_off(count),
-            bytes: self.bytes - bytes,
             room: self.room.take(),
-        };
-        self.bytes = bytes;
-        rest
+        }
     }
 }
 
-/// On the state's thread: everything that comes, in order.
-pub(super) fn carry_out(inbox: &Inbox<Work>) {
-    let mut queue = VecDeque::new();
-    // Out here, so that those who wait outlive a panic until its cause is known.
-    let mut shares = Vec::new();
-    while let Some(work) = queue.pop_front().or_else(|| {
-        queue.extend(inbox.next().into_iter().flatten());
-        queue.pop_front()
-    }) {
-        match work {
-            Work::Run(state, run) => unless_it_panics(&Arc::downgrade(&state), || run(&state)),
-            // Nothing is open.
-            Work::Settle(done) => {
-                let _ = done.send(());
+/// The thread that applies.
+pub(super) struct Applier {
+    core: Core,
+    /// How many states there were before this one.
+    generation: u64,
+    queue: VecDeque<Work>,
+    /// What waits for the next flush.
+    waiting: Vec<(Arc<State>, Run)>,
+}
+
+impl Applier {
+    pub(super) fn new(core: Core) -> Self {
+        Self { core, generation: 0, queue: VecDeque::new(), waiting: Vec::new() }
+    }
+
+    /// Does everything that comes, in order.
+    pub(super) fn run(mut self, inbox: &Inbox<Work>) {
+        while let Some(work) = self.next(inbox) {
+            match work {
+                Work::Apply(share) => {
+                    let state = Arc::clone(&share.state);
+                    self.queue.push_front(Work::Apply(share));
+                    // Out here, so that those who wait outlive a panic until its cause is known.
+                    let mut shares = self.take_shares();
+                    unless_it_panics(&state, || self.apply(&state, &mut shares));
+                }
+                Work::Look(state, look) => unless_it_panics(&state, || look(&state)),
+                Work::Flush(state, run) => {
+                    self.waiting.push((Arc::clone(&state), run));
+                    unless_it_panics(&state, || self.freeze(&state));
+                }
+                Work::Swap(state, loaded, done) => {
+                    unless_it_panics(&state, || self.swap(&state, *loaded, done));
+                }
+                Work::Flushed(state, generation) => self.flushed(&state, generation),
             }
-            Work::Apply(share) => {
-                let state = Arc::downgrade(&share.state);
-                queue.push_front(Work::Apply(share));
-                let mut since = Since::default();
-                let apply = || apply(&state, &mut queue, inbox, &mut shares, &mut since);
-                unless_it_panics(&state, apply);
-                shares.clear();
+        }
+    }
+
+    /// The next piece of work. What tells of a flush goes first: the rest may wait for it.
+    fn next(&mut self, inbox: &Inbox<Work>) -> Option<Work> {
+        loop {
+            if !self.is_full()
+                && let Some(work) = self.queue.pop_front()
+            {
+                return Some(work);
             }
+            for work in inbox.next()? {
+                match work {
+                    Work::Flushed(state, generation) => self.flushed(&state, generation),
+                    work => self.queue.push_back(work),
+                }
+            }
+        }
+    }
+
+    /// Whether nothing more may be applied until a flush is done.
+    fn is_full(&self) -> bool {
+        self.core.is_flushing() && self.core.bytes() >= FLUSH_BYTES
+    }
+
+    /// Takes shares from the front of the queue, as many as are applied at once.
+    fn take_shares(&mut self) -> Vec<Share> {
+        let (mut shares, mut left) = (Vec::new(), GROUP_ENTRIES);
+        while left > 0 {
+            match self.queue.pop_front() {
+                Some(Work::Apply(mut share)) => {
+                    if share.entries.len() > left {
+                        self.queue.push_front(Work::Apply(share.split_off(left)));
+                    }
+                    left -= share.entries.len();
+                    shares.push(share);
+                }
+                Some(other) => {
+                    self.queue.push_front(other);
+                    break;
+                }
+                None => break,
+            }
+        }
+        shares
+    }
+
+    /// Applies shares, shows what became of them, and answers.
+    fn apply(&mut self, state: &Arc<State>, shares: &mut Vec<Share>) {
+        // After a failure nothing can follow on what may be missing.
+        if let Err(fault) = state.check().and_then(|()| self.try_apply(state, shares)) {
+            state.fail(fault);
+        }
+        shares.clear();
+    }
+
+    fn try_apply(&mut self, state: &Arc<State>, shares: &mut Vec<Share>) -> Result<(), Fault> {
+        let mut entries = Vec::new();
+        shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
+        point(Point::StateBegins);
+        let batch = self.core.apply(&entries)?;
+        point(Point::StateApplied);
+        state.lessor.note(&batch.leases);
+        state.show(self.core.moment());
+        point(Point::StateShown);
+        state.interest.wake(&batch.touched, batch.revision);
+        let responders = shares.drain(..).flat_map(|share| share.responders);
+        for (responder, outcome) in responders.zip(batch.outcomes) {
+            if let Some(responder) = responder {
+                responder.send(outcome);
+            }
+        }
+        point(Point::StateAnswered);
+        if batch.compacted.is_some() {
+            self.waiting.push((Arc::clone(state), Box::new(State::compact)));
+        }
+        if !self.waiting.is_empty() || self.core.bytes() >= FLUSH_BYTES {
+            self.freeze(state);
+        }
+        Ok(())
+    }
+
+    /// Hands over what has gathered, unless there is still something being flushed.
+    fn freeze(&mut self, state: &Arc<State>) {
+        if self.core.is_flushing() {
+            return;
+        }
+        let flush = if state.check().is_ok() { self.core.freeze() } else { None };
+        let flush = flush.map(|it| Job::Flush(Arc::clone(state), Box::new(it), self.generation));
+        let runs = self.waiting.drain(..).map(|(state, run)| Job::Run(state, run));
+        point(Point::FlushFrozen);
+        for job in flush.into_iter().chain(runs) {
+            // If the other thread has ended, so has the state, and those who wait hear of it.
+            let _ = state.send_to_disk(job);
+        }
+    }
+
+    /// Goes on without what is in the tables now.
+    fn flushed(&mut self, state: &Arc<State>, generation: u64) {
+        if generation != self.generation {
+            return;
+        }
+        let old = self.core.flushed();
+        state.show(self.core.moment());
+        point(Point::FlushShown);
+        // It may be much, and nobody waits for the other thread.
+        let _ = state.send_to_disk(Job::Run(Arc::clone(state), Box::new(|_| drop(old))));
+        if !self.waiting.is_empty() || self.core.bytes() >= FLUSH_BYTES {
+            self.freeze(state);
+        }
+    }
+
+    fn swap(
+        &mut self,
+        state: &Arc<State>,
+        loaded: Loaded,
+        done: oneshot::Sender<Result<(), Fault>>,
+    ) {
+        let swapped = state.publish(loaded).map(|core| {
+            self.core = core;
+            self.generation += 1;
+            self.freeze(state);
+        });
+        // Whoever asked may have gone.
+        let _ = done.send(swapped);
+    }
+}
+
+/// On the thread that flushes: everything that comes, in order.
+pub(super) fn flush(jobs: Vec<Job>) {
+    for job in jobs {
+        match job {
+            Job::Flush(state, flush, generation) => unless_it_panics(&state, || {
+                match state.check().and_then(|()| flush.write()) {
+                    // If the other thread has ended there is nothing to go on with.
+                    Ok(()) => drop(state.send(Work::Flushed(Arc::clone(&state), generation))),
+                    Err(fault) => drop(state.fail(fault)),
+                }
+            }),
+            Job::Run(state, run) => unless_it_panics(&state, || run(&state)),
         }
     }
 }
 
 /// A panic ends the thread. Its cause is known before those who wait are let go.
-fn unless_it_panics(state: &Weak<State>, work: impl FnOnce()) {
+fn unless_it_panics(state: &Arc<State>, work: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-        fail(state, Fault::assertion(lmdb::panic_text(&*panic)));
+        state.fail(Fault::assertion(lmdb::panic_text(&*panic)));
         resume_unwind(panic);
     }
-}
-
-fn fail(state: &Weak<State>, fault: Fault) {
-    if let Some(state) = state.upgrade() {
-        state.fail(fault);
-    }
-}
-
-/// Applies the shares at the front of the queue, and those that come, in one transaction, until it has to be committed.
-fn apply(
-    state: &Weak<State>,
-    queue: &mut VecDeque<Work>,
-    inbox: &Inbox<Work>,
-    shares: &mut Vec<Share>,
-    since: &mut Since,
-) {
-    match apply_in_one(state, queue, inbox, shares, since) {
-        Ok(()) => {
-            let Some(state) = state.upgrade() else { return };
-            point(Point::StateCommitted);
-            state.commit_is_visible(&since.touched);
-            point(Point::StateVisible);
-            for (responder, outcome) in since.held.drain(..) {
-                responder.send(outcome);
-            }
-            for done in since.settled.drain(..) {
-                // Whoever asked may have gone.
-                let _ = done.send(());
-            }
-            if since.compacted {
-                state.compact();
-            }
-        }
-        Err(fault) => fail(state, fault),
-    }
-}
-
-fn apply_in_one(
-    state: &Weak<State>,
-    queue: &mut VecDeque<Work>,
-    inbox: &Inbox<Work>,
-    shares: &mut Vec<Share>,
-    since: &mut Since,
-) -> Result<(), Fault> {
-    let Some(store) = state.upgrade().map(|state| state.check().and_then(|()| state.store()))
-    else {
-        return Err(Fault::from_reason(Reason::Closed));
-    };
-    // After a failure nothing can follow on what may be missing.
-    let store = store.inspect_err(|_| take_shares(queue, shares))?;
-    point(Point::StateBegins);
-    let mut pending = store.begin()?;
-    point(Point::StateBegun);
-    while since.is_short() {
-        if queue.is_empty() && !since.is_wanted {
-            queue.extend(inbox.next().unwrap_or_default());
-        }
-        match queue.pop_front() {
-            Some(Work::Apply(share)) => {
-                queue.push_front(Work::Apply(share));
-                take_shares(queue, shares);
-                apply_shares(&mut pending, shares, since)?;
-            }
-            Some(Work::Settle(done)) => {
-                point(Point::StateSettled);
-                since.settled.push(done);
-                since.is_wanted = true;
-            }
-            Some(run @ Work::Run(..)) => {
-                queue.push_front(run);
-                break;
-            }
-            None => break,
-        }
-    }
-    point(Point::StateBeforeCommit);
-    pending.commit()
-}
-
-/// What a transaction holds.
-#[derive(Default)]
-struct Since {
-    changes: usize,
-    bytes: usize,
-    touched: Vec<(Revision, Bytes)>,
-    compacted: bool,
-    /// Somebody waits for the commit: no more is waited for.
-    is_wanted: bool,
-    settled: Vec<oneshot::Sender<()>>,
-    /// Answers that are true when it is committed: history is read from the tables alone, so a compaction that was answered
-    /// has to be there.
-    held: Vec<(ApplyResponder<Types>, Option<mvcc::Outcome>)>,
-}
-
-impl Since {
-    fn is_short(&self) -> bool {
-        self.changes < PENDING_CHANGES_MAX && self.bytes < PENDING_BYTES_MAX
-    }
-}
-
-/// Takes shares from the front of the queue, as many as are applied at once.
-fn take_shares(queue: &mut VecDeque<Work>, shares: &mut Vec<Share>) {
-    let mut left = GROUP_ENTRIES;
-    while left > 0 {
-        match queue.pop_front() {
-            Some(Work::Apply(mut share)) => {
-                if share.entries.len() > left {
-                    queue.push_front(Work::Apply(share.split_off(left)));
-                }
-                left -= share.entries.len();
-                shares.push(share);
-            }
-            Some(other) => return queue.push_front(other),
-            None => return,
-        }
-    }
-}
-
-/// Applies shares, shows what became of them, and answers.
-fn apply_shares(
-    pending: &mut Pending<'_>,
-    shares: &mut Vec<Share>,
-    since: &mut Since,
-) -> Result<(), Fault> {
-    let Some(state) = shares.first().map(|share| Arc::clone(&share.state)) else { return Ok(()) };
-    let mut entries = Vec::new();
-    shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
-    let mut batch = pending.apply(&entries)?;
-    point(Point::StateApplied);
-    let mut touched = mem::take(&mut batch.touched);
-    since.changes += entries.len().max(touched.len());
-    since.bytes += shares.iter().map(|share| share.bytes).sum::<usize>();
-    since.bytes += batch.latest.values().map(Latest::bytes).sum::<usize>();
-    let compacts = batch.compacted.is_some();
-    since.compacted |= compacts;
-    let outcomes = mem::take(&mut batch.outcomes);
-    state.show(&entries, batch);
-    point(Point::StateShown);
-    since.is_wanted = since.is_wanted || compacts || state.interest.is_in(&touched);
-    since.touched.append(&mut touched);
-    let responders = shares.drain(..).flat_map(|share| share.responders);
-    let answers = responders.zip(outcomes);
-    let answers = answers.filter_map(|(responder, outcome)| Some((responder?, outcome)));
-    if compacts {
-        since.held.extend(answers);
-    } else {
-        answers.for_each(|(responder, outcome)| responder.send(outcome));
-    }
-    point(Point::StateAnswered);
-    Ok(())
 }

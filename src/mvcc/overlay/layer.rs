@@ -1,0 +1,407 @@
+//! An ordered map in memory that one thread writes and any number read, each as of its own moment, without a lock.
+//!
+//! What is put is never taken out or changed, only followed by something newer; so a moment is a number, that of the
+//! entries that there were, and whoever knows it finds what was newest then.
+//!
+//! ```text
+//! entries   0: b=1   1: a=1   2: b=2   3: b=3           each knows the one before it of its key
+//! index     hash of the key ──▶ its newest entry        finds a key
+//! order     [a b]                                       keys in order, sorted when somebody asks for a range
+//!
+//! b as of 4: 3    b as of 3: entry 3 is not there yet, before it comes 2: 2    b as of 0: nothing
+//! ```
+//!
+//! Everything grows in pieces that stay where they are, so that a reader may hold on to what it has found.
+//!
+//! Invariants
+//! - one thread puts; the others have been told of a moment before they ask for it;
+//! - an entry is in its place before the index leads to it.
+
+use super::super::hash;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use std::cmp::Ordering;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering as Memory};
+use std::sync::{Arc, OnceLock};
+
+/// The entries of the first piece; each further one has twice as many.
+const FIRST: u64 = 64;
+/// As many pieces as there are numbers for entries.
+const PIECES: usize = 26;
+
+/// The map. A later value of a key hides the earlier ones.
+#[derive(Debug)]
+pub(in crate::mvcc) struct Layer<V> {
+    entries: Shelf<Entry<V>>,
+    index: Index,
+    order: ArcSwap<Order>,
+}
+
+#[derive(Debug)]
+pub(in crate::mvcc) struct Entry<V> {
+    pub(in crate::mvcc) key: Bytes,
+    pub(in crate::mvcc) value: V,
+    /// The entry before it of its key.
+    before: Option<u32>,
+}
+
+impl<V> Layer<V> {
+    /// An empty one. The seed keeps those who choose the keys from knowing where they come to lie.
+    pub(in crate::mvcc) fn new(seed: u64) -> Self {
+        let order = ArcSwap::from_pointee(Order::default());
+        Self { entries: Shelf::new(), index: Index::new(seed), order }
+    }
+
+    /// How many entries there are.
+    pub(in crate::mvcc) fn len(&self) -> u32 {
+        self.entries.length.load(Memory::Acquire)
+    }
+
+    /// Puts a value over whatever the key had. For one thread only.
+    pub(in crate::mvcc) fn put(&self, key: Bytes, value: V) {
+        let number = self.len();
+        let slot = self.index.slot(&self.entries, &key);
+        let before = slot.load(Memory::Acquire).checked_sub(1);
+        self.entries.push(Entry { key, value, before });
+        slot.store(number + 1, Memory::Release);
+        if before.is_none() {
+            self.index.grow(&self.entries);
+        }
+    }
+
+    /// The entry with a number.
+    pub(in crate::mvcc) fn entry(&self, number: u32) -> Option<&Entry<V>> {
+        self.entries.get(number)
+    }
+
+    /// The number of the newest entry of a key as of a moment.
+    pub(in crate::mvcc) fn newest(&self, key: &[u8], moment: u32) -> Option<u32> {
+        let newest = self.index.slot(&self.entries, key).load(Memory::Acquire).checked_sub(1);
+        self.as_of(newest, moment)
+    }
+
+    /// The same of an entry and those before it of its key.
+    fn as_of(&self, mut number: Option<u32>, moment: u32) -> Option<u32> {
+        while let Some(newer) = number.filter(|number| *number >= moment) {
+            number = self.before(newer);
+        }
+        number
+    }
+
+    /// The entry before one of the same key.
+    pub(in crate::mvcc) fn before(&self, number: u32) -> Option<u32> {
+        self.entry(number)?.before
+    }
+
+    /// What a key has as of a moment.
+    pub(in crate::mvcc) fn get(&self, key: &[u8], moment: u32) -> Option<&V> {
+        Some(&self.entry(self.newest(key, moment)?)?.value)
+    }
+
+    /// The keys between two bounds that have an entry as of a moment, in order, with the number of their newest.
+    pub(in crate::mvcc) fn range(
+        &self,
+        start: Bound<&[u8]>,
+        end: Bound<&[u8]>,
+        moment: u32,
+    ) -> Range<'_, V> {
+        let order = self.ordered(moment);
+        let within = |run: &Arc<[u32]>| {
+            let key = |number: &u32| &*self.entries.get(*number).expect("it was sorted").key;
+            let begin = run.partition_point(|number| is_before(key(number), start));
+            let length = run[begin..].partition_point(|number| !is_behind(key(number), end));
+            (Arc::clone(run), begin..begin + length)
+        };
+        let runs = order.runs.iter().map(within).filter(|(_, run)| !run.is_empty()).collect();
+        Range { layer: self, moment, runs }
+    }
+
+    /// The order of all keys that there are as of a moment, and perhaps of later ones.
+    fn ordered(&self, moment: u32) -> Arc<Order> {
+        let now = self.order.load_full();
+        if now.upto >= moment {
+            return now;
+        }
+        let extended = Arc::new(now.extended(self, moment));
+        // Somebody else may have come further meanwhile; then that is kept.
+        self.order.rcu(|now| {
+            Arc::clone(if now.upto > extended.upto { now } else { &extended })
+        });
+        extended
+    }
+}
+
+fn is_before(key: &[u8], start: Bound<&[u8]>) -> bool {
+    match start {
+        Bound::Unbounded => false,
+        Bound::Included(start) => key < start,
+        Bound::Excluded(start) => key <= start,
+    }
+}
+
+fn is_behind(key: &[u8], end: Bound<&[u8]>) -> bool {
+    match end {
+        Bound::Unbounded => false,
+        Bound::Included(end) => key > end,
+        Bound::Excluded(end) => key >= end,
+    }
+}
+
+/// The keys of a range, in order.
+pub(in crate::mvcc) struct Range<'a, V> {
+    layer: &'a Layer<V>,
+    moment: u32,
+    runs: Vec<(Arc<[u32]>, std::ops::Range<usize>)>,
+}
+
+impl<'a, V> Iterator for Range<'a, V> {
+    /// The number of the newest entry, and the entry.
+    type Item = (u32, &'a Entry<V>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let key = |(run, left): &(Arc<[u32]>, std::ops::Range<usize>)| {
+                let first = left.clone().next().and_then(|at| run.get(at).copied());
+                first.and_then(|number| self.layer.entry(number)).map(|entry| &entry.key)
+            };
+            let least = (0..self.runs.len()).reduce(|least, other| {
+                match (key(&self.runs[least]), key(&self.runs[other])) {
+                    (_, None) => least,
+                    (Some(one), Some(two)) if one <= two => least,
+                    _ => other,
+                }
+            })?;
+            let (run, left) = &mut self.runs[least];
+            let first = *run.get(left.next()?)?;
+            // Each key stands in one run, as the first of its entries; a key may have come after the moment.
+            let newest = self.layer.entry(first).and_then(|it| self.layer.newest(&it.key, self.moment));
+            if let Some(newest) = newest {
+                return Some((newest, self.layer.entry(newest)?));
+            }
+        }
+    }
+}
+
+/// The keys of the first entries, sorted in runs of which each is about half as long as the one before it.
+#[derive(Debug, Default)]
+struct Order {
+    /// It knows the keys of entries below this.
+    upto: u32,
+    /// The first entry of each key.
+    runs: Vec<Arc<[u32]>>,
+}
+
+impl Order {
+    fn extended<V>(&self, layer: &Layer<V>, upto: u32) -> Self {
+        let key = |number: &u32| layer.entries.get(*number).map(|entry| &entry.key);
+        let is_first = |number: &u32| layer.before(*number).is_none();
+        let mut new: Vec<u32> = (self.upto..upto).filter(is_first).collect();
+        new.sort_unstable_by(|one, two| key(one).cmp(&key(two)));
+        let mut runs = self.runs.clone();
+        while let Some(last) = runs.pop_if(|last| last.len() <= 2 * new.len()) {
+            new = merged(&last, &new, |one, two| key(one).cmp(&key(two)));
+        }
+        if !new.is_empty() {
+            runs.push(new.into());
+        }
+        Self { upto, runs }
+    }
+}
+
+fn merged(one: &[u32], two: &[u32], compare: impl Fn(&u32, &u32) -> Ordering) -> Vec<u32> {
+    let mut merged = Vec::with_capacity(one.len() + two.len());
+    let (mut one, mut two) = (one.iter().copied().peekable(), two.iter().copied().peekable());
+    loop {
+        let next = match (one.peek(), two.peek()) {
+            (Some(first), Some(second)) if compare(first, second).is_lt() => one.next(),
+            (_, Some(_)) => two.next(),
+            (_, None) => one.next(),
+        };
+        match next {
+            Some(next) => merged.push(next),
+            None => return merged,
+        }
+    }
+}
+
+/// Grows at its end, in pieces that stay where they are.
+#[derive(Debug)]
+struct Shelf<T> {
+    pieces: [OnceLock<Box<[OnceLock<T>]>>; PIECES],
+    length: AtomicU32,
+}
+
+/// The piece in which an entry stands, and where in it.
+fn place(number: u32) -> (usize, usize) {
+    let number = u64::from(number) + FIRST;
+    let piece = number.ilog2() - FIRST.ilog2();
+    (piece as usize, (number - (FIRST << piece)) as usize)
+}
+
+impl<T> Shelf<T> {
+    fn new() -> Self {
+        Self { pieces: [const { OnceLock::new() }; PIECES], length: AtomicU32::new(0) }
+    }
+
+    fn get(&self, number: u32) -> Option<&T> {
+        let (piece, at) = place(number);
+        self.pieces.get(piece)?.get()?.get(at)?.get()
+    }
+
+    /// For one thread only.
+    fn push(&self, item: T) {
+        let number = self.length.load(Memory::Relaxed);
+        let (piece, at) = place(number);
+        let length = (FIRST << piece) as usize;
+        let room = || std::iter::repeat_with(OnceLock::new).take(length).collect();
+        let is_set = self.pieces[piece].get_or_init(room)[at].set(item).is_ok();
+        assert!(is_set, "one thread puts");
+        self.length.store(number + 1, Memory::Release);
+    }
+}
+
+/// Leads from a key to its newest entry. A table of numbers plus one; zero is none.
+#[derive(Debug)]
+struct Index {
+    seed: u64,
+    /// Each is twice as large as the one before it, and takes over from it.
+    tables: [OnceLock<Box<[AtomicU32]>>; PIECES],
+    current: AtomicUsize,
+    keys: AtomicU32,
+}
+
+impl Index {
+    fn new(seed: u64) -> Self {
+        let tables = [const { OnceLock::new() }; PIECES];
+        let index = Self { seed, tables, current: AtomicUsize::new(0), keys: AtomicU32::new(0) };
+        index.table(0);
+        index
+    }
+
+    fn table(&self, number: usize) -> &[AtomicU32] {
+        let length = (FIRST << number) as usize;
+        let empty = || std::iter::repeat_with(|| AtomicU32::new(0)).take(length).collect();
+        self.tables[number].get_or_init(empty)
+    }
+
+    /// Where the number of a key's newest entry stands, or would.
+    fn slot<V>(&self, entries: &Shelf<Entry<V>>, key: &[u8]) -> &AtomicU32 {
+        self.slot_in(self.table(self.current.load(Memory::Acquire)), entries, key)
+    }
+
+    fn slot_in<'a, V>(
+        &self,
+        table: &'a [AtomicU32],
+        entries: &Shelf<Entry<V>>,
+        key: &[u8],
+    ) -> &'a AtomicU32 {
+        let mask = table.len() - 1;
+        let mut at = hash::of_place(self.seed, key) as usize & mask;
+        loop {
+            let slot = &table[at];
+            match slot.load(Memory::Acquire).checked_sub(1) {
+                Some(number) if entries.get(number).is_none_or(|entry| entry.key != key) => {
+                    at = (at + 1) & mask;
+                }
+                _ => return slot,
+            }
+        }
+    }
+
+    /// Takes note of a new key, and makes room for more. For one thread only.
+    fn grow<V>(&self, entries: &Shelf<Entry<V>>) {
+        let keys = self.keys.load(Memory::Relaxed) + 1;
+        self.keys.store(keys, Memory::Relaxed);
+        let current = self.current.load(Memory::Relaxed);
+        let now = self.table(current);
+        if (keys as usize) < now.len() / 2 {
+            return;
+        }
+        let larger = self.table(current + 1);
+        for slot in now {
+            let newest = slot.load(Memory::Relaxed);
+            if let Some(entry) = newest.checked_sub(1).and_then(|number| entries.get(number)) {
+                self.slot_in(larger, entries, &entry.key).store(newest, Memory::Release);
+            }
+        }
+        self.current.store(current + 1, Memory::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn all(layer: &Layer<u32>, moment: u32) -> Vec<(Bytes, u32)> {
+        let all = layer.range(Bound::Unbounded, Bound::Unbounded, moment);
+        all.map(|(_, entry)| (entry.key.clone(), entry.value)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// At every moment, that of a reader who looked at other moments before included.
+        #[test]
+        fn it_is_a_map_at_every_moment(
+            puts in vec((0u8..40, any::<u32>()), 0..300),
+            looks in vec((any::<prop::sample::Index>(), 0u8..40, 0u8..40), 0..20),
+        ) {
+            let layer = Layer::new(7);
+            let mut models = vec![BTreeMap::new()];
+            for (key, value) in &puts {
+                let key = Bytes::from(vec![*key]);
+                layer.put(key.clone(), *value);
+                let mut model = models.last().unwrap().clone();
+                model.insert(key, *value);
+                models.push(model);
+            }
+            for (moment, one, two) in looks {
+                let moment = moment.index(models.len());
+                let model = &models[moment];
+                let moment = moment as u32;
+                let range = [one.min(two)].to_vec()..[one.max(two)].to_vec();
+                let (start, end) = (Bound::Included(&*range.start), Bound::Excluded(&*range.end));
+                let found = layer.range(start, end, moment);
+                let found: Vec<_> = found.map(|(_, it)| (it.key.clone(), it.value)).collect();
+                let expected = model.iter().filter(|(key, _)| range.contains(&key.to_vec()));
+                let expected: Vec<_> = expected.map(|(key, value)| (key.clone(), *value)).collect();
+                prop_assert_eq!(found, expected);
+                prop_assert_eq!(layer.get(&[one], moment), model.get(&[one][..]));
+                let expected: Vec<_> = model.iter().map(|(key, value)| (key.clone(), *value)).collect();
+                prop_assert_eq!(all(&layer, moment), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_found_stays_while_it_grows_and_others_read() {
+        const PUTS: u32 = 20_000;
+        let layer = Layer::new(1);
+        let told = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| loop {
+                    let moment = told.load(Memory::Acquire);
+                    for number in [0, moment / 2, moment.saturating_sub(1)] {
+                        let key = (number % 5000).to_be_bytes();
+                        let expected = (0..moment).rev().find(|put| put % 5000 == number % 5000);
+                        assert_eq!(layer.get(&key, moment).copied(), expected);
+                    }
+                    let first = layer.range(Bound::Unbounded, Bound::Unbounded, moment).count();
+                    assert_eq!(first as u32, moment.min(5000));
+                    if moment == PUTS {
+                        return;
+                    }
+                });
+            }
+            for number in 0..PUTS {
+                layer.put(Bytes::copy_from_slice(&(number % 5000).to_be_bytes()), number);
+                told.store(number + 1, Memory::Release);
+            }
+        });
+    }
+}

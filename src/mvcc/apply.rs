@@ -79,8 +79,7 @@ impl Core {
         let outcomes = outcomes.collect::<Result<_, Fault>>()?;
         assert_eq!(writer.changes, 0, "a revision is ended by the command that began it");
         let Writer { touched, leases, compacted, .. } = writer;
-        let (revision, hash) = (self.head.revision, hash::of_state(&self.head));
-        Ok(Batch { outcomes, revision, hash, touched, leases, compacted })
+        Ok(Batch { outcomes, revision: self.head.revision, touched, leases, compacted })
     }
 
     /// All that there is now.

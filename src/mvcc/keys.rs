@@ -62,13 +62,6 @@ pub(super) fn parse_history(bytes: &[u8]) -> Option<(Vec<u8>, Position)> {
     Some((unescape(escaped)?, parse_position(position)?))
 }
 
-/// Where the history of all keys at or above `bound` begins; a bound need not be a legal key.
-pub(super) fn history_bound(bound: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(bound.len() + END.len());
-    escape(bound, &mut bytes);
-    bytes
-}
-
 /// The key in `lease_keys` of a user key that is attached to a lease.
 pub(super) fn attachment(lease: LeaseId, key: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(8 + key.len());
@@ -156,8 +149,6 @@ mod tests {
             let order = (&a, here).cmp(&(&b, there));
             prop_assert_eq!(history(&a, here).cmp(&history(&b, there)), order);
             prop_assert_eq!(parse_history(&history(&a, here)), Some((a.clone(), here)));
-            let below = history(&a, here) < history_bound(&b);
-            prop_assert_eq!(below, a < b);
         }
     }
 }

@@ -126,8 +126,6 @@ pub(crate) struct Batch {
     pub(crate) outcomes: Vec<Option<Outcome>>,
     /// The newest revision.
     pub(crate) revision: Revision,
-    /// The hash of the state.
-    pub(crate) hash: u128,
     /// Every key that changed, in order: whom to wake.
     pub(crate) touched: Vec<(Revision, Bytes)>,
     /// What became of leases, in order: for the leader, who counts their time.
@@ -177,6 +175,16 @@ impl Store {
     fn of(env: lmdb::Env, tables: Tables) -> Self {
         let (newest, views) = (view::Newest::default(), Arc::default());
         Self { env, tables, newest, views }
+    }
+
+    /// Applies entries, and has them in the tables when it returns: without what makes it fast, and so what that is held
+    /// against.
+    #[cfg(any(test, feature = "bench"))]
+    pub(crate) fn apply(&self, entries: &[Entry]) -> Result<Batch, Fault> {
+        let mut core = Core::new(self.clone(), 0)?;
+        let batch = core.apply(entries)?;
+        core.freeze().map_or(Ok(()), |flush| flush.write())?;
+        Ok(batch)
     }
 
     /// Deletes up to `rows_max` rows of history that are compacted away. Returns whether none is left. Only the state's

@@ -285,6 +285,19 @@ impl State {
         self.send(Work::Apply(Share { state, entries, responders, room: Some(room) }))
     }
 
+    /// Applies entries, and returns when they are applied.
+    #[cfg(test)]
+    pub(crate) fn apply_for_test(self: &Arc<Self>, entries: &[mvcc::Entry]) {
+        let (state, entries) = (Arc::clone(self), entries.to_vec());
+        let responders = entries.iter().map(|_| None).collect();
+        self.send(Work::Apply(Share { state, entries, responders, room: None })).unwrap();
+        let (done, applied) = std::sync::mpsc::channel();
+        let tell = move |_: &Arc<Self>| done.send(()).unwrap();
+        self.send(Work::Look(Arc::clone(self), Box::new(tell))).unwrap();
+        applied.recv().unwrap();
+        self.check().unwrap();
+    }
+
     fn send(&self, work: Work) -> Result<(), Fault> {
         match self.applier.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             Some(applier) => applier.send(work),
@@ -322,12 +335,6 @@ impl State {
             assert!(now.revision <= head.revision, "revisions go forward: {head:?} after {now:?}");
             std::mem::replace(now, head) != head
         });
-    }
-
-    /// Has what is applied flushed.
-    pub(crate) fn flush(self: &Arc<Self>) {
-        // If the thread has ended there is nothing to flush for.
-        let _ = self.send(Work::Flush(Arc::clone(self), Box::new(|_| {})));
     }
 
     /// Removes compacted history, a step at a time, with whatever else is sent to the thread in between.

@@ -136,15 +136,6 @@ impl Ranges {
         others.for_each(|(waiter, _)| self.wake_one(*waiter, revision));
     }
 
-    fn wait_for(&self, key: &Bytes) -> bool {
-        self.keys.contains_key(key)
-            || self
-                .prefix_lengths
-                .range(..=key.len())
-                .any(|(length, _)| self.prefixes.contains_key(&key[..*length]))
-            || self.others.values().any(|range| range.contains(key))
-    }
-
     fn wake_one(&self, (stream, cursor): Waiter, revision: Revision) {
         if let Some(stream) = self.streams.get(&stream) {
             stream.wake(cursor, revision);

@@ -66,19 +66,10 @@ impl Log {
 
     fn apply(&mut self, proposals: &[Proposal]) {
         let entries: Vec<Entry> = proposals.iter().map(|it| self.entry(it)).collect();
-        let before = view(&self.store).hash();
-        self.undo(&entries);
-        assert_eq!(view(&self.store).hash(), before, "what was not committed has not happened");
         let batch = self.store.apply(&entries).expect("the rules may refuse, nothing may fail");
         let after = view(&self.store);
-        assert_eq!((batch.revision, batch.hash), (after.revision(), after.hash()));
+        assert_eq!(batch.revision, after.revision());
         assert_eq!(batch.outcomes.len(), proposals.len());
-    }
-
-    /// Applies them in a transaction that comes to nothing.
-    fn undo(&self, entries: &[Entry]) {
-        let mut pending = self.store.begin().expect("nobody else writes");
-        pending.apply(entries).expect("the rules may refuse, nothing may fail");
     }
 
     fn entry(&mut self, proposal: &Proposal) -> Entry {

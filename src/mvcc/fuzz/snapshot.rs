@@ -144,6 +144,7 @@ fn worth(table: Table, key: &[u8], row: &[u8]) -> (u128, u64) {
             Err(_) => (0, 0),
         },
         Table::Meta
+        | Table::Gone
         | Table::Values
         | Table::Events
         | Table::History
@@ -153,7 +154,7 @@ fn worth(table: Table, key: &[u8], row: &[u8]) -> (u128, u64) {
 }
 
 fn written(rows: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    let mut stream = b"QSNP\x01".to_vec();
+    let mut stream = b"QSNP\x02".to_vec();
     for (table, key, row) in rows {
         stream.push(*table);
         stream.extend_from_slice(&(key.len() as u16).to_be_bytes());
@@ -199,15 +200,16 @@ fn stream_of(version: u64, edit: impl FnOnce(&mut Head)) -> Vec<u8> {
         modified: at,
         version,
         lease: None,
+        turn: 1,
         value: Value::Inline(Bytes::new()),
     };
-    let change = Change { key: key.clone(), new: Some(image.clone()), prev: None };
+    let new = Some(image.clone());
+    let change = Change { key: key.clone(), new, prev: None, gone: None, turn: 1 };
     let position = keys::position(at).to_vec();
     let row = |table: Table, key: Vec<u8>, row: Vec<u8>| (table as u8, key, row);
     repaired(&written(&[
         row(Table::Latest, key.to_vec(), image.seal(&key)),
         row(Table::Events, position.clone(), change.seal(&position)),
-        row(Table::History, keys::history(&key, at), Vec::new()),
         row(Table::Meta, Format::KEY.to_vec(), Format::CURRENT.seal(Format::KEY)),
         row(Table::Meta, Head::KEY.to_vec(), head.seal(Head::KEY)),
     ]))

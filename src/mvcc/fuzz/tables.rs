@@ -1,7 +1,7 @@
 //! One row, as any table may have it.
 
 use super::super::keys;
-use super::super::records::{
+use super::super::records::{Gone,
     Change, Format, Head, Image, LargeValue, LeaseRow, Membership, MetaRow, Record, Table,
     check_row, content, sealed,
 };
@@ -51,6 +51,7 @@ fn peek(key: &[u8], content: &[u8]) {
 fn comes_back(table: Table, key: &[u8], row: &[u8]) {
     let written = match table {
         Table::Latest => resealed::<Image>(key, row),
+        Table::Gone => resealed::<Gone>(key, row),
         Table::Values => resealed::<LargeValue>(key, row),
         Table::Events => resealed::<Change>(key, row),
         Table::Leases => resealed::<LeaseRow>(key, row),
@@ -89,7 +90,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
     }
     all.push((
         "ev-of-a-wild-key".to_owned(),
-        b"\x03\x01\0\x0c\0\0\0\0\0\0\0\x02\0\0\0\0\x01\xff\xff\xff\xff".to_vec(),
+        b"\x04\x01\0\x0c\0\0\0\0\0\0\0\x02\0\0\0\0\x01\xff\xff\xff\xff".to_vec(),
     ));
     all
 }

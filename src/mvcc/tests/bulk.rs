@@ -198,7 +198,7 @@ fn compaction_goes_on_where_it_stopped_and_after_a_restart() {
     let txn = lab.store().env.read_txn().unwrap();
     let count = |table| lab.store().tables.count(&txn, table).unwrap();
     assert_eq!(count(crate::mvcc::records::Table::Events), 3);
-    assert_eq!(count(crate::mvcc::records::Table::History), 3);
+    assert_eq!(count(crate::mvcc::records::Table::History), 0, "no key has changed so often");
     assert_eq!(count(crate::mvcc::records::Table::Values), 2, "the last, and what it replaced");
 }
 

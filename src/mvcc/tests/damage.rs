@@ -1,6 +1,6 @@
 //! A disk that lies is found out: a damaged row is a fault that stops the node, not an answer, and not a panic.
 
-use super::kit::{Lab, cursor, txn};
+use super::kit::{Lab, cursor, rows, txn};
 use crate::api::Command;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::mvcc::records::{Format, MetaRow, Record, Table};
@@ -8,7 +8,6 @@ use crate::mvcc::{Body, Store, View};
 use crate::types::{LeaseId, Op, Revision};
 use bytes::Bytes;
 use std::fs;
-use std::ops::Bound;
 
 /// A state with something in every table but `dedup`.
 fn lab() -> Lab {
@@ -23,19 +22,6 @@ fn lab() -> Lab {
     let members = lab.entry(Body::Membership(Bytes::from_static(b"one and two")));
     lab.store().apply(&[members]).unwrap();
     lab
-}
-
-fn rows(store: &Store) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
-    let txn = store.env.read_txn().unwrap();
-    let mut all = Vec::new();
-    for table in Table::ALL {
-        let rows = store.tables.range(&txn, table, Bound::Unbounded, Bound::Unbounded).unwrap();
-        all.extend(rows.map(|row| {
-            let (key, row) = row.unwrap();
-            (table, key.to_vec(), row.to_vec())
-        }));
-    }
-    all
 }
 
 fn write(store: &Store, table: Table, key: &[u8], row: &[u8]) {

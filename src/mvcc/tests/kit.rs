@@ -4,12 +4,14 @@ use crate::api::{Applied, Command, Cursor, Position, Proposal};
 use crate::error::Reason;
 use crate::lmdb;
 pub(super) use crate::mvcc::tape::TERM;
+use crate::mvcc::records::Table;
 use crate::mvcc::{Batch, Body, Entry, Events, LogPosition, Outcome, Store, View};
 use crate::types::{
     Changes, Compare, Event, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Page, Revision,
     TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -131,6 +133,19 @@ impl Lab {
 
 pub(super) fn open(folder: &std::path::Path, map_bytes: usize) -> Store {
     Store::open_with(folder, map_bytes, lmdb::Sync::Never).unwrap()
+}
+
+pub(super) fn rows(store: &Store) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
+    let txn = store.env.read_txn().unwrap();
+    let mut all = Vec::new();
+    for table in Table::ALL {
+        let rows = store.tables.range(&txn, table, Bound::Unbounded, Bound::Unbounded).unwrap();
+        all.extend(rows.map(|row| {
+            let (key, row) = row.unwrap();
+            (table, key.to_vec(), row.to_vec())
+        }));
+    }
+    all
 }
 
 pub(super) fn body(command: Command) -> Body {

@@ -4,12 +4,12 @@
 //! and is thrown away if an operation fails. There are no before-images, no escaping, no plan, no bytes: whatever the
 //! two have in common they have from the rules.
 
-use super::kit::{Lab, TERM, body, txn};
+use super::kit::{Lab, TERM, body, rows, txn};
 use crate::api::{Applied, Command, Cursor, Position, check_txn};
 use crate::error::Reason;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::tape::Tape;
-use crate::mvcc::{Body, LeaseChange, Outcome, View};
+use crate::mvcc::{Body, Core, Entry, Flush, LeaseChange, Outcome, View};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page, PutOp,
     RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
@@ -18,6 +18,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 type Keys = BTreeMap<Bytes, KeyValue>;
@@ -336,10 +337,69 @@ fn page(keys: &Keys, op: &RangeOp, revision: Revision) -> Page {
     Page { entries, more, count, revision }
 }
 
-/// The real thing beside the model.
+/// The real thing beside the model, twice: one that flushes whatever it applies, and one that does so now and then.
 struct Pair {
     lab: Lab,
+    lazy: Lazy,
     model: Model,
+    log: Vec<Entry>,
+}
+
+/// A state whose tables lag behind.
+struct Lazy {
+    folder: tempfile::TempDir,
+    core: Core,
+    flush: Option<Flush>,
+}
+
+impl Lazy {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let core = Core::new(super::kit::open(folder.path(), super::kit::MAP_BYTES), 7).unwrap();
+        Self { folder, core, flush: None }
+    }
+
+    fn view(&self) -> View {
+        let moment = Arc::new(self.core.moment());
+        View::open(|| Ok(Arc::clone(&moment))).unwrap()
+    }
+
+    /// Something that the threads of a member do in between: freeze, write, go on without it, compact; or it dies, and has
+    /// the rest of the log applied again.
+    fn step(&mut self, tape: &mut Tape<'_>, log: &[Entry]) {
+        match tape.below(6) {
+            0 if !self.core.is_flushing() => self.flush = self.core.freeze(),
+            1 | 2 => {
+                if let Some(flush) = self.flush.take() {
+                    flush.write().unwrap();
+                }
+            }
+            3 if self.flush.is_none() => drop(self.core.flushed()),
+            4 => drop(self.core.moment().store().compact_step(1 + tape.below(4)).unwrap()),
+            5 if tape.once_in(4) => self.reopen(log),
+            _ => {}
+        }
+    }
+
+    fn reopen(&mut self, log: &[Entry]) {
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        *self = Self { folder, ..Self::new() };
+        let store = super::kit::open(self.folder.path(), super::kit::MAP_BYTES);
+        self.core = Core::new(store, 8).unwrap();
+        let applied = self.core.moment().applied().map_or(0, |at| at.index);
+        self.core.apply(&log[applied as usize..]).unwrap();
+    }
+
+    fn settle(&mut self) {
+        if let Some(flush) = self.flush.take() {
+            flush.write().unwrap();
+        }
+        drop(self.core.flushed());
+        if let Some(flush) = self.core.freeze() {
+            flush.write().unwrap();
+        }
+        drop(self.core.flushed());
+    }
 }
 
 impl Pair {
@@ -356,11 +416,21 @@ impl Pair {
         self.batch(&commands);
         let view = self.lab.view();
         self.check_state(&view);
+        assert_eq!(view.recompute_hash().unwrap(), view.hash());
         if tape.once_in(3) {
             view.verify().unwrap();
         }
         self.check_query(&view, tape);
         self.check_watch(&view, tape);
+        let lazy = self.lazy.view();
+        self.check_state(&lazy);
+        assert_eq!(lazy.hash(), view.hash());
+        self.check_query(&lazy, tape);
+        self.check_watch(&lazy, tape);
+        drop(lazy);
+        for _ in 0..tape.below(4) {
+            self.lazy.step(tape, &self.log);
+        }
         if tape.once_in(16) {
             self.check_snapshot(view);
         }
@@ -373,6 +443,9 @@ impl Pair {
         let entries = commands.iter().map(|command| self.lab.entry(body(command.clone())));
         let entries: Vec<_> = std::iter::once(blank).chain(entries).collect();
         let batch = self.lab.store().apply(&entries).unwrap();
+        let lazy = self.lazy.core.apply(&entries).unwrap();
+        assert_eq!(format!("{lazy:?}"), format!("{batch:?}"));
+        self.log.extend(entries);
         assert_eq!(batch.outcomes[0], None);
         for (command, outcome) in commands.iter().zip(&batch.outcomes[1..]) {
             let expected = self.model.apply(command);
@@ -400,7 +473,6 @@ impl Pair {
             let expected = model.leases.get(&id).map(|ttl| (id, *ttl, model.lease_keys(id)));
             assert_eq!(lease.map(|lease| (lease.id, lease.ttl, lease.keys)), expected);
         }
-        assert_eq!(view.recompute_hash().unwrap(), view.hash());
     }
 
     fn check_query(&self, view: &View, tape: &mut Tape<'_>) {
@@ -430,7 +502,19 @@ impl Pair {
         }
         let loaded = loader.finish().unwrap().view().unwrap();
         assert_eq!(loaded.hash(), hash);
+        assert_eq!(loaded.recompute_hash().unwrap(), hash);
         self.check_state(&loaded);
+    }
+
+    /// However lazy it was, in the end the tables hold the same, to the byte.
+    fn check_end(&mut self) {
+        self.lazy.settle();
+        let (lab, lazy) = (self.lab.store(), self.lazy.core.moment().store());
+        for store in [lab, &lazy] {
+            assert!(store.compact_step(1 << 20).unwrap());
+            store.view().unwrap().verify().unwrap();
+        }
+        assert_eq!(rows(lab), rows(&lazy));
     }
 }
 
@@ -472,10 +556,46 @@ proptest! {
     #[test]
     fn the_store_does_what_the_rules_say(bytes in proptest::collection::vec(any::<u8>(), 0..900)) {
         let mut tape = Tape::new(&bytes);
-        let mut pair = Pair { lab: Lab::new(), model: Model::new() };
+        let (lab, lazy, log) = (Lab::new(), Lazy::new(), Vec::new());
+        let mut pair = Pair { lab, lazy, model: Model::new(), log };
         while !tape.is_empty() {
             pair.step(&mut tape);
         }
-        pair.lab.view().verify().unwrap();
+        pair.check_end();
     }
+}
+
+/// A key that has changed so often that the way back through its changes is cut short, with flushes and compaction in
+/// between, and deletes: read at each revision, and watched from each.
+#[test]
+fn a_long_history_of_a_key_is_found_from_any_place() {
+    const CHANGES: u64 = 500;
+    let mut pair = Pair { lab: Lab::new(), lazy: Lazy::new(), model: Model::new(), log: Vec::new() };
+    for number in 0..CHANGES {
+        let put = |key: &'static str| Command::Txn(TxnOp::single(Op::put(key, number.to_string()).0));
+        let delete = Command::Txn(TxnOp::single(Op::delete("k".."l").0));
+        pair.batch(&[put("k"), put("other")]);
+        if number % 37 == 36 {
+            pair.batch(&[delete]);
+        }
+        if number % 150 == 149 {
+            pair.batch(&[Command::Compact(Revision::from(pair.model.revision() / 3))]);
+            pair.lab.store().compact_step(100).unwrap();
+        }
+        if number % 90 == 89 {
+            pair.lazy.settle();
+        }
+    }
+    let (compacted, newest) = (pair.model.compact_revision, pair.model.revision());
+    for view in [pair.lab.view(), pair.lazy.view()] {
+        for revision in compacted..=newest {
+            let read = txn([], [Op::get("k").at(Revision::from(revision)), Op::range(..).at(Revision::from(revision))], []);
+            assert_eq!(view.query(&read).unwrap(), pair.model.draft().transaction(&read));
+            let cursor = super::kit::cursor("k", revision);
+            let bytes_max = [usize::MAX, 600][(revision % 2) as usize];
+            let seen = watch(&view, cursor.clone(), bytes_max);
+            assert_eq!(seen, pair.model.events_from(&cursor), "from {revision}");
+        }
+    }
+    pair.check_end();
 }

@@ -119,14 +119,14 @@ fn a_stream_of_a_newer_version_is_the_senders_mistake_and_no_fault_of_this_membe
 #[test]
 fn the_bytes_of_a_stream_are_golden() {
     let chunks = stream(Lab::new().view(), 1 << 20);
-    let mut golden = b"QSNP\x01".to_vec();
-    golden.extend(b"\x08\x00\x06format\x00\x00\x00\x09\x01\x00\x01\x00\x01");
-    golden.extend(crc32c::crc32c(b"\x08format\x01\x00\x01\x00\x01").to_be_bytes());
+    let mut golden = b"QSNP\x02".to_vec();
+    golden.extend(b"\x09\x00\x06format\x00\x00\x00\x09\x01\x00\x02\x00\x01");
+    golden.extend(crc32c::crc32c(b"\x09format\x01\x00\x02\x00\x01").to_be_bytes());
     let mut head = vec![1, 0]; // version, nothing applied
     head.extend([0, 0, 0, 0, 0, 0, 0, 1]); // revision
     head.extend([0; 8 + 8 + 8 + 16]); // compact revision, keys, chosen lease, hash
-    let sum = crc32c::crc32c_append(crc32c::crc32c(b"\x08head"), &head);
-    golden.extend(b"\x08\x00\x04head\x00\x00\x00\x36");
+    let sum = crc32c::crc32c_append(crc32c::crc32c(b"\x09head"), &head);
+    golden.extend(b"\x09\x00\x04head\x00\x00\x00\x36");
     golden.extend(head);
     golden.extend(sum.to_be_bytes());
     golden.extend(b"\xff\x00\x00\x00\x00\x00\x00\x00\x02");
@@ -191,7 +191,7 @@ fn reordered_doubled_and_missing_pieces_are_refused() {
 fn a_lie_about_a_length_fills_no_memory() {
     let folder = tempfile::tempdir().unwrap();
     let mut loader = SnapshotLoader::new_with(folder.path(), MAP_BYTES, Sync::Never).unwrap();
-    loader.push(&Bytes::from_static(b"QSNP\x01\x01\x00\x01k\xff\xff\xff\xff")).unwrap();
+    loader.push(&Bytes::from_static(b"QSNP\x02\x01\x00\x01k\xff\xff\xff\xff")).unwrap();
     assert!(matches!(loader.load(), Err(LoadError::Malformed("a row that is too long"))));
     assert!(loader.push(&Bytes::from_static(b"more")).is_ok());
     assert!(loader.finish().is_err(), "and after an error nothing is believed");

@@ -1,6 +1,6 @@
-//! When what is applied is shown, committed and answered, and what becomes of it when something fails.
+//! When what is applied is shown, flushed and answered, and what becomes of it when something fails.
 
-use super::thread::{PENDING_BYTES_MAX, PENDING_CHANGES_MAX};
+use super::thread::FLUSH_BYTES;
 use super::*;
 use crate::api::Command;
 use crate::mvcc::Body;
@@ -16,16 +16,26 @@ fn entry(index: u64) -> mvcc::Entry {
     mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) }
 }
 
-/// Keeps the state's thread, which has nothing else to do, from going on until the sender is dropped.
-fn hold(state: &Arc<State>) -> mpsc::Sender<()> {
+/// Keeps a thread, which has nothing else to do, from going on until the sender is dropped.
+fn hold(send: impl FnOnce(thread::Run)) -> mpsc::Sender<()> {
     let ((held, free), (inside, is_inside)) = (mpsc::channel(), mpsc::channel());
     let wait = move |_: &Arc<State>| {
         inside.send(()).unwrap();
         let _ = free.recv();
     };
-    state.send(Work::Run(Arc::clone(state), Box::new(wait))).unwrap();
+    send(Box::new(wait));
     is_inside.recv().unwrap();
     held
+}
+
+/// Keeps what is handed in from being applied.
+fn hold_applying(state: &Arc<State>) -> mpsc::Sender<()> {
+    hold(|wait| state.send(Work::Look(Arc::clone(state), wait)).unwrap())
+}
+
+/// Keeps what is applied from being flushed.
+fn hold_flushing(state: &Arc<State>) -> mpsc::Sender<()> {
+    hold(|wait| state.send_to_disk(Job::Run(Arc::clone(state), wait)).unwrap())
 }
 
 async fn hand_in(state: &Arc<State>, indexes: std::ops::Range<u64>) {
@@ -40,13 +50,13 @@ fn commits(state: &State) -> usize {
     state.store().unwrap().commits()
 }
 
-fn read(state: &State, op: Op) -> Option<TxnOutcome> {
-    state.read_now(&TxnOp::single(op.0)).unwrap().map(Result::unwrap)
+fn read(state: &State, op: Op) -> TxnOutcome {
+    state.read(&TxnOp::single(op.0)).unwrap().unwrap()
 }
 
-/// A commit costs a flush, and nobody needs it who reads keys one by one.
+/// A flush of the tables costs a flush of the disk, and nobody needs it who only reads.
 #[tokio::test]
-async fn what_is_applied_is_committed_when_somebody_needs_it() {
+async fn what_is_applied_is_read_at_once_and_flushed_when_somebody_needs_it() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
     state.settled().await.unwrap();
@@ -54,23 +64,87 @@ async fn what_is_applied_is_committed_when_somebody_needs_it() {
     for index in 0..5 {
         hand_in(&state, index..index + 1).await;
     }
+    let look = || {
+        let got = read(&state, Op::get("k3"));
+        assert!(matches!(&got.results[..], [OpResult::Get(Some(kv))] if kv.value == "v"));
+        assert_eq!(got.revision, Revision::from(6));
+        assert_eq!(state.read(&TxnOp::default()).unwrap().unwrap().revision, got.revision);
+        let page = read(&state, Op::range("k".."l"));
+        assert!(matches!(&page.results[..], [OpResult::Range(page)] if page.count == 5));
+        assert_eq!(state.summary().0, state.now());
+        state.summary().1
+    };
+    let hash = look();
     assert_eq!(commits(&state), before);
-    let got = read(&state, Op::get("k3")).expect("a key needs no commit");
-    assert!(matches!(&got.results[..], [OpResult::Get(Some(kv))] if kv.value == "v"));
-    assert_eq!(got.revision, Revision::from(6));
-    assert_eq!(state.read_now(&TxnOp::default()).unwrap().unwrap().unwrap().revision, got.revision);
-    assert_eq!(state.summary().0, state.now());
-    assert!(read(&state, Op::range("k".."l")).is_none(), "a range does");
+    assert_eq!(state.store().unwrap().view().unwrap().applied(), None);
     state.settled().await.unwrap();
-    let page = read(&state, Op::range("k".."l")).expect("it is committed");
-    assert!(matches!(&page.results[..], [OpResult::Range(page)] if page.count == 5));
     assert_eq!(commits(&state) - before, 1, "for all of them");
-    assert_eq!(state.summary().1, state.view().unwrap().recompute_hash().unwrap());
+    assert_eq!(look(), hash);
+    let view = state.durable_view().await.unwrap();
+    assert_eq!(view.applied().map(|at| at.index), Some(4));
+    assert_eq!(view.recompute_hash().unwrap(), hash);
+    assert_eq!(commits(&state) - before, 1, "there was nothing more");
 }
 
-/// History is read from the tables, where whoever has compacted it is to find it compacted.
+/// A flush that takes its time hides nothing and holds nobody up, while there is room for what comes meanwhile.
 #[tokio::test]
-async fn a_compaction_is_committed_though_nobody_waits() {
+async fn a_slow_flush_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    hand_in(&state, 0..10).await;
+    let held = hold_flushing(&state);
+    let mut settled = pin!(state.settled());
+    assert!(futures::poll!(&mut settled).is_pending());
+    for index in 10..20 {
+        hand_in(&state, index..index + 1).await;
+        let page = read(&state, Op::range("k".."l").limit(1));
+        assert!(matches!(&page.results[..], [OpResult::Range(page)] if page.count == index + 1));
+    }
+    assert!(futures::poll!(&mut settled).is_pending());
+    drop(held);
+    settled.await.unwrap();
+    let flushed = state.store().unwrap().view().unwrap().applied().map(|at| at.index);
+    assert!(flushed >= Some(9));
+    state.settled().await.unwrap();
+    let view = state.store().unwrap().view().unwrap();
+    assert_eq!(view.applied().map(|at| at.index), Some(19));
+    view.verify().unwrap();
+}
+
+/// What nobody asks for is flushed when it has grown, and applying waits when that does not keep up.
+#[tokio::test]
+async fn memory_is_bounded_however_slow_the_disk_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    let value = Bytes::from(vec![7; 1 << 20]);
+    let large = |index: u64| {
+        let command = Command::Txn(TxnOp::single(Op::put("k", value.clone()).0));
+        let position = mvcc::LogPosition { term: 1, node: 1, index };
+        mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) }
+    };
+    let held = hold_flushing(&state);
+    let mut handed_in = 0;
+    loop {
+        let mut next = pin!(state.hand_in(vec![large(handed_in)], vec![None], value.len()));
+        if futures::poll!(&mut next).is_pending() {
+            break;
+        }
+        handed_in += 1;
+    }
+    state.head().wait_for(|head| head.applied >= Some(60)).await.unwrap();
+    let most = (2 * FLUSH_BYTES) as u64 >> 20;
+    assert!(state.now().applied < Some(most), "{:?}", state.now());
+    assert!(handed_in < most + 2 * (u64::from(ROOM_UNITS) >> 10), "{handed_in}");
+    drop(held);
+    let last = handed_in - 1;
+    state.head().wait_for(|head| head.applied == Some(last)).await.unwrap();
+    state.settled().await.unwrap();
+    state.store().unwrap().view().unwrap().verify().unwrap();
+}
+
+/// History that was compacted is given back though nobody waits for it.
+#[tokio::test]
+async fn a_compaction_counts_at_once_and_makes_room_soon() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
     hand_in(&state, 0..5).await;
@@ -78,34 +152,37 @@ async fn a_compaction_is_committed_though_nobody_waits() {
     let position = mvcc::LogPosition { term: 1, node: 1, index: 5 };
     let command = Command::Compact(Revision::from(4));
     let compaction = mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) };
+    let before = commits(&state);
     state.hand_in(vec![compaction], vec![None], 100).await.unwrap();
-    while state.view().unwrap().compact_revision() != Revision::from(4) {
+    state.head().wait_for(|head| head.applied == Some(5)).await.unwrap();
+    assert_eq!(state.view().unwrap().compact_revision(), Revision::from(4));
+    while commits(&state) < before + 2 {
         tokio::task::yield_now().await;
     }
+    assert_eq!(state.store().unwrap().view().unwrap().compact_revision(), Revision::from(4));
 }
 
-/// Those who wait for a commit share one, with what was handed in between them.
+/// Those who wait for a flush share one, with what was handed in between them.
 #[tokio::test]
-async fn one_commit_settles_all_who_wait() {
+async fn one_flush_settles_all_who_wait() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
     hand_in(&state, 0..1).await;
     state.settled().await.unwrap();
-    let (before, held) = (commits(&state), hold(&state));
-    state.hand_in(vec![entry(1)], vec![None], 100).await.unwrap();
-    let mut waiting = Vec::new();
-    for index in 2..10 {
-        let (done, settled) = oneshot::channel();
-        state.send(Work::Settle(done)).unwrap();
-        state.hand_in(vec![entry(index)], vec![None], 100).await.unwrap();
-        waiting.push(settled);
+    let before = commits(&state);
+    let held = hold_flushing(&state);
+    let mut waiting = vec![state.settled()];
+    for index in 1..10 {
+        hand_in(&state, index..index + 1).await;
+        waiting.push(state.settled());
     }
     drop(held);
     for settled in waiting {
         settled.await.unwrap();
     }
-    assert_eq!(commits(&state) - before, 1);
-    assert_eq!(state.view().unwrap().applied().map(|at| at.index), Some(9));
+    assert!(commits(&state) - before <= 2, "the first, and all that waited for it");
+    let view = state.store().unwrap().view().unwrap();
+    assert_eq!(view.applied().map(|at| at.index), Some(9));
 }
 
 /// A piece of the log that is larger than a group is applied in several, and each entry is answered in its place.
@@ -115,7 +192,7 @@ async fn a_large_share_is_applied_whole() {
     let state = State::open_unsynced(folder.path());
     hand_in(&state, 0..1000).await;
     state.settled().await.unwrap();
-    let page = read(&state, Op::range("k".."l").limit(1)).unwrap();
+    let page = read(&state, Op::range("k".."l").limit(1));
     assert!(matches!(&page.results[..], [OpResult::Range(page)] if page.count == 1000));
 }
 
@@ -123,7 +200,7 @@ async fn a_large_share_is_applied_whole() {
 async fn other_work_sees_what_was_handed_in_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
-    let held = hold(&state);
+    let held = hold_applying(&state);
     state.hand_in(vec![entry(0)], vec![None], 100).await.unwrap();
     let mut between = pin!(state.view_in_order());
     assert!(futures::poll!(&mut between).is_pending());
@@ -152,15 +229,9 @@ async fn a_key_is_read_as_it_is_whatever_the_tables_say() {
         let entry = mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) };
         state.hand_in(vec![entry], vec![None], 100).await.unwrap();
         state.head().wait_for(|head| head.applied == Some(index as u64)).await.unwrap();
-        // What is large is not kept beside the tables.
-        let is_large = index % 3 == 0;
-        assert_eq!(read(&state, Op::get("k")).is_none(), is_large);
-        if is_large {
-            state.settled().await.unwrap();
-        }
-        let shown = read(&state, Op::get("k")).unwrap();
+        let shown = read(&state, Op::get("k"));
         state.settled().await.unwrap();
-        assert_eq!(read(&state, Op::get("k")).unwrap(), shown, "before a commit and after");
+        assert_eq!(read(&state, Op::get("k")), shown, "before a flush and after");
         let [OpResult::Get(kv)] = &shown.results[..] else { unreachable!() };
         let value = kv.as_ref().map(|kv| &kv.value[..]);
         let expected = [Some(&large[..]), Some(b"small"), None, Some(&large[..])];
@@ -168,42 +239,25 @@ async fn a_key_is_read_as_it_is_whatever_the_tables_say() {
     }
 }
 
-/// A start that is given up in the middle just lets go of its state, with a transaction open.
+/// A start that is given up in the middle just lets go of its state.
 #[tokio::test]
 async fn a_state_that_is_dropped_closes_its_folder() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
     hand_in(&state, 0..5).await;
+    state.settled().await.unwrap();
     let env = state.store().unwrap();
     drop(state);
-    assert!(env.close(Duration::from_secs(10)), "the thread ends, and lets go of the environment");
+    assert!(env.close(Duration::from_secs(10)), "the threads end, and let go of the environment");
     let again = State::open_unsynced(folder.path());
-    assert_eq!(again.now().applied, Some(4), "what it had applied is committed");
-}
-
-#[tokio::test]
-async fn a_transaction_does_not_grow_without_end() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = State::open_unsynced(folder.path());
-    state.settled().await.unwrap();
-    let (before, half) = (commits(&state), PENDING_CHANGES_MAX as u64 / 2);
-    hand_in(&state, 0..half).await;
-    hand_in(&state, half..2 * half).await;
-    while commits(&state) == before {
-        tokio::task::yield_now().await;
-    }
-    let large = (vec![entry(2 * half)], vec![None], PENDING_BYTES_MAX);
-    state.hand_in(large.0, large.1, large.2).await.unwrap();
-    while commits(&state) == before + 1 {
-        tokio::task::yield_now().await;
-    }
+    assert_eq!(again.now().applied, Some(4), "what was flushed is there");
 }
 
 #[tokio::test]
 async fn entries_wait_outside_when_too_many_are_inside() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
-    let held = hold(&state);
+    let held = hold_applying(&state);
     let half = ROOM_UNITS as usize * 1024 / 2;
     state.hand_in(vec![entry(0)], vec![None], half).await.unwrap();
     let mut next = pin!(state.hand_in(vec![entry(1)], vec![None], half));
@@ -227,7 +281,7 @@ async fn after_a_failure_nothing_is_applied() {
     state.hand_in(vec![entry(4)], vec![None], 100).await.unwrap();
     assert!(state.settled().await.is_err() && state.view_in_order().await.is_err());
     assert_eq!(state.now().applied, Some(3), "what was answered stays so");
-    assert_eq!(state.view().unwrap().applied(), None, "the log has it");
+    assert_eq!(state.store().unwrap().view().unwrap().applied(), None, "the log has it");
 }
 
 /// A state, and a snapshot of it that is ready to take its place.
@@ -235,12 +289,13 @@ fn state_and_loaded(folder: &Path) -> (Arc<State>, Loaded) {
     let state = State::open_unsynced(folder);
     let position = mvcc::LogPosition { term: 1, node: 1, index: 0 };
     state.apply_for_test(&[mvcc::Entry { position, body: Body::Blank }]);
-    let loaded = copy(&state, state.view().unwrap()).unwrap();
+    let settled = futures::executor::block_on(state.durable_view()).unwrap();
+    let loaded = copy(&state, settled).unwrap();
     (state, loaded)
 }
 
-#[test]
-fn a_state_that_may_have_been_named_current_is_not_removed() {
+#[tokio::test]
+async fn a_state_that_may_have_been_named_current_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();
     let (state, loaded) = state_and_loaded(folder.path());
     let draft = loaded.folder.0.clone();
@@ -248,16 +303,16 @@ fn a_state_that_may_have_been_named_current_is_not_removed() {
     let current = folder.path().join("CURRENT");
     std::fs::remove_file(&current).unwrap();
     std::fs::create_dir_all(current.join("in the way")).unwrap();
-    state.swap(loaded).unwrap_err();
+    state.swap(loaded).await.unwrap_err();
     assert!(draft.join("data.mdb").exists());
 }
 
-#[test]
-fn a_snapshot_that_comes_after_the_end_opens_nothing() {
+#[tokio::test]
+async fn a_snapshot_that_comes_after_the_end_opens_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (state, loaded) = state_and_loaded(folder.path());
     state.abandon();
-    state.swap(loaded).unwrap_err();
+    state.swap(loaded).await.unwrap_err();
     assert!(state.view().is_err());
     let limit = Duration::from_secs(5);
     assert!(

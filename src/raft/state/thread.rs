@@ -176,6 +176,7 @@ impl Applier {
         state.lessor.note(&batch.leases);
         state.show(self.core.moment());
         point(Point::StateShown);
+        point(Point::WatchWake);
         state.interest.wake(&batch.touched, batch.revision);
         let responders = shares.drain(..).flat_map(|share| share.responders);
         for (responder, outcome) in responders.zip(batch.outcomes) {

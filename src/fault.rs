@@ -40,7 +40,7 @@ named! {
         LogWritesPurge, LogWritesCommitted, LogWritesRecord, LogBeforeSync, LogSynced, LogSettled, LogAnswered,
         SegmentDrafted, SegmentRenamed, SegmentRecycled,
         // Applying: openraft's side, and the state's thread.
-        ApplyCalled, ApplyGatePassed, ApplyHandedIn, StateBegins, StateApplied, StateShown, StateAnswered,
+        ApplyCalled, ApplyHandedIn, StateBegins, StateApplied, StateShown, StateAnswered,
         CoreEntry, CoreMembership, CoreChange, CoreLease, CoreExpire,
         // Flushing what was applied.
         FlushFrozen, FlushBegun, FlushWritten, FlushCommitted, FlushShown,

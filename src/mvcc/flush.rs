@@ -34,6 +34,11 @@ pub(crate) struct Flush {
 }
 
 impl Flush {
+    /// The log index that the tables will stand for.
+    pub(crate) fn index(&self) -> Option<u64> {
+        self.head.applied.map(|at| at.index)
+    }
+
     /// Writes it to the tables. Only the state's one writer thread may call this.
     ///
     /// After a loss of power the last flush may be gone, whole; the one before it is there. [`Store::force_sync`] makes

@@ -10,7 +10,7 @@
 use super::config::{Retention, Timing, config};
 use super::log::LogStore;
 use super::log::tests::seam;
-use super::machine::{Gate, Machine, SnapshotData};
+use super::machine::{Machine, SnapshotData};
 use super::state::State;
 use super::{Payload, Peer, Types, Vote};
 use crate::api::{Command, Proposal};
@@ -110,7 +110,7 @@ impl Member {
     async fn start(id: u64, folder: &Path, router: &Router, restore: bool) -> Self {
         let log = LogStore::open(&folder.join("raft"), 1 << 20).unwrap();
         let state = State::open(folder, MAP).unwrap();
-        let machine = Machine::new(Arc::clone(&state), Gate::Log(log.clone()));
+        let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
         let timing = Timing { heartbeat: Duration::from_millis(150) };
         let mut config = config(timing, Retention::default());
         if restore {

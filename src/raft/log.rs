@@ -83,6 +83,15 @@ struct Flushed {
     failed: Option<Fault>,
 }
 
+/// Something that is done when entries are on the disk, or with the reason why they are not.
+type Waiter = Box<dyn FnOnce(Result<(), Fault>) + Send>;
+
+impl Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
 /// Tells when the log has failed. Does not keep it open.
 #[derive(Clone, Debug)]
 pub(crate) struct Health(watch::Receiver<Flushed>);
@@ -95,7 +104,7 @@ impl Health {
 }
 
 /// The log as it was handed in, ahead of the disk.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
     vote: Option<Vote>,
     committed: Option<LogId>,
@@ -108,6 +117,9 @@ struct Shared {
     /// Appends that are not on the disk: the indexes that each still stands for, its job, and its bytes.
     pending: VecDeque<Pending>,
     staged_bytes: usize,
+    /// What is to be done when the append of a job is on the disk, or never will be.
+    waiting: Vec<(u64, Waiter)>,
+    failed: Option<Fault>,
     /// What is on the disk, and where.
     index: Index,
     values: Values,
@@ -208,21 +220,26 @@ impl LogStore {
         written.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
-    /// Waits until the entry that is now at `index`, and everything before it, is on the disk. Entries that are not in
-    /// the log any more, because a snapshot took their place, count as there.
-    pub(crate) async fn flushed(&self, index: u64) -> Result<(), Fault> {
-        let job = {
-            let shared = self.shared();
-            shared
-                .pending
-                .iter()
-                .find(|append| append.indexes.contains(&index))
-                .map(|append| append.job)
+    /// Does something, once the entry that is now at `index`, and everything before it, is on the disk. Entries that are
+    /// not in the log any more, because a snapshot took their place, count as there. It is done at once, or on the thread
+    /// that writes.
+    pub(crate) fn when_flushed(
+        &self,
+        index: u64,
+        then: impl FnOnce(Result<(), Fault>) + Send + 'static,
+    ) {
+        let mut shared = self.shared();
+        let pending = shared.pending.iter().find(|append| append.indexes.contains(&index));
+        let done = match (&shared.failed, pending.map(|append| append.job)) {
+            (Some(fault), _) => Err(fault.clone()),
+            (None, None) => Ok(()),
+            (None, Some(job)) => {
+                shared.waiting.push((job, Box::new(then)));
+                return;
+            }
         };
-        match job {
-            None => Ok(()),
-            Some(job) => self.reach(|flushed, _| flushed >= job).await,
-        }
+        drop(shared);
+        then(done);
     }
 
     /// Waits until the writer has come so far, or has failed.
@@ -405,6 +422,15 @@ impl Shared {
         {
             self.drop_oldest();
         }
+    }
+
+    /// Those who wait for what is on the disk now, or for the reason why nothing ever will be any more.
+    fn let_go(&mut self, written: &Result<(), Fault>, job: u64) -> Vec<Waiter> {
+        if let Err(fault) = written {
+            self.failed = Some(fault.clone());
+        }
+        let all = written.is_err();
+        self.waiting.extract_if(.., |(wanted, _)| all || *wanted <= job).map(|it| it.1).collect()
     }
 
     fn drop_oldest(&mut self) {

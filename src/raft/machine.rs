@@ -1,18 +1,19 @@
 //! What openraft drives: entries come out of the log here, in order, and go to the state; snapshots are made and installed.
 //!
 //! ```text
-//! openraft's apply worker ─▶ gate: the log is on the disk up to here ─▶ state: applied, published, answered
+//! openraft's apply worker ─▶ state: applied, published, answered ····▶ flushed, when the log is on the disk up to there
 //!                        ◀─ handed in
 //! ```
 //!
 //! openraft applies one piece of the log after the other, and hears of each when it is *handed in*: what it takes for
 //! applied may still wait for the state's thread. Nothing of ours goes by openraft's word for that, reads least of all;
-//! they ask the state. In return the state's disk is no more often waited for than it has to be.
+//! they ask the state. In return no disk is waited for: what is committed is on the disks of a majority, and this member's
+//! own may be late.
 //!
 //! Invariants
 //! - the state never becomes durable at an index before the log is durable up to it, truncations included: otherwise a
-//!   loss of power could leave a state that its log contradicts. The install of a snapshot, whose entries never were in
-//!   the log, flushes the log first and then swaps;
+//!   loss of power could leave a state that its log contradicts. So a flush waits for the log ([`State::when_durable`]).
+//!   The install of a snapshot, whose entries never were in the log, flushes the log first and then swaps;
 //! - snapshots are taken and installed in the order of what was handed in;
 //! - data and the position it was applied at are read from one view, also for a snapshot;
 //! - an `Err` from here stops the node. A rejection by the rules is no `Err`.
@@ -65,56 +66,27 @@ pub(super) fn meta(view: &View) -> Result<SnapshotMetaOf, Fault> {
     Ok(SnapshotMeta { last_log_id, last_membership })
 }
 
-/// What makes the state wait for the log.
-#[derive(Clone, Debug)]
-pub(crate) enum Gate {
-    Log(LogStore),
-    /// openraft's own suite applies entries that it never appended.
-    #[cfg(test)]
-    Open,
-}
-
-impl Gate {
-    async fn pass(&self, index: u64) -> Result<(), Fault> {
-        match self {
-            Self::Log(log) => log.flushed(index).await,
-            #[cfg(test)]
-            Self::Open => Ok(()),
-        }
-    }
-
-    async fn flush(&self) -> Result<(), Fault> {
-        match self {
-            Self::Log(log) => log.flush().await,
-            #[cfg(test)]
-            Self::Open => Ok(()),
-        }
-    }
-}
-
 /// What openraft drives.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     state: Arc<State>,
-    gate: Gate,
+    log: Option<LogStore>,
     /// The log index that was handed in last.
     handed_in: Option<u64>,
 }
 
 impl Machine {
-    pub(crate) fn new(state: Arc<State>, gate: Gate) -> Self {
+    /// The entries come out of `log`. (openraft's own suite applies such that were in none.)
+    pub(crate) fn new(state: Arc<State>, log: Option<LogStore>) -> Self {
         let handed_in = state.head().borrow().applied;
-        Self { state, gate, handed_in }
+        state.follow(log.clone());
+        Self { state, log, handed_in }
     }
 
     async fn hand_in(&mut self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         let last = last.log_id.index;
         point(Point::ApplyCalled);
-        if !bug(Bug::StateAheadOfLog) {
-            self.gate.pass(last).await?;
-        }
-        point(Point::ApplyGatePassed);
         self.check_gapless(&batch)?;
         let bytes = batch.iter().map(|(entry, _)| entry_bytes(entry)).sum();
         let (entries, responders) =
@@ -131,8 +103,8 @@ impl Machine {
         let first = before.map_or(0, |index| index + 1);
         let mut expected = first..;
         let gap = batch.iter().find(|(entry, _)| expected.next() != Some(entry.log_id.index));
-        match (gap, &self.gate) {
-            (Some((entry, _)), Gate::Log(_)) => Err(Fault::assertion(format!(
+        match (gap, &self.log) {
+            (Some((entry, _)), Some(_)) => Err(Fault::assertion(format!(
                 "log entry {} was to be applied, after {before:?}",
                 entry.log_id.index
             ))),
@@ -155,7 +127,9 @@ impl Machine {
             )));
         }
         point(Point::SnapshotInstall);
-        self.gate.flush().await?;
+        if let Some(log) = &self.log {
+            log.flush().await?;
+        }
         point(Point::SnapshotLogFlushed);
         self.state.swap(loaded).await?;
         point(Point::SnapshotInstalled);
@@ -292,7 +266,7 @@ mod tests {
     fn open(folder: &Path) -> (LogStore, Machine) {
         let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
         let state = State::open(folder, 64 << 20).unwrap();
-        (log.clone(), Machine::new(state, Gate::Log(log)))
+        (log.clone(), Machine::new(state, Some(log)))
     }
 
     async fn apply(machine: &mut Machine, entries: Vec<Entry>) -> io::Result<()> {
@@ -301,26 +275,30 @@ mod tests {
         machine.state.view_in_order().await.map(drop).map_err(io_error)
     }
 
-    /// If the state were ahead of the log, a loss of power would leave a state that its log contradicts.
+    fn tables(machine: &Machine) -> Option<u64> {
+        machine.state.store().unwrap().view().unwrap().applied().map(|at| at.index)
+    }
+
+    /// If the tables were ahead of the log, a loss of power would leave a state that its log contradicts. Nobody waits for
+    /// that who only reads and writes.
     #[tokio::test]
-    async fn the_state_waits_for_the_log_to_be_on_the_disk() {
+    async fn the_tables_wait_for_the_log_to_be_on_the_disk() {
         let folder = tempfile::tempdir().unwrap();
         let (mut log, mut machine) = open(folder.path());
         let seam = seam::of(&folder.path().join("raft"));
         seam.set(seam::Disk::Holds);
         log.append([put(0), put(1)], IOFlushed::noop()).await.unwrap();
-        let state = Arc::clone(&machine.state);
-        {
-            let mut applying = pin!(apply(&mut machine, vec![put(0), put(1)]));
-            for _ in 0..20 {
-                assert!(futures::poll!(&mut applying).is_pending());
-                tokio::task::yield_now().await;
-            }
-            assert_eq!(state.view().unwrap().applied(), None, "nothing of it may be on the disk");
-            seam.set(seam::Disk::Works);
-            applying.await.unwrap();
+        apply(&mut machine, vec![put(0), put(1)]).await.unwrap();
+        assert_eq!(machine.state.view().unwrap().applied().map(|at| at.index), Some(1));
+        let mut flushing = pin!(machine.state.settled());
+        for _ in 0..20 {
+            assert!(futures::poll!(&mut flushing).is_pending());
+            tokio::task::yield_now().await;
         }
-        assert_eq!(state.view().unwrap().applied().map(|at| at.index), Some(1));
+        assert_eq!(tables(&machine), None, "nothing of it may be on the disk");
+        seam.set(seam::Disk::Works);
+        flushing.await.unwrap();
+        assert_eq!(tables(&machine), Some(1));
     }
 
     #[tokio::test]
@@ -329,8 +307,9 @@ mod tests {
         let (mut log, mut machine) = open(folder.path());
         seam::of(&folder.path().join("raft")).set(seam::Disk::Fails);
         log.append([put(0)], IOFlushed::noop()).await.unwrap();
-        assert!(apply(&mut machine, vec![put(0)]).await.is_err());
-        assert_eq!(machine.state.view().unwrap().applied(), None);
+        let _ = apply(&mut machine, vec![put(0)]).await;
+        assert!(machine.state.settled().await.is_err());
+        assert_eq!(tables(&machine), None);
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use super::convoy::{Convoy, travel};
 use super::founding::Desk;
 use super::identity::Identity;
 use super::log::{Health, LogStore};
-use super::machine::{Gate, Machine};
+use super::machine::Machine;
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
 use super::state::{FLUSH_EVERY, Head, State};
@@ -213,7 +213,7 @@ impl Member {
         let Parts { identity, timing, retention, log, state, desk, plaintext } = parts;
         let refusals = Refusals::default();
         let network = Network::new(identity, timing, plaintext, refusals.clone());
-        let machine = Machine::new(Arc::clone(&state), Gate::Log(log.clone()));
+        let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
         let config = Arc::new(config(timing, retention));
         let raft = Raft::new(identity.node, config, network, log.clone(), machine).await;
         let raft = raft.map_err(|fatal| {

@@ -18,6 +18,7 @@
 //! - no reader waits for a thread that writes, and none for the disk;
 //! - what is flushed next does not take more than [`FLUSH_BYTES`](thread::FLUSH_BYTES) and a share: then applying waits
 //!   until the flush before it is done;
+//! - nothing is flushed before the log is on the disk as far;
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
@@ -27,6 +28,7 @@ mod thread;
 
 use super::Types;
 use super::leases::Lessor;
+use super::log::LogStore;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
@@ -71,6 +73,8 @@ pub(crate) struct State {
     /// The thread that applies, and the one that flushes.
     applier: Mutex<Option<Worker<Work>>>,
     flusher: Mutex<Option<Worker<Job>>>,
+    /// Where the entries come from.
+    log: Mutex<Option<LogStore>>,
     /// Kilobytes of entries that may be handed in.
     room: Arc<Semaphore>,
     head: watch::Sender<Head>,
@@ -111,6 +115,7 @@ impl State {
             map_bytes,
             applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| applier.run(inbox))?)),
             flusher: Mutex::new(Some(Worker::spawn("quorate-flush", flush)?)),
+            log: Mutex::new(None),
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
@@ -129,6 +134,24 @@ impl State {
             Store::open_with(folder, map_bytes, crate::lmdb::Sync::Never)
         };
         Self::open_with(folder, 256 << 20, open).unwrap()
+    }
+
+    /// From now on nothing is flushed before this log is on the disk as far.
+    pub(crate) fn follow(&self, log: Option<LogStore>) {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log;
+    }
+
+    /// Does something once the log is on the disk up to an index that was applied.
+    fn when_durable(
+        &self,
+        index: u64,
+        then: impl FnOnce(Result<(), Fault>) + Send + 'static,
+    ) {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match log.filter(|_| !bug(Bug::StateAheadOfLog)) {
+            Some(log) => log.when_flushed(index, then),
+            None => then(Ok(())),
+        }
     }
 
     /// All that is applied.
@@ -406,6 +429,7 @@ impl State {
     }
 
     fn take_apart(&self) -> (Option<Worker<Work>>, Option<Worker<Job>>, Option<Store>) {
+        self.follow(None);
         let applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner).take();
         let flusher = self.flusher.lock().unwrap_or_else(PoisonError::into_inner).take();
         let moment = self.moment.swap(None);

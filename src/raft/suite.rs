@@ -2,7 +2,7 @@
 
 use super::Types;
 use super::log::LogStore;
-use super::machine::{Gate, Machine};
+use super::machine::Machine;
 use super::state::State;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -17,7 +17,7 @@ impl StoreBuilder<Types, LogStore, Machine, TempDir> for Builder {
         let log = LogStore::open(&folder.path().join("raft"), 64 << 20).expect("an empty log");
         let state = State::open(folder.path(), 64 << 20).expect("an empty state");
         // The suite applies entries that it has not appended.
-        Ok((folder, log, Machine::new(state, Gate::Open)))
+        Ok((folder, log, Machine::new(state, None)))
     }
 }
 

@@ -21,7 +21,7 @@ use openraft::storage::IOFlushed;
 use std::convert::Infallible;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use tokio::sync::{oneshot, watch};
 
 /// Jobs that wait for somebody to need a sync, at most.
@@ -152,9 +152,16 @@ pub(super) fn writer(
             }
         }
         point(Point::LogSettled);
+        let last = last_append(&jobs).unwrap_or(0);
+        let waiters = lock(&shared).let_go(&written, last);
+        waiters.into_iter().for_each(|waiter| waiter(written.clone()));
         answer(jobs, &written);
         point(Point::LogAnswered);
     }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn last_append(jobs: &[Job]) -> Option<u64> {
@@ -184,10 +191,7 @@ fn write(disk: &mut Disk, shared: &Mutex<Shared>, jobs: &[Job]) -> Result<(), Fa
             }
             let values = writing.values().clone();
             let steps = disk.write(mem::take(&mut writing))?;
-            let released = {
-                let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                shared.written(steps, values, last_append(&jobs[begin..end]))?
-            };
+            let released = lock(shared).written(steps, values, last_append(&jobs[begin..end]))?;
             disk.remove(released)?;
             begin = end;
         }

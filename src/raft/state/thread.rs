@@ -200,12 +200,20 @@ impl Applier {
             return;
         }
         let flush = if state.check().is_ok() { self.core.freeze() } else { None };
+        let index = flush.as_ref().and_then(mvcc::Flush::index);
         let flush = flush.map(|it| Job::Flush(Arc::clone(state), Box::new(it), self.generation));
         let runs = self.waiting.drain(..).map(|(state, run)| Job::Run(state, run));
+        let jobs: Vec<_> = flush.into_iter().chain(runs).collect();
         point(Point::FlushFrozen);
-        for job in flush.into_iter().chain(runs) {
+        let to = Arc::clone(state);
+        let send = move |durable: Result<(), Fault>| match durable {
             // If the other thread has ended, so has the state, and those who wait hear of it.
-            let _ = state.send_to_disk(job);
+            Ok(()) => jobs.into_iter().for_each(|job| drop(to.send_to_disk(job))),
+            Err(fault) => drop(to.fail(fault)),
+        };
+        match index {
+            Some(index) => state.when_durable(index, send),
+            None => send(Ok(())),
         }
     }
 

@@ -64,7 +64,9 @@ enum Next {
 }
 
 impl SnapshotReader {
+    /// A reader of a view of what is flushed: only rows travel.
     pub(crate) fn new(view: View) -> Self {
+        assert!(view.is_settled(), "a snapshot is of what is in the tables");
         let mut ready = BytesMut::from(&MAGIC[..]);
         ready.extend_from_slice(&[VERSION]);
         let sum = crc32c::crc32c(&ready);

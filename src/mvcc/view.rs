@@ -89,6 +89,11 @@ impl View {
         }
     }
 
+    /// Whether all of it is in the tables.
+    pub(super) fn is_settled(&self) -> bool {
+        self.moment.front().is_empty()
+    }
+
     /// The newest revision.
     pub(crate) fn revision(&self) -> Revision {
         self.head().revision

@@ -193,6 +193,10 @@ impl<'a> Front<'a> {
         Self([Some((active, Marks::ALL)), frozen.map(|overlay| (&**overlay, Marks::ALL))])
     }
 
+    pub(super) fn is_empty(self) -> bool {
+        self.overlays(0).next().is_none()
+    }
+
     fn overlays(self, newer_than: usize) -> impl Iterator<Item = (usize, &'a Overlay, Marks)> {
         let all = self.0.into_iter().enumerate().skip(newer_than);
         all.filter_map(|(which, it)| it.map(|(overlay, marks)| (which, overlay, marks)))

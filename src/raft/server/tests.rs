@@ -40,7 +40,8 @@ fn snapshot(position: LogPosition, body: Body) -> Vec<Bytes> {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open_unsynced(folder.path());
     state.apply_for_test(&[mvcc::Entry { position, body }]);
-    let mut reader = SnapshotReader::new(state.view().unwrap());
+    let flushed = futures::executor::block_on(state.durable_view()).unwrap();
+    let mut reader = SnapshotReader::new(flushed);
     std::iter::from_fn(|| reader.next_chunk(1000).unwrap()).collect()
 }
 

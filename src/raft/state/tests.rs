@@ -122,22 +122,26 @@ async fn memory_is_bounded_however_slow_the_disk_is() {
         let position = mvcc::LogPosition { term: 1, node: 1, index };
         mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) }
     };
+    const ENTRIES: u64 = 200;
     let held = hold_flushing(&state);
-    let mut handed_in = 0;
-    loop {
-        let mut next = pin!(state.hand_in(vec![large(handed_in)], vec![None], value.len()));
-        if futures::poll!(&mut next).is_pending() {
-            break;
+    let handing_in = async {
+        for index in 0..ENTRIES {
+            state.hand_in(vec![large(index)], vec![None], value.len()).await.unwrap();
         }
-        handed_in += 1;
-    }
-    state.head().wait_for(|head| head.applied >= Some(60)).await.unwrap();
-    let most = (2 * FLUSH_BYTES) as u64 >> 20;
-    assert!(state.now().applied < Some(most), "{:?}", state.now());
-    assert!(handed_in < most + 2 * (u64::from(ROOM_UNITS) >> 10), "{handed_in}");
-    drop(held);
-    let last = handed_in - 1;
-    state.head().wait_for(|head| head.applied == Some(last)).await.unwrap();
+    };
+    let full = async {
+        // Two overlays, and whatever waits in the queue.
+        let all = 2 * (FLUSH_BYTES >> 20) as u64;
+        state.head().wait_for(|head| head.applied >= Some(all - 1)).await.unwrap();
+        while state.room.available_permits() > value.len() / 1024 {
+            tokio::task::yield_now().await;
+        }
+        let most = all + (u64::from(ROOM_UNITS) >> 10);
+        assert!(state.now().applied < Some(most), "{:?}", state.now());
+        drop(held);
+    };
+    futures::future::join(handing_in, full).await;
+    state.head().wait_for(|head| head.applied == Some(ENTRIES - 1)).await.unwrap();
     state.settled().await.unwrap();
     state.store().unwrap().view().unwrap().verify().unwrap();
 }

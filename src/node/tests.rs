@@ -83,16 +83,22 @@ async fn readiness_is_not_waited_for_when_the_disk_has_failed() {
     for node in &nodes {
         timeout(LONG, node.ready()).await.unwrap().unwrap();
     }
-    // A follower whose disk stalls cannot catch up; then it fails.
-    let slow = nodes.iter().position(|node| node.status().leader != Some(node.id())).unwrap();
+    // Without the disks of both followers nobody is sure of anything; then one of them fails.
+    let leader = nodes.iter().position(|node| node.status().leader == Some(node.id())).unwrap();
+    let (slow, other) = ((leader + 1) % 3, (leader + 2) % 3);
     disk(folders[slow].path()).set(Disk::Holds);
-    nodes[(slow + 1) % 3].client().put("k", "v").await.unwrap();
+    disk(folders[other].path()).set(Disk::Holds);
+    let client = nodes[leader].client();
+    let mut write = pin!(client.put("k", "v").into_future());
+    assert!(timeout(HEARTBEAT, write.as_mut()).await.is_err(), "no majority has it");
     let ready = nodes[slow].ready();
     let mut ready = pin!(ready);
-    assert!(timeout(HEARTBEAT * 10, ready.as_mut()).await.is_err(), "it lacks the write");
+    assert!(timeout(HEARTBEAT * 10, ready.as_mut()).await.is_err(), "nobody confirms anything");
     disk(folders[slow].path()).set(Disk::Fails);
     let error = timeout(LONG, ready).await.expect("it hangs").unwrap_err();
     assert!(is_the_disk(&error), "{error:?}");
+    disk(folders[other].path()).set(Disk::Works);
+    write.await.unwrap();
 }
 
 /// What is answered is in memory first, and history is read from the file.

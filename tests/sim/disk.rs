@@ -362,6 +362,10 @@ pub fn before_rename(from: &Path, to: &Path) -> Result<(), c_int> {
         let Some((folder, member)) = disk.member_of(to) else { return Ok(()) };
         member.trouble.writes_fail.map_or(Ok(()), Err)?;
         disk.note(folder, Change::Rename { from: from.to_owned(), to: to.to_owned() });
+        // Who has it open goes on writing to it under its new name.
+        for open in disk.open.values_mut().filter(|open| open.path == from) {
+            open.path = to.to_owned();
+        }
         Ok(())
     })
     .unwrap_or(Ok(()))

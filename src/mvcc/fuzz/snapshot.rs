@@ -61,7 +61,6 @@ fn believe(store: &Store) {
     let everything = TxnOp::single(Op::range(KeyRange::all()).0);
     view.query(&everything).expect("each row can be read").expect("it only reads");
     view.leases().expect("each lease can be read");
-    view.membership().expect("the membership can be read");
 }
 
 /// Applies what any group may come by next.

@@ -162,11 +162,14 @@ impl Disk {
             steps.push(Step::Segment(Arc::clone(&self.newest.segment)));
         }
         let Newest { segment, block, batch, room } = &mut self.newest;
-        if *block + blocks > *room {
-            let step = ROOM_BLOCKS.min(self.segment_blocks);
-            *room = (*block + blocks).next_multiple_of(step);
-        }
-        segment.write(*batch, *block, &content, *room)?;
+        let end = *block + blocks;
+        let zeros = if end <= *room {
+            0
+        } else {
+            *room = end.next_multiple_of(ROOM_BLOCKS.min(self.segment_blocks));
+            *room - end
+        };
+        segment.write(*batch, *block, &content, zeros)?;
         point(Point::LogBeforeSync);
         segment.sync()?;
         let begin = *block * ROOM as u32;

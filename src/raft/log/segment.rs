@@ -97,20 +97,20 @@ impl Segment {
         fs::remove_file(&self.path).map_err(tried)
     }
 
-    /// Writes a batch, and zeros behind it until the file has `room` blocks. It is on the disk once it is [synced](Self::sync).
+    /// Writes a batch, and so many blocks of zeros behind it. It is on the disk once it is [synced](Self::sync).
     pub(super) fn write(
         &self,
         batch: u32,
         number: u32,
         content: &[u8],
-        room: u32,
+        zeros: u32,
     ) -> Result<(), Fault> {
         let mut bytes = Vec::new();
         block::write(self.number, batch, number, content, &mut bytes);
-        let begin = number as usize * BLOCK_BYTES;
-        bytes.resize(bytes.len().max((room as usize * BLOCK_BYTES).saturating_sub(begin)), 0);
+        bytes.resize(bytes.len() + zeros as usize * BLOCK_BYTES, 0);
+        let begin = u64::from(number) * BLOCK_BYTES as u64;
         let tried = |error| Fault::disk(format!("cannot write {}", self.path.display()), error);
-        self.file.write_all_at(&bytes, begin as u64).map_err(tried)
+        self.file.write_all_at(&bytes, begin).map_err(tried)
     }
 
     /// Returns when everything that was written is on the disk.

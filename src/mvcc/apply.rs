@@ -23,7 +23,9 @@ use super::plan::{Plan, Step};
 use super::read::Reader;
 use super::records::{FIRST_TURN, Head, Image, Membership, Value, next_turn};
 use super::tables::Tables;
-use super::{Batch, Body, Entry, LeaseChange, LogPosition, Outcome, Stop, Store, hash, keys, split};
+use super::{
+    Batch, Body, Entry, LeaseChange, LogPosition, Outcome, Stop, Store, hash, keys, split,
+};
 use crate::api::{Applied, Command, Position, check_txn};
 use crate::error::Fault;
 use crate::fault::{Point, point};
@@ -218,7 +220,10 @@ impl Writer<'_> {
         };
         let large = matches!(new.value, Value::Large { .. }).then_some(value);
         let (turn, gone) = (new.turn, gone.map(|gone| gone.at));
-        self.change(put.key.clone(), Change { at: modified, new: Some(new), prev, gone, turn, large });
+        self.change(
+            put.key.clone(),
+            Change { at: modified, new: Some(new), prev, gone, turn, large },
+        );
         Ok(OpResult::Put { prev: shown })
     }
 

@@ -39,7 +39,7 @@ impl Linked<'_> {
     }
 
     /// The state that it made, if it was a put.
-    pub(super) fn new(&self) -> Option<&Image> {
+    pub(super) fn made(&self) -> Option<&Image> {
         match self {
             Self::Here(step) => step.new.as_ref(),
             Self::Table(_, change) => change.new.as_ref(),

@@ -87,7 +87,7 @@ impl<'txn> Reader<'txn> {
             let behind = Position { sub: last.at().sub.saturating_add(1), ..last.at() };
             for change in changes {
                 let at = change.at();
-                if !gathering.admits(at) || !gathering.add(at, key, change.new(), change.prev())? {
+                if !gathering.admits(at) || !gathering.add(at, key, change.made(), change.prev())? {
                     return Ok(gathering.stop_before(at));
                 }
             }

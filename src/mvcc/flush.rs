@@ -12,11 +12,11 @@
 //! Invariant: the log position is that of the moment that was frozen. Whoever has it flushed makes sure that the log is on
 //! the disk up to there first.
 
+use super::Store;
 use super::keys;
 use super::overlay::{Overlay, Step};
 use super::records::{Change, Gone, Head, LargeValue, Membership, Table};
 use super::tables::Tables;
-use super::Store;
 use crate::error::Fault;
 use crate::fault::{Point, point};
 use bytes::Bytes;

@@ -253,7 +253,12 @@ impl Drop for Permit {
 }
 
 fn open_environment(folder: &Path, map_bytes: usize, sync: lmdb::Sync) -> Result<lmdb::Env, Fault> {
-    let options = lmdb::Options { map_bytes, tables: Tables::COUNT, readers: VIEWS_MAX + READERS_SPARE, sync };
+    let options = lmdb::Options {
+        map_bytes,
+        tables: Tables::COUNT,
+        readers: VIEWS_MAX + READERS_SPARE,
+        sync,
+    };
     lmdb::open(folder, options)
 }
 

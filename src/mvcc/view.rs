@@ -82,7 +82,8 @@ impl View {
             let permit = store.permit()?;
             let txn = store.env.clone().static_read_txn()?;
             let flushed = store.newest.of(&store.env, &txn, store.tables)?;
-            let is_ahead = flushed.applied.map(|at| at.index) > moment.head.applied.map(|at| at.index);
+            let is_ahead =
+                flushed.applied.map(|at| at.index) > moment.head.applied.map(|at| at.index);
             if !is_ahead {
                 return Ok(Self { moment, txn, _permit: permit });
             }

@@ -113,7 +113,9 @@ impl State {
             moment: ArcSwapOption::from_pointee(moment),
             generations: Mutex::new(generations),
             map_bytes,
-            applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| applier.run(inbox))?)),
+            applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| {
+                applier.run(inbox)
+            })?)),
             flusher: Mutex::new(Some(Worker::spawn("quorate-flush", flush)?)),
             log: Mutex::new(None),
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
@@ -142,11 +144,7 @@ impl State {
     }
 
     /// Does something once the log is on the disk up to an index that was applied.
-    fn when_durable(
-        &self,
-        index: u64,
-        then: impl FnOnce(Result<(), Fault>) + Send + 'static,
-    ) {
+    fn when_durable(&self, index: u64, then: impl FnOnce(Result<(), Fault>) + Send + 'static) {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match log.filter(|_| !bug(Bug::StateAheadOfLog)) {
             Some(log) => log.when_flushed(index, then),

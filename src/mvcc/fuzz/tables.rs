@@ -1,8 +1,8 @@
 //! One row, as any table may have it.
 
 use super::super::keys;
-use super::super::records::{Gone,
-    Change, Format, Head, Image, LargeValue, LeaseRow, Membership, MetaRow, Record, Table,
+use super::super::records::{
+    Change, Format, Gone, Head, Image, LargeValue, LeaseRow, Membership, MetaRow, Record, Table,
     check_row, content, sealed,
 };
 

@@ -125,9 +125,7 @@ impl<V> Layer<V> {
         }
         let extended = Arc::new(now.extended(self, moment));
         // Somebody else may have come further meanwhile; then that is kept.
-        self.order.rcu(|now| {
-            Arc::clone(if now.upto > extended.upto { now } else { &extended })
-        });
+        self.order.rcu(|now| Arc::clone(if now.upto > extended.upto { now } else { &extended }));
         extended
     }
 }
@@ -175,7 +173,8 @@ impl<'a, V> Iterator for Range<'a, V> {
             let (run, left) = &mut self.runs[least];
             let first = *run.get(left.next()?)?;
             // Each key stands in one run, as the first of its entries; a key may have come after the moment.
-            let newest = self.layer.entry(first).and_then(|it| self.layer.newest(&it.key, self.moment));
+            let newest =
+                self.layer.entry(first).and_then(|it| self.layer.newest(&it.key, self.moment));
             if let Some(newest) = newest {
                 return Some((newest, self.layer.entry(newest)?));
             }
@@ -384,17 +383,20 @@ mod tests {
         let told = AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| loop {
-                    let moment = told.load(Memory::Acquire);
-                    for number in [0, moment / 2, moment.saturating_sub(1)] {
-                        let key = (number % 5000).to_be_bytes();
-                        let expected = (0..moment).rev().find(|put| put % 5000 == number % 5000);
-                        assert_eq!(layer.get(&key, moment).copied(), expected);
-                    }
-                    let first = layer.range(Bound::Unbounded, Bound::Unbounded, moment).count();
-                    assert_eq!(first as u32, moment.min(5000));
-                    if moment == PUTS {
-                        return;
+                scope.spawn(|| {
+                    loop {
+                        let moment = told.load(Memory::Acquire);
+                        for number in [0, moment / 2, moment.saturating_sub(1)] {
+                            let key = (number % 5000).to_be_bytes();
+                            let expected =
+                                (0..moment).rev().find(|put| put % 5000 == number % 5000);
+                            assert_eq!(layer.get(&key, moment).copied(), expected);
+                        }
+                        let first = layer.range(Bound::Unbounded, Bound::Unbounded, moment).count();
+                        assert_eq!(first as u32, moment.min(5000));
+                        if moment == PUTS {
+                            return;
+                        }
                     }
                 });
             }

@@ -24,8 +24,8 @@
 
 pub(super) mod layer;
 
-use super::records::{Head, Image, LeaseRow, Membership};
 use super::Store;
+use super::records::{Head, Image, LeaseRow, Membership};
 use crate::api::Position;
 use bytes::Bytes;
 use layer::{Layer, Range};
@@ -260,13 +260,17 @@ impl<'a> Front<'a> {
 
     /// The newest change of each key of a range that has one here, in order.
     pub(super) fn changes(self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Both<'a, Step> {
-        self.both(|overlay, marks| overlay.changes.range(start, end, marks.changes.min(overlay.changes.len())))
+        self.both(|overlay, marks| {
+            overlay.changes.range(start, end, marks.changes.min(overlay.changes.len()))
+        })
     }
 
     /// All leases that are known here, in order.
     pub(super) fn leases(self) -> Both<'a, Option<LeaseRow>> {
         let all = Bound::Unbounded;
-        self.both(|overlay, marks| overlay.leases.range(all, all, marks.leases.min(overlay.leases.len())))
+        self.both(|overlay, marks| {
+            overlay.leases.range(all, all, marks.leases.min(overlay.leases.len()))
+        })
     }
 
     /// What is known here of the keys of a lease, in order.
@@ -277,7 +281,8 @@ impl<'a> Front<'a> {
     }
 
     fn both<V>(self, range: impl Fn(&'a Overlay, Marks) -> Range<'a, V>) -> Both<'a, V> {
-        let of = |which: usize| self.0[which].map(|(overlay, marks)| range(overlay, marks).peekable());
+        let of =
+            |which: usize| self.0[which].map(|(overlay, marks)| range(overlay, marks).peekable());
         Both([of(0), of(1)])
     }
 }

@@ -3,8 +3,8 @@
 use crate::api::{Applied, Command, Cursor, Position, Proposal};
 use crate::error::Reason;
 use crate::lmdb;
-pub(super) use crate::mvcc::tape::TERM;
 use crate::mvcc::records::Table;
+pub(super) use crate::mvcc::tape::TERM;
 use crate::mvcc::{Batch, Body, Entry, Events, LogPosition, Outcome, Store, View};
 use crate::types::{
     Changes, Compare, Event, KeyRange, KeyValue, LeaseId, Op, OpKind, OpResult, Page, Revision,

@@ -570,9 +570,11 @@ proptest! {
 #[test]
 fn a_long_history_of_a_key_is_found_from_any_place() {
     const CHANGES: u64 = 500;
-    let mut pair = Pair { lab: Lab::new(), lazy: Lazy::new(), model: Model::new(), log: Vec::new() };
+    let mut pair =
+        Pair { lab: Lab::new(), lazy: Lazy::new(), model: Model::new(), log: Vec::new() };
     for number in 0..CHANGES {
-        let put = |key: &'static str| Command::Txn(TxnOp::single(Op::put(key, number.to_string()).0));
+        let put =
+            |key: &'static str| Command::Txn(TxnOp::single(Op::put(key, number.to_string()).0));
         let delete = Command::Txn(TxnOp::single(Op::delete("k".."l").0));
         pair.batch(&[put("k"), put("other")]);
         if number % 37 == 36 {
@@ -589,7 +591,14 @@ fn a_long_history_of_a_key_is_found_from_any_place() {
     let (compacted, newest) = (pair.model.compact_revision, pair.model.revision());
     for view in [pair.lab.view(), pair.lazy.view()] {
         for revision in compacted..=newest {
-            let read = txn([], [Op::get("k").at(Revision::from(revision)), Op::range(..).at(Revision::from(revision))], []);
+            let read = txn(
+                [],
+                [
+                    Op::get("k").at(Revision::from(revision)),
+                    Op::range(..).at(Revision::from(revision)),
+                ],
+                [],
+            );
             assert_eq!(view.query(&read).unwrap(), pair.model.draft().transaction(&read));
             let cursor = super::kit::cursor("k", revision);
             let bytes_max = [usize::MAX, 600][(revision % 2) as usize];

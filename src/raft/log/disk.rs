@@ -230,12 +230,17 @@ fn begin(
 fn check_names(folder: &Path, numbers: &[u32]) -> Result<(), Fault> {
     if folder.join("data.mdb").exists() {
         let folder = folder.display();
-        return Err(Fault::format(format!("{folder} has a log of format 1, and this version knows 2")));
+        return Err(Fault::format(format!(
+            "{folder} has a log of format 1, and this version knows 2"
+        )));
     }
     let gap = numbers.windows(2).find(|pair| pair[0].checked_add(1) != Some(pair[1]));
     gap.map_or(Ok(()), |pair| {
         let folder = folder.display();
-        Err(Fault::corrupt(format!("{folder}: a file of the log after number {} is missing", pair[0])))
+        Err(Fault::corrupt(format!(
+            "{folder}: a file of the log after number {} is missing",
+            pair[0]
+        )))
     })
 }
 
@@ -258,14 +263,14 @@ impl Replay {
     fn of(folder: &Path, numbers: &[u32]) -> Result<Self, Fault> {
         let mut replay = Self::default();
         for number in numbers {
-            replay.segment(Arc::new(Segment::open(folder, *number)?))?;
+            replay.segment(&Arc::new(Segment::open(folder, *number)?))?;
         }
         Ok(replay)
     }
 
-    fn segment(&mut self, segment: Arc<Segment>) -> Result<(), Fault> {
+    fn segment(&mut self, segment: &Arc<Segment>) -> Result<(), Fault> {
         let bytes = segment.bytes()?;
-        let found = self.batches(&segment, &bytes).map_err(|no| segment.fault(&no))?;
+        let found = self.batches(segment, &bytes).map_err(|no| segment.fault(&no))?;
         self.end = Some(found);
         Ok(())
     }

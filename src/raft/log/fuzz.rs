@@ -82,7 +82,8 @@ pub(crate) fn log(folder: &Path, input: &[u8]) {
     let id = log_id(LogPosition { term: 1, node: 1, index: next });
     writing.entry(&Entry { log_id: id, payload: EntryPayload::Blank });
     disk.write(writing).expect("there is room for an entry");
-    let (_, found) = Disk::open(&folder, SEGMENT_BYTES).expect("what was taken once is taken again");
+    let (_, found) =
+        Disk::open(&folder, SEGMENT_BYTES).expect("what was taken once is taken again");
     assert_eq!(found.last, Some(id));
     assert_eq!(read(&found).ok(), Some(next + 1));
 }
@@ -197,7 +198,8 @@ pub(crate) mod seeds {
         let (batch, file, change) = (0, 1, 2);
         let whole = [(batch, begin(0, 0)), (batch, entries(0, 2)), (batch, entries(2, 2))];
         let changed = [&whole[..], &[(change, vec![6, 4, 1])]].concat();
-        let next = [&whole[..], &[(file, vec![]), (batch, begin(4, 4)), (batch, purge(9))]].concat();
+        let next =
+            [&whole[..], &[(file, vec![]), (batch, begin(4, 4)), (batch, purge(9))]].concat();
         let torn = [&whole[..], &[(change, vec![6, 14, 2])]].concat();
         vec![
             seed("whole", &whole),
@@ -205,7 +207,10 @@ pub(crate) mod seeds {
             seed("an-end-that-is-no-end", &torn),
             seed("two-files", &next),
             seed("purged", &[(batch, begin(0, 0)), (batch, entries(0, 4)), (batch, purge(1))]),
-            seed("truncated", &[(batch, begin(0, 0)), (batch, entries(0, 4)), (batch, truncate(2))]),
+            seed(
+                "truncated",
+                &[(batch, begin(0, 0)), (batch, entries(0, 4)), (batch, truncate(2))],
+            ),
             seed("a-hole", &[(batch, begin(0, 0)), (batch, entries(0, 1)), (batch, entries(2, 1))]),
             seed("empty", &[(batch, begin(0, 0))]),
         ]

@@ -101,7 +101,9 @@ impl Index {
                 }
             }
             Step::Truncate { from } => {
-                self.places.truncate(usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX));
+                self.places.truncate(
+                    usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX),
+                );
                 self.first = self.first.min(from);
             }
             Step::Purge { upto } => {
@@ -130,13 +132,19 @@ impl Index {
     }
 
     /// Where the entries of a range stand: all, or from the first on as many as have `bytes_max` bytes, but one at least.
-    pub(super) fn find(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Located>, Fault> {
+    pub(super) fn find(
+        &self,
+        start: u64,
+        end: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<Located>, Fault> {
         let mut bytes = 0usize;
         let mut found = Vec::new();
         for index in start..end {
             let lacks = || Fault::corrupt(format!("the log lacks entry {index}"));
             let position = index.checked_sub(self.first).and_then(|it| usize::try_from(it).ok());
-            let place = position.and_then(|position| self.places.get(position)).ok_or_else(lacks)?;
+            let place =
+                position.and_then(|position| self.places.get(position)).ok_or_else(lacks)?;
             bytes = bytes.saturating_add(place.length as usize);
             if bytes > bytes_max && !found.is_empty() {
                 break;

@@ -45,10 +45,22 @@ const HEAD: usize = 4 + 1;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Record {
     /// The index of an entry, and where among the bytes it stands. Whether it can be read shows when it is.
-    Entry { index: u64, at: usize, length: usize },
-    Truncate { from: u64 },
-    Value { name: Meta, value: Bytes },
-    Begin { next: u64, blocks: u32 },
+    Entry {
+        index: u64,
+        at: usize,
+        length: usize,
+    },
+    Truncate {
+        from: u64,
+    },
+    Value {
+        name: Meta,
+        value: Bytes,
+    },
+    Begin {
+        next: u64,
+        blocks: u32,
+    },
 }
 
 /// Appends an entry, and returns where it stands and how long it is.
@@ -151,12 +163,15 @@ mod tests {
             at = next;
         }
         let value = Record::Value { name: Meta::Identity, value: Bytes::from_static(b"me") };
-        assert_eq!(records, [
-            Record::Entry { index: 3, at: 5, length: 26 },
-            Record::Truncate { from: 7 },
-            value,
-            Record::Begin { next: 9, blocks: 8 },
-        ]);
+        assert_eq!(
+            records,
+            [
+                Record::Entry { index: 3, at: 5, length: 26 },
+                Record::Truncate { from: 7 },
+                value,
+                Record::Begin { next: 9, blocks: 8 },
+            ]
+        );
     }
 
     #[test]

@@ -388,7 +388,8 @@ async fn a_reader_sees_the_log_of_one_moment_however_it_is_cut_meanwhile() {
 /// The names and contents of a log's files, oldest first.
 fn files(folder: &TempDir) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let paths = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = paths.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+    let mut files: Vec<_> =
+        paths.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
     files.sort();
     files
 }
@@ -472,7 +473,10 @@ async fn files_of_purged_entries_are_used_again() {
             assert_eq!(all(&mut log).await, kept);
             assert_eq!(log.read_vote().await.unwrap(), Some(vote(7)));
         }
-        assert!(files(&folder).len() <= 3, "one that is written, one that is left, one to be used again");
+        assert!(
+            files(&folder).len() <= 3,
+            "one that is written, one that is left, one to be used again"
+        );
     }
     assert!(log.bytes() <= 2 * SEGMENT);
     assert!(files(&folder)[0].0 > folder.path().join("log-00000006"), "{:?}", files(&folder)[0].0);

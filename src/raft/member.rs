@@ -337,13 +337,15 @@ impl Member {
     }
 
     /// Ends openraft and all tasks. The environments close when the last reader has gone. A disk that stalls is not
-    /// waited for longer than `grace`, twice.
+    /// waited for longer than `grace`, three times.
     pub(crate) async fn stop(mut self, grace: Duration) -> (LogStore, Arc<State>) {
         // It only fails if the core has panicked, which is an end as well.
         let _ = timeout(grace, self.shared.raft.shutdown()).await;
         self.tasks.shutdown().await;
-        // What is handed in may as well be kept; a failed disk has been reported before.
+        // What is handed in and applied may as well be kept, so that the next start has nothing to do again; a failed disk
+        // has been reported before.
         let _ = timeout(grace, self.log.flush()).await;
+        let _ = timeout(grace, self.shared.state.settled()).await;
         (self.log.clone(), Arc::clone(&self.shared.state))
     }
 }

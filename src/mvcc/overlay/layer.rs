@@ -255,7 +255,7 @@ impl<T> Shelf<T> {
         let length = (FIRST << piece) as usize;
         let room = || std::iter::repeat_with(OnceLock::new).take(length).collect();
         let is_set = self.pieces[piece].get_or_init(room)[at].set(item).is_ok();
-        assert!(is_set, "one thread puts");
+        assert!(is_set, "only one puts");
         self.length.store(number + 1, Memory::Release);
     }
 }

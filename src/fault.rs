@@ -40,7 +40,7 @@ named! {
         LogWritesPurge, LogWritesCommitted, LogWritesRecord, LogBeforeSync, LogSynced, LogSettled, LogAnswered,
         SegmentDrafted, SegmentRenamed, SegmentRecycled,
         // Applying: openraft's side, and the state's thread.
-        ApplyCalled, ApplyHandedIn, StateBegins, StateApplied, StateShown, StateAnswered,
+        ApplyCalled, ApplyHandedIn, StateBegins, StateApplied, StateMoment, StateShown, StateAnswered,
         CoreEntry, CoreMembership, CoreChange, CoreLease, CoreExpire,
         // Flushing what was applied.
         FlushFrozen, FlushBegun, FlushWritten, FlushCommitted, FlushShown,
@@ -56,7 +56,7 @@ named! {
         // Watches.
         WatchWake, WatchWoken, WatchFollow, WatchHistory, WatchAnswer,
         // Reads.
-        ReadRound, ReadConfirmed, ReadApplied, ReadAnswer,
+        ReadRound, ReadConfirmed, ReadApplied, ReadAnswer, ViewBegins,
         // The network, and what is passed on.
         PeerCall, PeerAnswered, PeerAsked, PeerAnswers, ForwardCall, ForwardAnswered, ConvoyLeaves, Proposed,
         ProposalApplied,
@@ -70,7 +70,9 @@ named! {
     Bug {
         // Consensus and durability.
         LeaderRestore, AcknowledgeBeforeSync, StateAheadOfLog, PurgePastDurableState, VoteNotSynced,
-        WipedFounderVotes,
+        WipedFounderVotes, TailNotRewritten,
+        // What is applied and not flushed.
+        OverlayDroppedEarly, ViewAfterTransaction, ShownBeforeVisible,
         // Reads.
         ReadWithoutIndex, LeaseReadWithoutConditions,
         // Leases, and what hangs on them.

@@ -17,14 +17,15 @@
 //!
 //! Invariants
 //! - without a [`World`] everything is as without the feature, so that tests of both kinds share one build;
-//! - a worker that is dropped is run to its end first, as a thread would be.
+//! - a worker that is dropped is run to its end first, as a thread would be;
+//! - a thread is in the middle of something only at a [`Point`], where it holds no lock that another one needs.
 
 pub use crate::fault::{Bug, Point};
 use futures::future::BoxFuture;
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -88,6 +89,9 @@ pub(crate) async fn let_others_end() {
     }
 }
 
+/// How often each worker may run while a reader gives way: a flush is written, synced, and shown by another one.
+const GIVE_WAY_ROUNDS: usize = 4;
+
 /// Why a worker does not run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
@@ -112,6 +116,24 @@ pub(crate) struct Baton {
 thread_local! {
     /// On the thread of a worker.
     static HELD: RefCell<Option<Arc<Baton>>> = const { RefCell::new(None) };
+    /// On the simulation's thread: every worker.
+    static WORKERS: RefCell<Vec<Weak<Baton>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lets the workers of the member that runs now run on in the middle of what it does, as threads would. Their disk takes no
+/// time meanwhile. On the thread of a worker it does nothing.
+pub fn give_way() {
+    let Ok(runtime) = Handle::try_current() else { return };
+    let workers: Vec<_> = WORKERS.with_borrow_mut(|workers| {
+        workers.retain(|worker| worker.strong_count() > 0);
+        let workers = workers.iter().filter_map(Weak::upgrade);
+        workers.filter(|worker| worker.runtime.id() == runtime.id()).collect()
+    });
+    for _ in 0..GIVE_WAY_ROUNDS {
+        for worker in &workers {
+            worker.resume();
+        }
+    }
 }
 
 /// Has the worker whose thread this is wait for its disk. Elsewhere it does nothing.
@@ -201,6 +223,7 @@ impl Pump {
         }
         drop(turn);
         let baton = self.baton();
+        WORKERS.with_borrow_mut(|workers| workers.push(Arc::downgrade(&baton)));
         self.task.spawn_on(pump(baton), &self.baton.runtime);
     }
 

@@ -95,6 +95,11 @@ impl Core {
         self.active.bytes()
     }
 
+    /// Takes note of the size of entries that are applied next: what stays in memory of them may keep all of them there.
+    pub(crate) fn charge(&self, bytes: usize) {
+        self.active.takes(bytes);
+    }
+
     /// Whether something is being flushed.
     pub(crate) fn is_flushing(&self) -> bool {
         self.frozen.is_some()

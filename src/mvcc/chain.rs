@@ -70,16 +70,13 @@ impl<'a> Reader<'a> {
         after: Revision,
     ) -> Result<Option<Linked<'a>>, Fault> {
         let from = Position::start_of(after.next());
+        let Some(newest) = self.newest_in_tables(key)?.filter(|newest| *newest >= from) else {
+            let found = self.front.oldest(key, from);
+            return Ok(found.map(|found| Linked::Here(self.front.step(found))));
+        };
         let mut first = None;
-        let mut next = self.newest_link(key)?;
+        let mut next = Some(Link::Table(self.nearest(key, from, newest)?));
         while let Some(link) = next {
-            let link = match (link, &first) {
-                // Of those in the tables, perhaps one that is nearer.
-                (Link::Table(at), None | Some(Linked::Here(_))) => {
-                    Link::Table(self.nearest(key, from, at)?)
-                }
-                (link, _) => link,
-            };
             let linked = self.linked(key, link)?;
             if linked.at() < from {
                 break;
@@ -100,7 +97,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<Linked<'a>>, Fault> {
         let mut next = match self.newest_in_tables(key)?.filter(|newest| *newest >= from) {
             Some(newest) => Some(Link::Table(self.nearest(key, from, newest)?)),
-            None => self.newest_link(key)?,
+            None => self.newest_here(key, to).map(Link::Here),
         };
         let mut found = Vec::new();
         while let Some(link) = next {
@@ -117,16 +114,17 @@ impl<'a> Reader<'a> {
         Ok(found)
     }
 
-    fn newest_link(&self, key: &[u8]) -> Result<Option<Link>, Fault> {
-        match self.front.newest(key) {
-            Some(found) => Ok(Some(Link::Here(found))),
-            None => Ok(self.newest_in_tables(key)?.map(Link::Table)),
+    /// The newest change of a key in the overlays, of those before a position.
+    fn newest_here(&self, key: &[u8], to: Position) -> Option<Found> {
+        match self.front.oldest(key, to) {
+            Some(behind) => self.front.before(key, behind),
+            None => self.front.newest(key),
         }
     }
 
     /// The newest change of a key that is not in the overlays.
     fn newest_in_tables(&self, key: &[u8]) -> Result<Option<Position>, Fault> {
-        let newest = match self.oldest_here(key) {
+        let newest = match self.front.oldest(key, Position::start_of(Revision::FIRST)) {
             Some(oldest) => self.front.step(oldest).before(),
             None => match self.tables.find::<Image>(self.txn, key)? {
                 Some(image) => Some(image.modified),
@@ -134,12 +132,6 @@ impl<'a> Reader<'a> {
             },
         };
         Ok(newest.filter(|at| self.is_kept(*at)))
-    }
-
-    /// The oldest change of a key in the overlays.
-    fn oldest_here(&self, key: &[u8]) -> Option<Found> {
-        let newest = self.front.newest(key)?;
-        std::iter::successors(Some(newest), |found| self.front.before(key, *found)).last()
     }
 
     /// Of the changes of a key in the tables up to `newest`, one that is at or behind `from` with few before it that are so

@@ -89,9 +89,8 @@ fn write_latest(txn: &mut RwTxn<'_>, tables: Tables, overlay: &Overlay) -> Resul
     let all = Bound::Unbounded;
     for (newest, entry) in changes.range(all, all, changes.len()) {
         let (key, step) = (&entry.key, &entry.value);
-        let before = |number: &u32| changes.before(*number);
-        let first = std::iter::successors(Some(newest), before).last();
-        let was_there = first
+        let was_there = changes
+            .oldest(newest, |_, _| true)
             .and_then(|first| changes.entry(first))
             .is_some_and(|first| first.value.prev.is_some());
         match &step.new {

@@ -147,15 +147,8 @@ impl<'a> Reader<'a> {
 
     /// A large value that the tables may not have yet.
     fn large_here(&self, key: &[u8], at: Position) -> Option<Bytes> {
-        let mut next = self.front.newest(key);
-        while let Some(found) = next {
-            let made = self.front.step(found);
-            if made.at <= at {
-                return made.large.clone().filter(|_| made.at == at);
-            }
-            next = self.front.before(key, found);
-        }
-        None
+        let made = self.front.step(self.front.oldest(key, at)?);
+        made.large.clone().filter(|_| made.at == at)
     }
 
     /// A state of a key, as the API shows it.

@@ -23,6 +23,7 @@ use super::tables::Tables;
 use super::{LogPosition, Permit, Stop, Store, hash, split, verify};
 use crate::api::{Cursor, check_txn};
 use crate::error::{Fault, Reason};
+use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::{self, OwnedReadTxn};
 use crate::types::{KeyValue, LeaseId, Revision, TxnOp, TxnOutcome};
 use bytes::Bytes;
@@ -77,10 +78,17 @@ impl View {
     ) -> Result<Self, Fault> {
         loop {
             // First what was applied, then what is on the disk: what leaves the one is in the other by then.
-            let moment = newest()?;
-            let store = &moment.store;
+            let mut moment = newest()?;
+            let store = moment.store.clone();
             let permit = store.permit()?;
+            if !bug(Bug::ViewAfterTransaction) {
+                point(Point::ViewBegins);
+            }
             let txn = store.env.clone().static_read_txn()?;
+            if bug(Bug::ViewAfterTransaction) {
+                point(Point::ViewBegins);
+                moment = newest()?;
+            }
             let flushed = store.newest.of(&store.env, &txn, store.tables)?;
             let is_ahead =
                 flushed.applied.map(|at| at.index) > moment.head.applied.map(|at| at.index);

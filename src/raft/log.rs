@@ -18,7 +18,7 @@
 //! - nobody is told that something is on the disk before the fsync of it, and of all before it, has returned;
 //! - a write that failed is never tried again, and everything after it fails: the node must stop;
 //! - `tail` is always a suffix of the log, and holds every entry that is not on the disk yet;
-//! - [`LogStore::flushed`] answers for the entry that is at an index *now*, also if the disk still has an older one there.
+//! - [`LogStore::when_flushed`] answers for the entry that is at an index *now*, also if the disk still has an older one there.
 
 mod block;
 mod disk;

@@ -463,8 +463,8 @@ async fn flush_in_time(shared: Arc<Shared>) {
     }
 }
 
-/// Cuts the log when it takes too many bytes. openraft counts entries only, and thirty thousand large ones would fill the
-/// room that is reserved for the log, on all members at the same entry.
+/// Cuts the log when it takes too many bytes. openraft counts entries only, and thirty thousand large ones are many
+/// gigabytes.
 async fn bound_log(shared: Arc<Shared>, log: LogStore, bytes_max: u64) {
     loop {
         tokio::time::sleep(LOG_CHECK_EVERY).await;

@@ -40,6 +40,8 @@ pub struct Peek {
     pub durable: Option<u64>,
     /// The index that its state was applied to when it was last committed.
     pub durable_state: Option<u64>,
+    /// The log index of the last snapshot that was installed since the start.
+    pub installed: Option<u64>,
     /// The newest revision.
     pub revision: u64,
     /// The hash of the state there.
@@ -68,6 +70,7 @@ impl Shared {
             applied: head.applied,
             durable: log.durable(),
             durable_state: self.state.flushed(),
+            installed: self.state.installed(),
             revision: head.revision.get(),
             hash,
             failed: self.failed.borrow().clone(),

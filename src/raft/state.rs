@@ -83,6 +83,9 @@ pub(crate) struct State {
     fault: watch::Sender<Option<Error>>,
     /// The same in the words of whoever found it.
     first: OnceLock<Fault>,
+    /// The log index of the last snapshot that was installed.
+    #[cfg(feature = "sim")]
+    installed: std::sync::atomic::AtomicU64,
 }
 
 impl State {
@@ -124,6 +127,8 @@ impl State {
             lessor: Lessor::default(),
             fault: watch::Sender::new(None),
             first: OnceLock::new(),
+            #[cfg(feature = "sim")]
+            installed: 0.into(),
         });
         state.compact();
         Ok(state)
@@ -203,17 +208,27 @@ impl State {
         result.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
-    /// What is on the disk, once that is everything that was handed in, and survives a loss of power.
+    /// What is in the tables, once that is everything that was handed in, and survives a loss of power.
     pub(crate) fn durable_view(
         self: &Arc<Self>,
     ) -> impl Future<Output = Result<View, Fault>> + Send + use<> {
-        self.when_flushed(|state| {
-            let store = state.store()?;
-            if !bug(Bug::PurgePastDurableState) {
-                store.force_sync()?;
-            }
-            store.view()
-        })
+        self.when_flushed(|state| state.sync_tables())
+    }
+
+    /// What is in the tables by now, once it survives a loss of power. This waits for no log.
+    pub(crate) async fn durable_now(self: &Arc<Self>) -> Result<View, Fault> {
+        let (done, result) = oneshot::channel();
+        let work = |state: &Arc<Self>| state.check().and_then(|()| state.sync_tables());
+        self.send_to_disk(Job::Run(Arc::clone(self), answering(done, work)))?;
+        result.await.unwrap_or_else(|_| Err(self.cause()))
+    }
+
+    fn sync_tables(&self) -> Result<View, Fault> {
+        let store = self.store()?;
+        if !bug(Bug::PurgePastDurableState) {
+            store.force_sync()?;
+        }
+        store.view()
     }
 
     /// Waits until everything that is applied by now is in the tables.
@@ -253,6 +268,13 @@ impl State {
     #[cfg(feature = "sim")]
     pub(crate) fn flushed(&self) -> Option<u64> {
         self.store().and_then(|store| store.view()).ok()?.applied().map(|at| at.index)
+    }
+
+    /// The log index of the last snapshot that was installed since the start, or was to be.
+    #[cfg(feature = "sim")]
+    pub(crate) fn installed(&self) -> Option<u64> {
+        let installed = self.installed.load(std::sync::atomic::Ordering::Relaxed);
+        (installed > 0).then_some(installed)
     }
 
     /// How far this member is.
@@ -303,7 +325,7 @@ impl State {
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|_| self.cause())?;
         let state = Arc::clone(self);
-        self.send(Work::Apply(Share { state, entries, responders, room: Some(room) }))
+        self.send(Work::Apply(Share { state, entries, responders, bytes, room: Some(room) }))
     }
 
     /// Applies entries, and returns when they are applied.
@@ -311,7 +333,7 @@ impl State {
     pub(crate) fn apply_for_test(self: &Arc<Self>, entries: &[mvcc::Entry]) {
         let (state, entries) = (Arc::clone(self), entries.to_vec());
         let responders = entries.iter().map(|_| None).collect();
-        self.send(Work::Apply(Share { state, entries, responders, room: None })).unwrap();
+        self.send(Work::Apply(Share { state, entries, responders, bytes: 0, room: None })).unwrap();
         let (done, applied) = std::sync::mpsc::channel();
         let tell = move |_: &Arc<Self>| done.send(()).unwrap();
         self.send(Work::Look(Arc::clone(self), Box::new(tell))).unwrap();
@@ -350,8 +372,17 @@ impl State {
     fn show(&self, moment: Moment) {
         let head = Head::of(&moment);
         let moment = Arc::new(moment);
+        if bug(Bug::ShownBeforeVisible) {
+            self.tell(head);
+        }
+        point(Point::StateMoment);
         // A state that was let go of stays so.
         self.moment.rcu(|now| now.as_ref().map(|_| Arc::clone(&moment)));
+        self.tell(head);
+    }
+
+    /// Tells whoever waits for it that this member is as far.
+    fn tell(&self, head: Head) {
         self.head.send_if_modified(|now| {
             assert!(now.revision <= head.revision, "revisions go forward: {head:?} after {now:?}");
             std::mem::replace(now, head) != head
@@ -396,6 +427,11 @@ impl State {
     fn publish(&self, loaded: Loaded) -> Result<Core, Fault> {
         self.check()?;
         let core = Core::new(loaded.store, seed()?)?;
+        #[cfg(feature = "sim")]
+        self.installed.store(
+            core.moment().applied().map_or(0, |at| at.index),
+            std::sync::atomic::Ordering::Relaxed,
+        );
         // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
         let folder = loaded.folder.keep();
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
@@ -427,9 +463,10 @@ impl State {
     }
 
     fn take_apart(&self) -> (Option<Worker<Work>>, Option<Worker<Job>>, Option<Store>) {
-        self.follow(None);
         let applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner).take();
         let flusher = self.flusher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Only now: nothing may be flushed without asking the log.
+        self.follow(None);
         let moment = self.moment.swap(None);
         (applier, flusher, moment.map(|moment| moment.store()))
     }

@@ -342,6 +342,7 @@ pub fn sync(file: c_int) -> Synced {
         std::thread::sleep(Duration::from_micros(micros));
     }
     if let Some(error) = trouble.syncs_fail {
+        with(|disk| disk.note_at(&path, Change::SyncFailed { path: path.clone(), begun }));
         return Synced::Failed(error);
     }
     let synced = with(|disk| {

@@ -14,7 +14,7 @@
 use crate::book::Book;
 use crate::disk::{self, Trouble};
 use crate::history::Moment;
-use crate::net::{CLIENT_HOSTS, HostId, Net, Weather};
+use crate::net::{CLIENT_HOSTS, HostId, NOBODY, Net, Weather};
 use crate::points::{Happens, Points};
 use crate::system;
 use crate::work::{self, Worker};
@@ -146,6 +146,8 @@ impl Host {
         }
         self.local += step;
         runtime.block_on(async { tokio::time::sleep_until(began + self.local).await });
+        // Nothing happens to whoever is only looked at.
+        net.runs(NOBODY);
     }
 }
 
@@ -312,6 +314,7 @@ impl Group {
             self.book.violation(format!("leak: m{index} has ended, and {left:?} is still open"));
         }
         disk::restore(&member.folder);
+        self.net.runs(NOBODY);
     }
 
     /// The process of a member is killed; its machine goes on.

@@ -300,7 +300,10 @@ impl Nemesis {
                 group.trouble(index, Trouble { sync_takes, ..Trouble::default() });
                 if group.members[index].is_in_trouble {
                     // What a failed write has left behind only a restart can tell.
-                    group.lose_power(index);
+                    match self.dice.percent(50) {
+                        true => group.lose_power(index),
+                        false => group.kill(index),
+                    }
                     self.ends.push((group.now, End::Restart(index)));
                 }
             }

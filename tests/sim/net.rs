@@ -44,6 +44,8 @@ const FRAME_HEAD: usize = 4;
 
 pub type HostId = u8;
 
+/// The simulation itself.
+pub const NOBODY: HostId = 0;
 /// Hosts from here on are no members.
 pub const CLIENT_HOSTS: HostId = 100;
 

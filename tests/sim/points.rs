@@ -5,13 +5,15 @@
 //! says is heard, though it runs on to the end of the step without knowing.
 
 use crate::book::Book;
+use crate::dice::Dice;
 use crate::disk;
 use crate::group::folder;
-use crate::net::{CLIENT_HOSTS, HostId, Net};
+use crate::net::{CLIENT_HOSTS, HostId, NOBODY, Net};
 use quorate::sim::{Bug, Hook, Point};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What happens at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +37,8 @@ struct Inner {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
+    dice: Dice,
     armed: Vec<Armed>,
     happened: BTreeMap<usize, Happens>,
     passed: BTreeMap<Point, u64>,
@@ -56,14 +58,26 @@ pub const STALLED: &str = "stood still at";
 /// How many points are armed at once, at most: the oldest gives way.
 const ARMED_MAX: usize = 8;
 
+/// One in so many times a thread that is at a point has to wait for others.
+const PREEMPTED: u64 = 100;
+/// The same of a reader that begins, for whom it matters most.
+const VIEWS_PREEMPTED: u64 = 8;
+
 impl Points {
     /// Of so many members in folders of `root`. Those bugs are put back that the variable `BUGS` names.
-    pub fn new(net: Net, book: Book, root: &Path, members: usize) -> Self {
+    pub fn new(dice: Dice, net: Net, book: Book, root: &Path, members: usize) -> Self {
         let folders = (0..members).map(|index| folder(root, index)).collect();
         let names = std::env::var("BUGS").unwrap_or_default();
         let names = names.split(',').filter(|name| !name.is_empty());
         let bugs = names.map(|name| Bug::named(name).expect("a bug of that name")).collect();
-        Self(Arc::new(Inner { net, book, folders, bugs, state: Mutex::default() }))
+        let state = State {
+            dice,
+            armed: Vec::new(),
+            happened: BTreeMap::new(),
+            passed: BTreeMap::new(),
+            fired: BTreeMap::new(),
+        };
+        Self(Arc::new(Inner { net, book, folders, bugs, state: Mutex::new(state) }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -99,10 +113,19 @@ impl Points {
     }
 }
 
+/// Has the thread that is at a point stop for a while, with others running meanwhile.
+fn preempt(point: Point, how_long: Duration) {
+    match point {
+        Point::ViewBegins => quorate::sim::give_way(),
+        // Of the simulation's own thread nothing can go on without it.
+        _ => quorate::sim::stall(how_long),
+    }
+}
+
 impl Hook for Points {
     fn point(&self, point: Point) {
         let host: HostId = self.0.net.running();
-        if host == 0 || host >= CLIENT_HOSTS {
+        if host == NOBODY || host >= CLIENT_HOSTS {
             return;
         }
         let member = usize::from(host) - 1;
@@ -110,6 +133,11 @@ impl Hook for Points {
         *state.passed.entry(point).or_default() += 1;
         if state.happened.contains_key(&member) {
             return;
+        }
+        let (is_preempted, for_millis) = (state.dice.roll(PREEMPTED) == 0, state.dice.within(1, 3));
+        if is_preempted || (point == Point::ViewBegins && state.dice.roll(VIEWS_PREEMPTED) == 0) {
+            drop(state);
+            return preempt(point, Duration::from_millis(for_millis));
         }
         let Some(index) = state.armed.iter().position(|armed| armed.point == point) else { return };
         if state.armed[index].skip > 0 {

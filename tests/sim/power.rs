@@ -72,7 +72,7 @@ pub fn one(seed: u64, images: u64) -> Report {
     let mut dice = Dice::new(seed).fork("moments");
     let setup = setup(seed);
     let net = Net::new(dice.fork("net"), setup.weather);
-    let points = Points::new(net.clone(), Book::default(), &root, MEMBERS);
+    let points = Points::new(dice.fork("points"), net.clone(), Book::default(), &root, MEMBERS);
     quorate::sim::install_hook(points.clone());
     let recording = Recording::make(&setup, &root);
     let mut report = Report { violations: recording.violations.clone(), ..Report::default() };

@@ -67,7 +67,8 @@ pub fn run(seed: u64) -> Report {
     }
     let setup = setup(seed);
     let net = Net::new(dice.fork("net"), setup.weather);
-    let points = Points::new(net.clone(), book.clone(), root.path(), setup.members);
+    let points =
+        Points::new(dice.fork("points"), net.clone(), book.clone(), root.path(), setup.members);
     quorate::sim::install(net.clone());
     quorate::sim::install_hook(points.clone());
     let group = Group::new(setup, root.path(), book, net, points);

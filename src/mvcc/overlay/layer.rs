@@ -4,12 +4,15 @@
 //! entries that there were, and whoever knows it finds what was newest then.
 //!
 //! ```text
-//! entries   0: b=1   1: a=1   2: b=2   3: b=3           each knows the one before it of its key
+//! entries   0: b=1   1: a=1   2: b=2   3: b=3           each knows the one before it of its key, and one further back
 //! index     hash of the key ──▶ its newest entry        finds a key
 //! order     [a b]                                       keys in order, sorted when somebody asks for a range
 //!
 //! b as of 4: 3    b as of 3: entry 3 is not there yet, before it comes 2: 2    b as of 0: nothing
 //! ```
+//!
+//! One entry of a key is found among many others of it in a number of steps that is logarithmic, by links further back as
+//! in Myers, An applicative random-access stack (1983): how far each goes follows from how many entries there are before it.
 //!
 //! Everything grows in pieces that stay where they are, so that a reader may hold on to what it has found.
 //!
@@ -42,8 +45,18 @@ pub(in crate::mvcc) struct Layer<V> {
 pub(in crate::mvcc) struct Entry<V> {
     pub(in crate::mvcc) key: Bytes,
     pub(in crate::mvcc) value: V,
-    /// The entry before it of its key.
-    before: Option<u32>,
+    back: Option<Back>,
+}
+
+/// What came before an entry, of its key.
+#[derive(Clone, Copy, Debug)]
+struct Back {
+    /// The entry before it.
+    before: u32,
+    /// One further back.
+    far: u32,
+    /// How many there are.
+    count: u32,
 }
 
 impl<V> Layer<V> {
@@ -62,12 +75,25 @@ impl<V> Layer<V> {
     pub(in crate::mvcc) fn put(&self, key: Bytes, value: V) {
         let number = self.len();
         let slot = self.index.slot(&self.entries, &key);
-        let before = slot.load(Memory::Acquire).checked_sub(1);
-        self.entries.push(Entry { key, value, before });
+        let back = slot.load(Memory::Acquire).checked_sub(1).map(|before| self.back_to(before));
+        self.entries.push(Entry { key, value, back });
         slot.store(number + 1, Memory::Release);
-        if before.is_none() {
+        if back.is_none() {
             self.index.grow(&self.entries);
         }
+    }
+
+    /// What the entry has that follows `before`.
+    fn back_to(&self, before: u32) -> Back {
+        let back = |number: u32| self.entry(number).and_then(|entry| entry.back);
+        let count = |number: u32| back(number).map_or(0, |back| back.count);
+        // Two ways back of one length become one of both.
+        let ways = back(before).and_then(|first| Some((first.far, back(first.far)?.far)));
+        let is_one = |(first, second): &(u32, u32)| {
+            count(before) - count(*first) == count(*first) - count(*second)
+        };
+        let far = ways.filter(is_one).map_or(before, |(_, second)| second);
+        Back { before, far, count: count(before) + 1 }
     }
 
     /// The entry with a number.
@@ -78,20 +104,32 @@ impl<V> Layer<V> {
     /// The number of the newest entry of a key as of a moment.
     pub(in crate::mvcc) fn newest(&self, key: &[u8], moment: u32) -> Option<u32> {
         let newest = self.index.slot(&self.entries, key).load(Memory::Acquire).checked_sub(1);
-        self.as_of(newest, moment)
-    }
-
-    /// The same of an entry and those before it of its key.
-    fn as_of(&self, mut number: Option<u32>, moment: u32) -> Option<u32> {
-        while let Some(newer) = number.filter(|number| *number >= moment) {
-            number = self.before(newer);
+        match newest.and_then(|newest| self.oldest(newest, |number, _| number >= moment)) {
+            Some(later) => self.before(later),
+            None => newest,
         }
-        number
     }
 
     /// The entry before one of the same key.
     pub(in crate::mvcc) fn before(&self, number: u32) -> Option<u32> {
-        self.entry(number)?.before
+        Some(self.entry(number)?.back?.before)
+    }
+
+    /// From an entry back among those of its key: the oldest for which `holds`, which holds for all that are newer.
+    pub(in crate::mvcc) fn oldest(
+        &self,
+        newest: u32,
+        holds: impl Fn(u32, &V) -> bool,
+    ) -> Option<u32> {
+        let at = |number: u32| self.entry(number).filter(|entry| holds(number, &entry.value));
+        let mut oldest = None;
+        let mut next = at(newest).map(|entry| (newest, entry));
+        while let Some((number, entry)) = next {
+            oldest = Some(number);
+            let found = |number: u32| at(number).map(|entry| (number, entry));
+            next = entry.back.and_then(|back| found(back.far).or_else(|| found(back.before)));
+        }
+        oldest
     }
 
     /// What a key has as of a moment.
@@ -374,6 +412,25 @@ mod tests {
                 prop_assert_eq!(all(&layer, moment), expected);
             }
         }
+    }
+
+    /// Otherwise whoever asks for something old would wait for as long as there were changes since.
+    #[test]
+    fn an_old_entry_of_a_key_that_changes_often_is_a_few_steps_away() {
+        const PUTS: u32 = 100_000;
+        let layer = Layer::new(1);
+        (0..PUTS).for_each(|number| layer.put(Bytes::from_static(b"hot"), number));
+        for wanted in [0, 1, 2, 3, 4711, PUTS / 2, PUTS - 2, PUTS - 1] {
+            let steps = std::cell::Cell::new(0);
+            let found = layer.oldest(PUTS - 1, |number, value| {
+                steps.set(steps.get() + 1);
+                assert_eq!(number, *value);
+                number >= wanted
+            });
+            assert_eq!(found, Some(wanted));
+            assert!(steps.get() <= 100, "{} steps to {wanted}", steps.get());
+        }
+        assert_eq!(layer.oldest(PUTS - 1, |_, _| false), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@
 pub(super) mod layer;
 
 use super::Store;
-use super::records::{Head, Image, LeaseRow, Membership};
+use super::records::{Head, Image, LeaseRow, Membership, Value};
 use crate::api::Position;
 use bytes::Bytes;
 use layer::{Layer, Range};
@@ -100,23 +100,28 @@ impl Overlay {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn takes(&self, bytes: usize) {
-        self.bytes.fetch_add(ENTRY_BYTES + bytes, Ordering::Relaxed);
+    /// Takes note of so many bytes more.
+    pub(super) fn takes(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn change(&self, key: Bytes, step: Step) {
-        let value = step.new.as_ref().map_or(0, |image| image.value.len());
-        self.takes(key.len() + value);
+        // What was read from the tables. What is new is part of an entry.
+        let prev = match step.prev.as_ref().map(|image| &image.value) {
+            Some(Value::Inline(value)) => value.len(),
+            _ => 0,
+        };
+        self.takes(ENTRY_BYTES + key.len() + prev);
         self.changes.put(key, step);
     }
 
     pub(super) fn lease(&self, row_key: &[u8], lease: Option<LeaseRow>) {
-        self.takes(row_key.len());
+        self.takes(ENTRY_BYTES + row_key.len());
         self.leases.put(Bytes::copy_from_slice(row_key), lease);
     }
 
     pub(super) fn attach(&self, row_key: Vec<u8>, is_attached: bool) {
-        self.takes(row_key.len());
+        self.takes(ENTRY_BYTES + row_key.len());
         self.attachments.put(row_key.into(), is_attached);
     }
 
@@ -212,6 +217,16 @@ impl<'a> Front<'a> {
             let number = it.changes.newest(key, marks.changes)?;
             Some(Found { overlay, number })
         })
+    }
+
+    /// The oldest change of a key that is here, of those from a position on.
+    pub(super) fn oldest(self, key: &[u8], from: Position) -> Option<Found> {
+        let oldest = self.overlays(0).filter_map(|(overlay, it, marks)| {
+            let newest = it.changes.newest(key, marks.changes)?;
+            let number = it.changes.oldest(newest, |_, step| step.at >= from)?;
+            Some(Found { overlay, number })
+        });
+        oldest.last()
     }
 
     /// The change before one of the same key, if that is here too.

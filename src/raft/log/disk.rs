@@ -22,7 +22,7 @@ use super::record::{self, Meta, Record};
 use super::segment::{self, Batch, Batches, No, Segment, Window};
 use crate::codec::layout::Layout;
 use crate::error::Fault;
-use crate::fault::{Point, point};
+use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -131,8 +131,15 @@ impl Disk {
         let Replay { mut index, values, end } = Replay::of(folder, &numbers)?;
         let last = last_entry(&index, &values)?;
         let next = index.next();
+        if let Some(End { newest, last, .. }) = &end
+            && !bug(Bug::TailNotRewritten)
+        {
+            // The sync of the one who wrote it may have failed. Then it is in memory only, where a sync that is repeated
+            // does not look.
+            newest.segment.rewrite(*last..newest.block)?;
+        }
         let newest = match end {
-            Some(End { newest, is_torn: false }) => newest,
+            Some(End { newest, is_torn: false, .. }) => newest,
             end => {
                 let newest = begin(folder, end.as_ref().map(|end| &end.newest), next, &values)?;
                 index.take(Step::Segment(Arc::clone(&newest.segment)));
@@ -201,6 +208,8 @@ impl Disk {
             // Nobody can begin to read it any more.
             if self.has_spare || Arc::strong_count(&segment) > 1 {
                 segment.remove()?;
+                // One after the other, so that no gap is ever left.
+                lmdb::sync_folder(&self.folder)?;
             } else {
                 segment.recycle(&self.folder)?;
                 self.has_spare = true;
@@ -221,7 +230,10 @@ fn begin(
     let mut content = Vec::new();
     record::write_begin(next, blocks, &mut content);
     values.iter().for_each(|(name, value)| record::write_value(*name, value, &mut content));
-    let segment = Arc::new(Segment::make(folder, number + 1, &content)?);
+    let number = number.checked_add(1).ok_or_else(|| {
+        Fault::corrupt(format!("{}: a file of the log has the largest number", folder.display()))
+    })?;
+    let segment = Arc::new(Segment::make(folder, number, &content)?);
     let room = segment.blocks()?;
     Ok(Newest { segment, block: 1 + block::count(content.len()) as u32, batch: 2, room })
 }
@@ -255,6 +267,8 @@ struct Replay {
 /// Where the newest file ends.
 struct End {
     newest: Newest,
+    /// Where its last batch begins.
+    last: u32,
     /// Whether something was begun there that is not whole.
     is_torn: bool,
 }
@@ -285,16 +299,18 @@ impl Replay {
         let mut at = self.begin(&first.content).map_err(|what| wrong(1, what))?;
         self.index.take(Step::Segment(Arc::clone(segment)));
         let mut batch = Some(first);
+        let mut last = 1;
         while let Some(Batch { block, content }) = batch {
             let read = self.records(segment.number(), block, &content, at);
             read.map_err(|what| wrong(block, what))?;
+            last = block;
             (batch, at) = (batches.next(), 0);
         }
         let is_torn = batches.end()?;
         self.index.take(Step::Blocks(batches.block));
         let (segment, room) = (Arc::clone(segment), (bytes.len() / BLOCK_BYTES) as u32);
         let newest = Newest { segment, block: batches.block, batch: batches.batch, room };
-        Ok(End { newest, is_torn })
+        Ok(End { newest, last, is_torn })
     }
 
     /// Reads how a segment begins, which has to fit how the one before it ends. Returns where its other records begin.

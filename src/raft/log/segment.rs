@@ -113,6 +113,16 @@ impl Segment {
         self.file.write_all_at(&bytes, begin).map_err(tried)
     }
 
+    /// Writes blocks as they are once more, and returns when they are on the disk.
+    pub(super) fn rewrite(&self, blocks: Range<u32>) -> Result<(), Fault> {
+        let mut bytes = vec![0; blocks.len() * BLOCK_BYTES];
+        self.fill(&mut bytes, blocks.start)?;
+        let begin = u64::from(blocks.start) * BLOCK_BYTES as u64;
+        let tried = |error| Fault::disk(format!("cannot write {}", self.path.display()), error);
+        self.file.write_all_at(&bytes, begin).map_err(tried)?;
+        self.sync()
+    }
+
     /// Returns when everything that was written is on the disk.
     pub(super) fn sync(&self) -> Result<(), Fault> {
         let tried = |error| Fault::disk(format!("cannot sync {}", self.path.display()), error);

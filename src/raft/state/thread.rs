@@ -11,12 +11,12 @@
 //!
 //! Invariants
 //! - one overlay is flushed at a time, and the next is frozen when that is done;
-//! - what waits for a flush runs after it, on the thread that flushes;
+//! - what waits for a flush runs after it, on the thread that flushes; after a failure everything runs at once, and finds it;
 //! - the threads know their state by what they are sent: while they wait, nobody else may be left to end it.
 
 use super::{Loaded, State};
 use crate::error::Fault;
-use crate::fault::{Point, point};
+use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::{self, Inbox};
 use crate::mvcc::{self, Core};
 use crate::raft::Types;
@@ -29,7 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 /// How much may gather in memory before it is flushed, in bytes.
 pub(super) const FLUSH_BYTES: usize = 32 << 20;
 
-/// Entries that are applied before it is looked how much that was. One of them can change 128 keys.
+/// Entries that are applied before it is looked how much that was.
 const GROUP_ENTRIES: usize = 256;
 
 /// What the thread that applies is given.
@@ -39,7 +39,7 @@ pub(super) enum Work {
     Look(Arc<State>, Run),
     /// To be done on the other thread, after what was handed in before was flushed.
     Flush(Arc<State>, Run),
-    /// It was, in the state with this number.
+    /// It was, in the state with this number, or never will be.
     Flushed(Arc<State>, u64),
     /// A state to take the place of this one.
     Swap(Arc<State>, Box<Loaded>, oneshot::Sender<Result<(), Fault>>),
@@ -59,8 +59,22 @@ pub(super) struct Share {
     pub(super) state: Arc<State>,
     pub(super) entries: Vec<mvcc::Entry>,
     pub(super) responders: Vec<Option<ApplyResponder<Types>>>,
+    /// How large they are. Of a share that was split the first part has it all.
+    pub(super) bytes: usize,
     /// Its place in the queue. Of a share that was split the last part keeps it.
     pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+impl Work {
+    fn state(&self) -> &Arc<State> {
+        match self {
+            Self::Apply(share) => &share.state,
+            Self::Look(state, _)
+            | Self::Flush(state, _)
+            | Self::Flushed(state, _)
+            | Self::Swap(state, ..) => state,
+        }
+    }
 }
 
 impl Share {
@@ -70,6 +84,7 @@ impl Share {
             state: Arc::clone(&self.state),
             entries: self.entries.split_off(count),
             responders: self.responders.split_off(count),
+            bytes: 0,
             room: self.room.take(),
         }
     }
@@ -117,10 +132,9 @@ impl Applier {
     /// The next piece of work. What tells of a flush goes first: the rest may wait for it.
     fn next(&mut self, inbox: &Inbox<Work>) -> Option<Work> {
         loop {
-            if !self.is_full()
-                && let Some(work) = self.queue.pop_front()
-            {
-                return Some(work);
+            let next = self.queue.front().filter(|next| !self.is_full(next.state()));
+            if next.is_some() {
+                return self.queue.pop_front();
             }
             for work in inbox.next()? {
                 match work {
@@ -132,8 +146,8 @@ impl Applier {
     }
 
     /// Whether nothing more may be applied until a flush is done.
-    fn is_full(&self) -> bool {
-        self.core.is_flushing() && self.core.bytes() >= FLUSH_BYTES
+    fn is_full(&self, state: &State) -> bool {
+        self.core.is_flushing() && self.core.bytes() >= FLUSH_BYTES && state.check().is_ok()
     }
 
     /// Takes shares from the front of the queue, as many as are applied at once.
@@ -169,7 +183,10 @@ impl Applier {
 
     fn try_apply(&mut self, state: &Arc<State>, shares: &mut Vec<Share>) -> Result<(), Fault> {
         let mut entries = Vec::new();
-        shares.iter_mut().for_each(|share| entries.append(&mut share.entries));
+        for share in shares.iter_mut() {
+            entries.append(&mut share.entries);
+            self.core.charge(std::mem::take(&mut share.bytes));
+        }
         point(Point::StateBegins);
         let batch = self.core.apply(&entries)?;
         point(Point::StateApplied);
@@ -194,22 +211,27 @@ impl Applier {
         Ok(())
     }
 
-    /// Hands over what has gathered, unless there is still something being flushed.
+    /// Hands over what has gathered, unless there is still something being flushed. After a failure nothing is any more.
     fn freeze(&mut self, state: &Arc<State>) {
-        if self.core.is_flushing() {
+        let is_well = state.check().is_ok();
+        if is_well && self.core.is_flushing() {
             return;
         }
-        let flush = if state.check().is_ok() { self.core.freeze() } else { None };
+        let flush = if is_well { self.core.freeze() } else { None };
+        if bug(Bug::OverlayDroppedEarly) {
+            drop(self.core.flushed());
+            state.show(self.core.moment());
+        }
         let index = flush.as_ref().and_then(mvcc::Flush::index);
         let flush = flush.map(|it| Job::Flush(Arc::clone(state), Box::new(it), self.generation));
         let runs = self.waiting.drain(..).map(|(state, run)| Job::Run(state, run));
         let jobs: Vec<_> = flush.into_iter().chain(runs).collect();
         point(Point::FlushFrozen);
-        let to = Arc::clone(state);
+        let (to, generation) = (Arc::clone(state), self.generation);
         let send = move |durable: Result<(), Fault>| match durable {
             // If the other thread has ended, so has the state, and those who wait hear of it.
             Ok(()) => jobs.into_iter().for_each(|job| drop(to.send_to_disk(job))),
-            Err(fault) => drop(to.fail(fault)),
+            Err(fault) => not_flushed(&to, generation, fault),
         };
         match index {
             Some(index) => state.when_durable(index, send),
@@ -217,8 +239,11 @@ impl Applier {
         }
     }
 
-    /// Goes on without what is in the tables now.
+    /// Goes on without what is in the tables now. After a failure everything stays, for those who still read.
     fn flushed(&mut self, state: &Arc<State>, generation: u64) {
+        if state.check().is_err() {
+            return self.freeze(state);
+        }
         if generation != self.generation {
             return;
         }
@@ -256,12 +281,19 @@ pub(super) fn flush(jobs: Vec<Job>) {
                 match state.check().and_then(|()| flush.write()) {
                     // If the other thread has ended there is nothing to go on with.
                     Ok(()) => drop(state.send(Work::Flushed(Arc::clone(&state), generation))),
-                    Err(fault) => drop(state.fail(fault)),
+                    Err(fault) => not_flushed(&state, generation, fault),
                 }
             }),
             Job::Run(state, run) => unless_it_panics(&state, || run(&state)),
         }
     }
+}
+
+/// Takes note of what stands in the way of a flush, and has those who wait for one hear of it.
+fn not_flushed(state: &Arc<State>, generation: u64, fault: Fault) {
+    state.fail(fault);
+    // If the other thread has ended, so have they.
+    let _ = state.send(Work::Flushed(Arc::clone(state), generation));
 }
 
 /// A panic ends the thread. Its cause is known before those who wait are let go.

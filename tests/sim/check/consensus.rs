@@ -65,7 +65,8 @@ impl Consensus {
         let (committed, purged) = (index_of(peek.committed), index_of(peek.purged));
         must(committed <= peek.last, "committed beyond the log");
         must(peek.applied <= committed, "applied beyond what is committed");
-        let covered = index_of(peek.snapshot).max(peek.durable);
+        // openraft hears of an installed snapshot, and cuts the log, only once the state has been swapped.
+        let covered = index_of(peek.snapshot).max(peek.durable).max(peek.installed);
         must(peek.durable_state <= covered, "the state is on the disk ahead of the log");
         must(purged <= index_of(peek.snapshot), "the log is cut beyond the snapshot");
         let seen = self.members.entry(index).or_default();

@@ -10,7 +10,8 @@
 //! down in order.
 //!
 //! Invariants
-//! - what was written before a sync began that has ended is in the image;
+//! - what was written before a sync began that has ended is in the image, unless a sync that failed came between: then it
+//!   counts as written, is still read, and no later sync looks at it;
 //! - the image is of one moment, also for names and contents of different files.
 
 use crate::dice::Dice;
@@ -48,6 +49,11 @@ pub enum Change {
     Remove(PathBuf),
     /// What was written to a file, or named in a folder, is on the disk, if it was the change `begun` or an earlier one.
     Sync {
+        path: PathBuf,
+        begun: u64,
+    },
+    /// It was to be, and none of it is.
+    SyncFailed {
         path: PathBuf,
         begun: u64,
     },
@@ -90,6 +96,8 @@ struct Write {
     before: Vec<u8>,
     length_before: usize,
     after: Vec<u8>,
+    /// No sync looks at it any more.
+    is_forgotten: bool,
 }
 
 /// A change of names, and how it is undone.
@@ -151,9 +159,14 @@ impl Model {
             Change::Remove(path) => self.remove(path),
             Change::Sync { path, begun } => {
                 if let Some(writes) = self.written.get_mut(path) {
-                    writes.retain(|write| write.number > *begun);
+                    writes.retain(|write| write.number > *begun || write.is_forgotten);
                 }
                 self.named.retain(|naming| naming.folder != *path || naming.number > *begun);
+            }
+            Change::SyncFailed { path, begun } => {
+                let writes = self.written.get_mut(path).into_iter().flatten();
+                let begun = writes.filter(|write| write.number <= *begun);
+                begun.for_each(|write| write.is_forgotten = true);
             }
         }
     }
@@ -185,8 +198,12 @@ impl Model {
         if !is_durable {
             let before = file[at.min(length_before)..end.min(length_before)].to_vec();
             let (number, after) = (self.changes, bytes.to_vec());
-            let write = Write { number, at, before, length_before, after };
-            self.written.entry(path.to_owned()).or_default().push(write);
+            let writes = self.written.entry(path.to_owned()).or_default();
+            // Whoever writes in the same place has it written.
+            let overlaps = |write: &&mut Write| write.at < end && at < write.at + write.after.len();
+            writes.iter_mut().filter(overlaps).for_each(|write| write.is_forgotten = false);
+            let is_forgotten = false;
+            writes.push(Write { number, at, before, length_before, after, is_forgotten });
         }
         file.resize(length_before.max(end), 0);
         file[at..end].copy_from_slice(bytes);
@@ -236,8 +253,14 @@ impl Model {
 /// Takes all writes back, and carries out those again that chance keeps.
 fn forget(content: &mut Vec<u8>, writes: &[Write], loss: Loss, dice: &mut Dice, lost: &mut Lost) {
     for write in writes.iter().rev() {
-        content.truncate(write.length_before.max(write.at));
-        content.resize(write.length_before, 0);
+        let end = write.at + write.after.len();
+        if content.len() <= end {
+            content.truncate(write.length_before.max(write.at));
+            content.resize(write.length_before, 0);
+        } else {
+            // Something behind it is kept.
+            content[write.length_before.clamp(write.at, end)..end].fill(0);
+        }
         content[write.at.min(write.length_before)..][..write.before.len()]
             .copy_from_slice(&write.before);
     }
@@ -325,6 +348,22 @@ mod tests {
         assert_eq!(model.now().files[&path("a")], b"WaXYZ");
         assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"0ab3");
         assert_eq!(after(&model, Loss::Nothing, 0)[&path("a")], b"WaXYZ");
+    }
+
+    /// As Linux has it: the pages count as clean, and only the memory has them.
+    #[test]
+    fn what_a_failed_sync_was_to_write_is_not_written_by_the_next_one() {
+        let mut model = with_a(b"0123");
+        model.carry_out(&write("a", 2, b"abc"));
+        let begun = model.last();
+        model.carry_out(&Change::SyncFailed { path: path("a"), begun });
+        model.carry_out(&write("a", 5, b"xy"));
+        model.carry_out(&sync(&model, "a"));
+        assert_eq!(model.now().files[&path("a")], b"01abcxy");
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"0123\0xy");
+        model.carry_out(&write("a", 2, b"abc"));
+        model.carry_out(&sync(&model, "a"));
+        assert_eq!(after(&model, Loss::All, 0)[&path("a")], b"01abcxy");
     }
 
     #[test]

@@ -137,6 +137,11 @@ pub enum Reason {
         /// The largest allowed.
         limit: u64,
     },
+    /// The transaction would delete more keys than a transaction may: delete them in pieces.
+    TooManyKeys {
+        /// The most allowed.
+        limit: u64,
+    },
     /// The transaction has more comparisons or operations than a transaction may have.
     TooManyOperations {
         /// How many it has.
@@ -308,6 +313,8 @@ impl Reason {
             | Self::ValueTooLarge { .. }
             | Self::RequestTooLarge { .. }
             | Self::TooManyOperations { .. }
+            | Self::TooManyKeys { .. }
+            | Self::ResultTooLarge { .. }
             | Self::DuplicateKey
             | Self::ValueProvided
             | Self::LeaseProvided
@@ -321,7 +328,7 @@ impl Reason {
             Self::LeaseExists { .. } => ErrorKind::Conflict,
             Self::Compacted { .. } | Self::FutureRevision { .. } => ErrorKind::Compacted,
             Self::SessionLost => ErrorKind::LeaseExpired,
-            Self::TooManyRequests | Self::ResultTooLarge { .. } => ErrorKind::Overloaded,
+            Self::TooManyRequests => ErrorKind::Overloaded,
             Self::NoLeader
             | Self::NotLeader { .. }
             | Self::LeaderChanged
@@ -366,6 +373,12 @@ impl fmt::Display for Reason {
             }
             Self::TooManyOperations { actual, limit } => {
                 write!(f, "the transaction has {actual} operations, more than the {limit} allowed")
+            }
+            Self::TooManyKeys { limit } => {
+                write!(
+                    f,
+                    "the transaction would delete more than {limit} keys: delete them in pieces"
+                )
             }
             Self::DuplicateKey => {
                 f.write_str("two operations of the transaction would change the same key")

@@ -43,6 +43,10 @@ pub mod limits {
     pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
     /// The most bytes of key-values that one page of a range read carries.
     pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+    /// The most bytes of key-values that the answer of one transaction carries.
+    pub const ANSWER_BYTES_MAX: usize = 12 * 1024 * 1024;
+    /// The most keys that one transaction deletes.
+    pub const DELETED_KEYS_MAX: u64 = 100_000;
     /// The first byte that no key may begin with: the group keeps such keys for itself.
     pub const RESERVED_FIRST_BYTE: u8 = 0;
 }

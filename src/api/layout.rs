@@ -305,6 +305,7 @@ reasons! {
     44 => Closed,
     45 => Unrecognized { text },
     46 => AssertionFailed { detail },
+    47 => TooManyKeys { limit },
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! - a key changes at most once per revision;
 //! - a rejected command has changed nothing; after an `Err(Fault)` nothing of the call is ever shown or flushed.
 
+use super::budget;
 use super::flush::Flush;
 use super::overlay::{Front, Moment, Overlay, Step as Change};
 use super::plan::{Plan, Step};
@@ -186,6 +187,7 @@ impl Writer<'_> {
         let state = self.reader();
         let plan = Plan::resolve(txn, &state)?;
         plan.check(&state)?;
+        budget::check(&plan, &state)?;
         let outcome = self.run(&plan)?;
         self.end_revision();
         Ok(outcome)

@@ -37,6 +37,7 @@
 //! and `generation` keeps several of them apart on the disk.
 
 mod apply;
+mod budget;
 mod chain;
 mod compact;
 mod events;

@@ -13,6 +13,7 @@
 //! While it lives, LMDB keeps the pages of that moment, and the file grows: ask, then drop it. There may be
 //! [`VIEWS_MAX`](super::VIEWS_MAX) at once; who hands them out to the world must hand out fewer.
 
+use super::budget;
 use super::events::Events;
 use super::lease::Lease;
 use super::overlay::Moment;
@@ -142,6 +143,7 @@ impl View {
         let state = self.reader();
         let plan = Plan::resolve(txn, &state)?;
         plan.check(&state)?;
+        budget::check(&plan, &state)?;
         Ok(state.run(&plan)?)
     }
 

@@ -238,3 +238,65 @@ fn a_state_that_is_still_looked_at_does_not_close() {
     lab.store().apply(&[entry]).unwrap();
     lab.store().force_sync().unwrap();
 }
+
+#[test]
+fn an_answer_that_is_too_large_is_refused_before_anything_happened() {
+    let mut lab = Lab::with_map(MAP_BYTES);
+    let value = "v".repeat(limits::VALUE_BYTES_MAX);
+    for key in 0..4 {
+        lab.put(&format!("k{key}"), &value);
+    }
+    let revision = lab.view().revision();
+    let too_large = |result| {
+        let limit = limits::ANSWER_BYTES_MAX as u64;
+        assert_eq!(result, Err(crate::Reason::ResultTooLarge { limit }));
+    };
+    let gets = |count: usize| (0..count).map(|n| Op::get(format!("k{}", n % 4)));
+    let reads = |ops: Vec<Op>| lab.view().query(&txn([], ops, [])).unwrap();
+    assert_eq!(reads(gets(11).collect()).unwrap().results.len(), 11);
+    too_large(reads(gets(12).collect()));
+    // Pages are cut at 4 MiB each.
+    let pages = |count: usize| (0..count).map(|_| Op::range(KeyRange::prefix("k")));
+    assert!(reads(pages(3).collect()).is_ok());
+    too_large(reads(pages(4).collect()));
+    // At any depth.
+    too_large(reads((0..6).map(|_| Op::txn([], gets(2), [])).collect()));
+
+    // What the transaction itself has put counts where it is read.
+    let own = |count: usize| {
+        [Op::put("mine", value.clone())].into_iter().chain((0..count).map(|_| Op::get("mine")))
+    };
+    too_large(lab.txn([], own(12), []));
+    assert_eq!(lab.view().revision(), revision, "it has changed nothing");
+    lab.txn([], own(11), []).unwrap();
+    let range = [Op::put("k9", "small")].into_iter().chain(pages(3));
+    lab.txn([], range, []).unwrap();
+    // Previous values are a part of the answer.
+    for key in 0..12 {
+        lab.put(&format!("p{key:02}"), &value);
+    }
+    too_large(lab.txn([], [Op::delete(KeyRange::prefix("p")).prev()], []));
+    assert_eq!(lab.run(Op::delete(KeyRange::prefix("p"))).unwrap().0, deleted(12));
+}
+
+fn deleted(count: u64) -> OpResult {
+    OpResult::Deleted { count, prev: Vec::new() }
+}
+
+#[test]
+fn more_keys_than_a_transaction_may_delete_are_refused_and_can_go_in_pieces() {
+    let mut lab = Lab::with_map(MAP_BYTES);
+    let limit = limits::DELETED_KEYS_MAX;
+    for chunk in 0..limit / 100 + 1 {
+        let puts = (0..100).map(|n| Op::put(format!("{chunk:05}/{n:02}"), "v"));
+        lab.txn([], puts, []).unwrap();
+    }
+    let all = Op::delete(KeyRange::all());
+    assert_eq!(lab.run(all).map(|(result, _)| result), Err(crate::Reason::TooManyKeys { limit }));
+    assert_eq!(lab.view().keys(), limit + 100);
+    let half = |range: KeyRange| Op::delete(range);
+    let two = [half(KeyRange::prefix("00")), half(KeyRange::from("01000".."1"))];
+    assert_eq!(lab.txn([], two, []).map(|_| ()), Err(crate::Reason::TooManyKeys { limit }));
+    assert_eq!(lab.run(Op::delete(KeyRange::prefix("00"))).unwrap().0, deleted(limit));
+    assert_eq!(lab.view().keys(), 100);
+}

@@ -1,0 +1,113 @@
+//! What a transaction may take: how much its answer carries, and how many keys it deletes.
+//!
+//! Both follow from the state, so no gateway can check them, and once the first operation has run nothing may stop the rest.
+//! So they are computed before.
+//!
+//! ```text
+//! get, put or delete with prev     what is there now, or what the transaction itself has put there
+//! range                            its page as of now, and what the transaction itself has put into it
+//! ```
+//!
+//! Invariant: what a transaction may do depends on the state and itself alone, and is the same on each member.
+
+use super::Stop;
+use super::plan::{Plan, Step};
+use super::read::{Reader, Scanned};
+use crate::error::{Fault, Reason};
+use crate::types::{DeleteOp, KeyRange, Page, Revision, limits};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+/// What a key-value takes beside its key and its value.
+const ENTRY_BYTES: usize = 64;
+
+/// What the operations so far take.
+struct Budget<'a> {
+    state: &'a Reader<'a>,
+    /// Of the answer.
+    bytes: usize,
+    /// The keys that were put, and what each takes.
+    put: BTreeMap<&'a [u8], usize>,
+    deleted: u64,
+}
+
+/// Refuses a plan whose answer would be too large, or that deletes too many keys.
+pub(super) fn check<'a>(plan: &'a Plan<'_>, state: &'a Reader<'a>) -> Result<(), Stop> {
+    // One key, or one page, is never too much.
+    if let [Step::Get(_) | Step::Put(_) | Step::Range(_)] = &plan.steps[..] {
+        return Ok(());
+    }
+    Budget { state, bytes: 0, put: BTreeMap::new(), deleted: 0 }.take(plan)
+}
+
+impl<'a> Budget<'a> {
+    fn take(&mut self, plan: &'a Plan<'_>) -> Result<(), Stop> {
+        for step in &plan.steps {
+            match step {
+                Step::Get(get) => self.get(&get.key, get.at)?,
+                Step::Put(put) => {
+                    if put.prev {
+                        self.get(&put.key, None)?;
+                    }
+                    let value = match put.ignore_value {
+                        true => self.state.image(&put.key)?.map_or(0, |image| image.value.len()),
+                        false => put.value.len(),
+                    };
+                    self.put.insert(&put.key, ENTRY_BYTES + put.key.len() + value);
+                }
+                Step::Delete(delete) => self.delete(delete)?,
+                Step::Range(range) => {
+                    let page = self.state.page(range)?;
+                    let own = self.put.iter().filter(|(key, _)| range.range.contains(key));
+                    self.bytes += bytes_of(&page) + own.map(|(_, bytes)| bytes).sum::<usize>();
+                }
+                Step::Txn(nested) => self.take(nested)?,
+            }
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    fn get(&mut self, key: &[u8], at: Option<Revision>) -> Result<(), Fault> {
+        let image = match at.filter(|at| *at < self.state.revision) {
+            Some(at) => self.state.image_at(key, at)?,
+            None => self.state.image(key)?,
+        };
+        let now = image.map_or(0, |image| ENTRY_BYTES + key.len() + image.value.len());
+        self.bytes += now.max(self.put.get(key).copied().unwrap_or(0));
+        Ok(())
+    }
+
+    fn delete(&mut self, delete: &DeleteOp) -> Result<(), Stop> {
+        if delete.range.as_key().is_some() && !delete.prev {
+            self.deleted += 1;
+            return Ok(());
+        }
+        self.count(&delete.range, delete.prev)
+    }
+
+    fn count(&mut self, range: &KeyRange, prev: bool) -> Result<(), Stop> {
+        let state = self.state;
+        let mut visit = |key: &[u8], found: Scanned<'_>| {
+            self.deleted += 1;
+            if prev {
+                self.bytes += ENTRY_BYTES + key.len() + found.image(key)?.value.len();
+            }
+            let goes_on = self.check().is_ok();
+            Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        };
+        Ok(state.scan(range, None, &mut visit)?)
+    }
+
+    fn check(&self) -> Result<(), Reason> {
+        if self.bytes > limits::ANSWER_BYTES_MAX {
+            return Err(Reason::ResultTooLarge { limit: limits::ANSWER_BYTES_MAX as u64 });
+        }
+        let limit = limits::DELETED_KEYS_MAX;
+        if self.deleted > limit { Err(Reason::TooManyKeys { limit }) } else { Ok(()) }
+    }
+}
+
+fn bytes_of(page: &Page) -> usize {
+    page.entries.iter().map(|kv| ENTRY_BYTES + kv.key.len() + kv.value.len()).sum()
+}

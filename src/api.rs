@@ -100,6 +100,19 @@ pub(crate) enum Command {
     Expire { deciding_term: u64, leases: Vec<LeaseId> },
     /// Forget the history before a revision.
     Compact(Revision),
+    /// A slice of the time has passed for which history is kept: forget what there was [`AGES`] slices ago. Proposed by the
+    /// leader alone, by its clock; nobody else needs one. Never forwarded.
+    Age,
+}
+
+/// How many slices the time has for which history is kept.
+pub(crate) const AGES: usize = 10;
+
+impl Command {
+    /// Whether only a leader may propose it, of itself.
+    pub(crate) fn is_leaders(&self) -> bool {
+        matches!(self, Self::Expire { .. } | Self::Age)
+    }
 }
 
 /// What applying a [`Command`] did. A rejection by the rules is a [`Reason`] instead.
@@ -273,7 +286,7 @@ fn check_command(command: &Command, ttl_floor: Duration) -> Result<(), Reason> {
                 Reason::TooManyOperations { actual, limit }
             })
         }
-        Command::Grant { .. } | Command::Revoke(_) | Command::Compact(_) => Ok(()),
+        Command::Grant { .. } | Command::Revoke(_) | Command::Compact(_) | Command::Age => Ok(()),
     }
 }
 

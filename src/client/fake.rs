@@ -377,7 +377,7 @@ impl World {
                 self.end_lease(lease)?;
                 Ok(Applied::Revoked { revision: Revision::from(self.revision) })
             }
-            Command::Expire { .. } => unreachable!("never sent by a client"),
+            Command::Expire { .. } | Command::Age => unreachable!("never sent by a client"),
             Command::Compact(revision) => {
                 self.compacted = revision.get();
                 Ok(Applied::Compacted { revision })

@@ -177,6 +177,7 @@ impl Writer<'_> {
             Command::Revoke(id) => self.revoke(*id),
             Command::Expire { deciding_term, leases } => self.expire(*deciding_term, term, leases),
             Command::Compact(revision) => self.compact(*revision),
+            Command::Age => Ok(self.age()),
         }
     }
 

@@ -11,6 +11,10 @@
 //!                a row in gone, if it is the delete after which a key is not there
 //! ```
 //!
+//! How old history gets is said in slices of time, which only the leader's clock knows: it proposes an [`Age`](Command::Age)
+//! after each, and the state keeps the revisions of the last few. So it needs no clock, and no member has to remember anything
+//! when the leader changes; history then stays for a slice longer at most.
+//!
 //! Each change remembers what it replaced, so a row below C is of no use to any read at or above C. There is no question
 //! of which rows are still alive, no holes, and nothing to remember between two steps: the front of `ev` is where the
 //! last one ended. A large value dies with the change that replaced it; the live ones were replaced by none.
@@ -38,10 +42,24 @@ impl Writer<'_> {
         if at > current {
             return Err(Reason::FutureRevision { current }.into());
         }
-        point(Point::CompactApplied);
-        self.head.compact_revision = at;
-        self.compacted = Some(at);
+        self.forget(at);
         Ok(Applied::Compacted { revision: current })
+    }
+
+    /// Forgets what has become too old.
+    pub(super) fn age(&mut self) -> Applied {
+        let revision = self.head.revision;
+        let oldest = self.head.ages.pass(revision);
+        if oldest > self.head.compact_revision {
+            self.forget(oldest);
+        }
+        Applied::Compacted { revision }
+    }
+
+    fn forget(&mut self, before: Revision) {
+        point(Point::CompactApplied);
+        self.head.compact_revision = before;
+        self.compacted = Some(before);
     }
 }
 

@@ -61,6 +61,7 @@ pub(super) fn of_state(head: &Head) -> u128 {
     head.compact_revision.write(&mut bytes);
     head.keys.write(&mut bytes);
     head.lease_chosen.write(&mut bytes);
+    head.ages.write(&mut bytes);
     head.rows_hash.wrapping_add(digest(&bytes))
 }
 

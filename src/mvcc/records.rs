@@ -24,7 +24,7 @@
 
 use super::keys;
 use super::{LogPosition, hash};
-use crate::api::Position;
+use crate::api::{AGES, Position};
 use crate::codec::layout::{Input, Layout, Malformed, layout, write_length};
 use crate::error::Fault;
 use crate::types::{LeaseId, Revision};
@@ -386,10 +386,49 @@ pub(super) struct Head {
     pub(super) keys: u64,
     /// The last lease id that the group chose by itself.
     pub(super) lease_chosen: u64,
+    /// The newest revision of so many slices of time ago, the last one first; 0 before there were as many.
+    pub(super) ages: Ages,
     /// The sum of the hashes of all keys, leases and the membership.
     pub(super) rows_hash: u128,
 }
-layout!(struct Head { applied, revision, compact_revision, keys, lease_chosen, rows_hash });
+layout!(struct Head { applied, revision, compact_revision, keys, lease_chosen, ages, rows_hash });
+
+/// Revisions in the order in which time passed, the last one first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ages([u64; AGES]);
+
+impl Ages {
+    /// A slice of time has passed, and this is the newest revision. Returns the one that there was [`AGES`] slices ago.
+    pub(super) fn pass(&mut self, revision: Revision) -> Revision {
+        let oldest = self.0[AGES - 1];
+        self.0.rotate_right(1);
+        self.0[0] = revision.get();
+        Revision::from(oldest)
+    }
+
+    /// Whether nothing has changed in all that time.
+    pub(super) fn are_all(&self, revision: Revision) -> bool {
+        self.0.iter().all(|age| *age == revision.get())
+    }
+
+    fn are_possible(&self, revision: Revision) -> bool {
+        self.0.is_sorted_by(|later, earlier| later >= earlier) && self.0[0] <= revision.get()
+    }
+}
+
+impl Layout for Ages {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.0.iter().for_each(|age| age.write(out));
+    }
+
+    fn read(input: &mut Input) -> Result<Self, Malformed> {
+        let mut ages = Self::default();
+        for age in &mut ages.0 {
+            *age = u64::read(input)?;
+        }
+        Ok(ages)
+    }
+}
 
 impl Head {
     /// The state of a group in which nothing has happened.
@@ -400,6 +439,7 @@ impl Head {
             compact_revision: Revision::from(0),
             keys: 0,
             lease_chosen: 0,
+            ages: Ages::default(),
             rows_hash: 0,
         }
     }
@@ -409,7 +449,8 @@ impl Head {
         let Self { revision, compact_revision, keys, lease_chosen, .. } = *self;
         let (term, index) = self.applied.map_or((0, 0), |at| (at.term, at.index));
         let counted = [revision.get(), keys, lease_chosen, term, index];
-        compact_revision <= revision && counted.into_iter().all(|number| number <= COUNT_MAX)
+        let is_past = compact_revision <= revision && self.ages.are_possible(revision);
+        is_past && counted.into_iter().all(|number| number <= COUNT_MAX)
     }
 }
 
@@ -590,10 +631,15 @@ mod tests {
             compact_revision: Revision::from(4),
             keys: 3,
             lease_chosen: 2,
+            ages: Ages([5, 5, 4, 1, 0, 0, 0, 0, 0, 0]),
             rows_hash: 1,
         };
-        let numbers = [5u64, 4, 3, 2].map(u64::to_be_bytes).concat();
+        assert!(head.is_possible());
+        let numbers = [5u64, 4, 3, 2, 5, 5, 4, 1, 0, 0, 0, 0, 0, 0].map(u64::to_be_bytes).concat();
         golden(&head, &[&[1], &log[..], &numbers, &1u128.to_be_bytes()].concat());
+        for ages in [[6; AGES], [4, 5, 0, 0, 0, 0, 0, 0, 0, 0]] {
+            assert!(!Head { ages: Ages(ages), ..head }.is_possible());
+        }
     }
 
     #[test]

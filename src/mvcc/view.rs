@@ -210,6 +210,17 @@ impl Moment {
         self.head.revision
     }
 
+    /// The oldest revision that can be read and watched from; 0 before the first compaction.
+    pub(crate) fn compact_revision(&self) -> Revision {
+        self.head.compact_revision
+    }
+
+    /// Whether there is no history that could get older.
+    pub(crate) fn is_ageless(&self) -> bool {
+        let Head { revision, compact_revision, ages, .. } = &self.head;
+        compact_revision == revision && ages.are_all(*revision)
+    }
+
     /// The last log entry that is in the state.
     pub(crate) fn applied(&self) -> Option<LogPosition> {
         self.head.applied

@@ -6,7 +6,7 @@ use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::fault::{Point, point};
 use crate::lmdb::FolderLock;
-use crate::raft::config::{Retention, Timing};
+use crate::raft::config::{History, Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
 use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
@@ -65,6 +65,7 @@ pub struct NodeBuilder {
     plaintext: bool,
     name: String,
     timing: Timing,
+    history: History,
     pub(super) retention: Retention,
     map_bytes: u64,
     patience: Duration,
@@ -79,6 +80,7 @@ impl NodeBuilder {
             plaintext: false,
             name: String::new(),
             timing: Timing::default(),
+            history: History::default(),
             retention: Retention::default(),
             map_bytes: STATE_MAP_BYTES,
             patience: PATIENCE,
@@ -141,6 +143,27 @@ impl NodeBuilder {
     pub fn snapshot_every(mut self, entries: u64) -> Self {
         self.retention.snapshot_every = entries;
         self.retention.kept = entries / 2;
+        self
+    }
+
+    /// For how long the past can be read, and watched from; one hour unless said otherwise, one second at least, and the same
+    /// on all members. What is older is compacted.
+    ///
+    /// It is as long at least, and up to a tenth longer. When the leader changes it may be another tenth.
+    pub fn keep_history(mut self, time: Duration) -> Self {
+        self.history = History::For(time);
+        self
+    }
+
+    /// Keeps so many revisions of history, and up to a tenth more, whatever their age.
+    pub fn keep_revisions(mut self, revisions: u64) -> Self {
+        self.history = History::Revisions(revisions);
+        self
+    }
+
+    /// Keeps history until somebody calls [`Client::compact`](crate::Client::compact).
+    pub fn keep_all_history(mut self) -> Self {
+        self.history = History::All;
         self
     }
 
@@ -225,6 +248,7 @@ impl NodeBuilder {
 
     async fn start(self, members: Option<Vec<String>>) -> Result<Node> {
         self.timing.check()?;
+        self.history.check()?;
         if self.map_bytes < STATE_MAP_BYTES_MIN || self.retention.snapshot_every == 0 {
             let detail = "a map has at least 16 MiB, and a snapshot comes after one entry at least";
             return Err(Reason::BadOption { detail: detail.to_owned() }.into());
@@ -284,6 +308,7 @@ impl NodeBuilder {
         let parts = Parts {
             identity,
             timing: self.timing,
+            history: self.history,
             retention: self.retention,
             log,
             state,

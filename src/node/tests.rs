@@ -1,6 +1,7 @@
 //! A disk that fails under a running node, an end that is not waited for, and an entry that no message could carry.
 
 use super::*;
+use crate::ErrorKind;
 use crate::raft::log::tests::seam::{self, Disk};
 use crate::types::{KeyRange, Op};
 
@@ -225,4 +226,39 @@ async fn a_log_of_large_entries_is_cut_by_its_bytes() {
     let node = solo(folder.path()).await.unwrap();
     assert_eq!(node.client().range("k".."l").keys_only().await.unwrap().count, 64);
     node.shutdown().await.unwrap();
+}
+
+/// By age, and by number.
+#[tokio::test]
+async fn history_is_forgotten_by_itself() {
+    let second = Duration::from_secs(1);
+    let by = [
+        |builder: NodeBuilder| builder.keep_history(Duration::from_secs(1)),
+        |builder: NodeBuilder| builder.keep_revisions(20),
+    ];
+    for limit in by {
+        let folder = tempfile::tempdir().unwrap();
+        let builder = limit(Node::builder(folder.path()).heartbeat(HEARTBEAT));
+        let node = timeout(LONG, builder.solo()).await.expect("it hangs").unwrap();
+        let client = node.client();
+        for number in 0..50 {
+            client.put("k", number.to_string()).await.unwrap();
+        }
+        let is_gone = async {
+            while client.range("k").at(10.into()).await.is_ok() {
+                tokio::time::sleep(second / 100).await;
+            }
+        };
+        timeout(LONG, is_gone).await.expect("it stays");
+        let error = client.range("k").at(10.into()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Compacted);
+        assert_eq!(client.get("k").await.unwrap().unwrap().value, "49");
+        node.shutdown().await.unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let builder = || Node::builder(folder.path());
+    for senseless in [builder().keep_revisions(0), builder().keep_history(second / 2)] {
+        let error = senseless.solo().await.unwrap_err();
+        assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
+    }
 }

@@ -55,6 +55,36 @@ impl Timing {
     }
 }
 
+/// How long the past can be read and watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum History {
+    /// For so long at least, and a tenth longer at most while the leader stays the same.
+    For(Duration),
+    /// So many revisions at least, and a tenth more at most.
+    Revisions(u64),
+    /// Until somebody compacts it.
+    All,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self::For(Duration::from_secs(3600))
+    }
+}
+
+impl History {
+    const TIME_MIN: Duration = Duration::from_secs(1);
+
+    pub(crate) fn check(self) -> Result<Self, Error> {
+        let detail = match self {
+            Self::For(time) if time < Self::TIME_MIN => "history is kept for one second at least",
+            Self::Revisions(0) => "history has one revision at least",
+            Self::For(_) | Self::Revisions(_) | Self::All => return Ok(self),
+        };
+        Err(Reason::BadOption { detail: detail.to_owned() }.into())
+    }
+}
+
 /// How much log is kept, and how often it is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Retention {

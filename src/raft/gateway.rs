@@ -150,10 +150,9 @@ impl Gateway {
     ) -> Result<Vec<Result<Applied, Error>>, Error> {
         let started = Instant::now();
         // Decided by the leader's own clock in its own term: nobody else may propose it.
-        let expires = |it: &Proposal| matches!(it.command, Command::Expire { .. });
-        if proposals.iter().any(expires) && !bug(Bug::ExpireOutlivesTerm) {
+        if proposals.iter().any(|it| it.command.is_leaders()) && !bug(Bug::ExpireOutlivesTerm) {
             return Err(Reason::Malformed {
-                what: "proposal: only a leader expires leases".into(),
+                what: "proposal: only a leader expires leases and history".into(),
             }
             .into());
         }

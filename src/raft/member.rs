@@ -10,7 +10,7 @@
 //! executor must not cost the group its leader.
 
 use super::Types;
-use super::config::{Retention, Timing, config};
+use super::config::{History, Retention, Timing, config};
 use super::convoy::{Convoy, travel};
 use super::founding::Desk;
 use super::identity::Identity;
@@ -19,10 +19,10 @@ use super::machine::Machine;
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
 use super::state::{FLUSH_EVERY, Head, State};
-use crate::api::{Call, Command, Proposal, Request};
+use crate::api::{AGES, Call, Command, Proposal, Request};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::types::{LeaseId, NodeId, Status};
+use crate::types::{LeaseId, NodeId, Revision, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
@@ -44,6 +44,8 @@ pub(crate) const ADMISSION_UNITS: u32 = 64 << 10;
 
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked whether history has too many revisions.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// How long a snapshot may take to be made: a flush of the state.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -195,6 +197,7 @@ enum Successor {
 pub(crate) struct Parts {
     pub(crate) identity: Identity,
     pub(crate) timing: Timing,
+    pub(crate) history: History,
     pub(crate) retention: Retention,
     pub(crate) log: LogStore,
     pub(crate) state: Arc<State>,
@@ -210,7 +213,7 @@ impl Member {
 
     /// Starts the member on the current runtime.
     pub(crate) async fn start(parts: Parts) -> Result<Self, Error> {
-        let Parts { identity, timing, retention, log, state, desk, plaintext } = parts;
+        let Parts { identity, timing, history, retention, log, state, desk, plaintext } = parts;
         let refusals = Refusals::default();
         let network = Network::new(identity, timing, plaintext, refusals.clone());
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
@@ -246,6 +249,7 @@ impl Member {
         tasks.spawn(reign(Arc::clone(&shared)));
         tasks.spawn(expire(Arc::clone(&shared)));
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
+        tasks.spawn(forget(Arc::clone(&shared), history));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
@@ -461,6 +465,39 @@ async fn flush_in_time(shared: Arc<Shared>) {
         // What stands in its way is reported where it happens.
         let _ = shared.state.settled().await;
     }
+}
+
+/// Has history forgotten when it is old enough, as long as this member leads.
+async fn forget(shared: Arc<Shared>, history: History) {
+    loop {
+        match history {
+            History::All => return,
+            History::For(time) => {
+                let before = shared.leadership();
+                tokio::time::sleep(time / AGES as u32).await;
+                // A slice counts only if all of it was of one leader, so that none is shorter.
+                let Ok(moment) = shared.state.moment() else { return };
+                if before.is_me && shared.leadership() == before && !moment.is_ageless() {
+                    propose(&shared, Command::Age).await;
+                }
+            }
+            History::Revisions(kept) => {
+                tokio::time::sleep(FORGET_EVERY).await;
+                let Ok(moment) = shared.state.moment() else { return };
+                let first = moment.revision().get().saturating_sub(kept);
+                let old = first.saturating_sub(moment.compact_revision().get());
+                if shared.leadership().is_me && old > kept / AGES as u64 {
+                    propose(&shared, Command::Compact(Revision::from(first))).await;
+                }
+            }
+        }
+    }
+}
+
+/// Proposes a command of the leader's own. If that fails, its time comes again.
+async fn propose(shared: &Shared, command: Command) {
+    let proposed = shared.raft.client_write(Proposal::from(command).into());
+    let _ = timeout(shared.timing.election_max(), proposed).await;
 }
 
 /// Cuts the log when it takes too many bytes. openraft counts entries only, and thirty thousand large ones are many

@@ -36,6 +36,7 @@ pub struct Setup {
     pub heartbeat: Duration,
     pub step: Duration,
     pub snapshot_every: u64,
+    pub history: History,
     pub weather: Weather,
     /// How much faster than the simulation's each clock runs, in parts of a thousand; the clients' is the last.
     pub rates: Vec<i64>,
@@ -66,6 +67,14 @@ struct Host {
     /// How long it has not run.
     missed: Duration,
     paused: bool,
+}
+
+/// How much history is kept.
+#[derive(Clone, Copy, Debug)]
+pub enum History {
+    All,
+    For(Duration),
+    Revisions(u64),
 }
 
 /// A member, running or not.
@@ -229,6 +238,11 @@ impl Group {
             .heartbeat(self.setup.heartbeat)
             .snapshot_every(self.setup.snapshot_every)
             .map_size(64 << 20);
+        let builder = match self.setup.history {
+            History::All => builder.keep_all_history(),
+            History::For(time) => builder.keep_history(time),
+            History::Revisions(count) => builder.keep_revisions(count),
+        };
         let name = format!("m{index}.{}", member.starts);
         let seed = self.setup.seed;
         let workers = self.setup.workers;

@@ -20,7 +20,7 @@ use crate::check::agreement::Truth;
 use crate::dice::Dice;
 use crate::disk;
 use crate::disk::model::{Loss, Lost, Model};
-use crate::group::{Group, Setup, folder};
+use crate::group::{Group, History, Setup, folder};
 use crate::history::Moment;
 use crate::many;
 use crate::nemesis::Nemesis;
@@ -54,6 +54,7 @@ pub fn setup(seed: u64) -> Setup {
         members: MEMBERS,
         heartbeat: millis(50),
         step: millis(2),
+        history: History::All,
         snapshot_every: *dice.pick(&[2, 5, 20, 100]),
         weather: Weather { latency: (millis(1), millis(2)), loss: 0, twice: 0, again: millis(200) },
         rates: vec![0; MEMBERS + 1],

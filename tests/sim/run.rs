@@ -5,7 +5,7 @@ use crate::check::agreement::Truth;
 use crate::check::consensus::Consensus;
 use crate::dice::Dice;
 use crate::disk;
-use crate::group::{Group, Setup};
+use crate::group::{Group, History, Setup};
 use crate::nemesis::Nemesis;
 use crate::net::{Net, Weather};
 use crate::points::Points;
@@ -23,6 +23,7 @@ pub fn setup(seed: u64) -> Setup {
         members,
         heartbeat: millis(50),
         step: millis(2),
+        history: history(&mut Dice::new(seed).fork("history")),
         snapshot_every: *dice.pick(&[1, 2, 5, 20, 100, 500, 2000]),
         weather: Weather {
             latency: (millis(1), millis(dice.within(1, 10))),
@@ -35,6 +36,15 @@ pub fn setup(seed: u64) -> Setup {
         workers: dice.within(1, 3) as usize,
         lasts: millis(50) * dice.within(200, 600) as u32,
         network: [0, 0],
+    }
+}
+
+/// In some runs so little that watches find it gone.
+fn history(dice: &mut Dice) -> History {
+    match dice.roll(4) {
+        0 => History::Revisions(dice.within(20, 200)),
+        1 => History::For(Duration::from_millis(dice.within(1000, 10_000))),
+        _ => History::All,
     }
 }
 

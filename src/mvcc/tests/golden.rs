@@ -389,6 +389,33 @@ fn the_revision_survives_when_all_history_is_gone() {
 }
 
 #[test]
+fn history_is_forgotten_ten_slices_of_time_after_it_was_the_present() {
+    let mut lab = Lab::new();
+    lab.put("k", "1");
+    let age = |lab: &mut Lab| {
+        let revision = lab.view().revision();
+        assert_eq!(lab.apply(Command::Age), Ok(Applied::Compacted { revision }));
+        lab.view().compact_revision().get()
+    };
+    assert_eq!(age(&mut lab), 0);
+    lab.put("k", "2");
+    let later: Vec<u64> = (0..8).map(|_| age(&mut lab)).collect();
+    assert_eq!(later, [0; 8]);
+    lab.put("k", "3");
+    assert_eq!(age(&mut lab), 0);
+    // What was the present ten slices ago is still history; what was over by then is not.
+    assert_eq!(age(&mut lab), 2);
+    assert_eq!(show(&lab.page(Op::range("k").at(rev(2))).entries[0]), "k{2,2,1}=1");
+    assert_eq!(age(&mut lab), 3);
+    assert_eq!(lab.watch(.., 2).unwrap_err(), Reason::Compacted { at: rev(3) });
+    // Whatever somebody has compacted meanwhile stays so.
+    lab.apply(Command::Compact(rev(4))).unwrap();
+    lab.reopen();
+    assert_eq!(age(&mut lab), 4);
+    (0..20).for_each(|_| assert_eq!(age(&mut lab), 4));
+}
+
+#[test]
 fn a_query_that_writes_is_refused() {
     let lab = Lab::new();
     let write = txn([Compare::exists("a")], [], [Op::put("a", "1")]);

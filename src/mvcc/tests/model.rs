@@ -5,7 +5,7 @@
 //! two have in common they have from the rules.
 
 use super::kit::{Lab, TERM, body, rows, txn};
-use crate::api::{Applied, Command, Cursor, Position, check_txn};
+use crate::api::{AGES, Applied, Command, Cursor, Position, check_txn};
 use crate::error::Reason;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::tape::Tape;
@@ -32,6 +32,8 @@ struct Model {
     leases: BTreeMap<LeaseId, Duration>,
     lease_chosen: u64,
     compact_revision: u64,
+    /// The revision at the end of each slice of time.
+    ages: Vec<u64>,
     lease_changes: Vec<LeaseChange>,
 }
 
@@ -50,6 +52,7 @@ impl Model {
             leases: BTreeMap::new(),
             lease_chosen: 0,
             compact_revision: 0,
+            ages: Vec::new(),
             lease_changes: Vec::new(),
         }
     }
@@ -100,6 +103,12 @@ impl Model {
                     self.end(*id);
                 });
                 Ok(Applied::Expired { leases: due, revision: Revision::from(self.revision()) })
+            }
+            Command::Age => {
+                self.ages.push(self.revision());
+                let oldest = self.ages.len().checked_sub(AGES + 1).map_or(0, |at| self.ages[at]);
+                self.compact_revision = self.compact_revision.max(oldest);
+                Ok(Applied::Compacted { revision: Revision::from(self.revision()) })
             }
             Command::Compact(at) if at.get() <= self.compact_revision => Err(self.compacted()),
             Command::Compact(at) if at.get() > self.revision() => Err(self.future()),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mvcc::{self, Body, LogPosition, SnapshotReader};
-use crate::raft::config::{Retention, Timing};
+use crate::raft::config::{History, Retention, Timing};
 use crate::raft::format::log_id;
 use crate::raft::founding::{Desk, Founders};
 use crate::raft::identity::{Identity, Records};
@@ -31,7 +31,8 @@ async fn member(folder: &Path) -> Member {
     let identity = Identity { group: 1, node: 2, incarnation: 1 };
     let retention = Retention { snapshot_every: 1000, kept: 1000, bytes: 1 << 30 };
     let timing = Timing::default();
-    let parts = Parts { identity, timing, retention, log, state, desk, plaintext: true };
+    let history = History::All;
+    let parts = Parts { identity, timing, history, retention, log, state, desk, plaintext: true };
     Member::start(parts).await.unwrap()
 }
 

@@ -103,6 +103,9 @@ pub(crate) enum Command {
     /// A slice of the time has passed for which history is kept: forget what there was [`AGES`] slices ago. Proposed by the
     /// leader alone, by its clock; nobody else needs one. Never forwarded.
     Age,
+    /// From here on, until it is said otherwise, there is no room for more. Proposed by the leader alone, by what its state
+    /// takes. Never forwarded.
+    Room { is_short: bool },
 }
 
 /// How many slices the time has for which history is kept.
@@ -111,8 +114,30 @@ pub(crate) const AGES: usize = 10;
 impl Command {
     /// Whether only a leader may propose it, of itself.
     pub(crate) fn is_leaders(&self) -> bool {
-        matches!(self, Self::Expire { .. } | Self::Age)
+        matches!(self, Self::Expire { .. } | Self::Age | Self::Room { .. })
     }
+
+    /// Whether the group refuses it when there is no room: it may put a key, in whichever branch, or make a lease.
+    pub(crate) fn takes_room(&self) -> bool {
+        match self {
+            Self::Txn(txn) => puts(txn),
+            Self::Grant { .. } => true,
+            Self::Revoke(_)
+            | Self::Expire { .. }
+            | Self::Compact(_)
+            | Self::Age
+            | Self::Room { .. } => false,
+        }
+    }
+}
+
+/// Whether a transaction may put a key.
+fn puts(txn: &TxnOp) -> bool {
+    txn.operations().any(|op| match &op.0 {
+        OpKind::Put(_) => true,
+        OpKind::Txn(nested) => puts(nested),
+        OpKind::Get(_) | OpKind::Delete(_) | OpKind::Range(_) => false,
+    })
 }
 
 /// What applying a [`Command`] did. A rejection by the rules is a [`Reason`] instead.
@@ -130,6 +155,10 @@ pub(crate) enum Applied {
     /// Those of the leases that still existed.
     Expired {
         leases: Vec<LeaseId>,
+        revision: Revision,
+    },
+    /// A word of the leader's own.
+    Noted {
         revision: Revision,
     },
     Compacted {
@@ -286,7 +315,11 @@ fn check_command(command: &Command, ttl_floor: Duration) -> Result<(), Reason> {
                 Reason::TooManyOperations { actual, limit }
             })
         }
-        Command::Grant { .. } | Command::Revoke(_) | Command::Compact(_) | Command::Age => Ok(()),
+        Command::Grant { .. }
+        | Command::Revoke(_)
+        | Command::Compact(_)
+        | Command::Age
+        | Command::Room { .. } => Ok(()),
     }
 }
 

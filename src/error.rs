@@ -77,6 +77,8 @@ pub enum ErrorKind {
     LeaseExpired,
     /// Too much at once. Later, or smaller.
     Overloaded,
+    /// The group has no room for more. Delete, compact, or give it a larger quota.
+    NoSpace,
     /// No quorum, no leader, or no endpoint answers.
     Unavailable,
     /// The deadline passed. A write may or may not have happened.
@@ -206,6 +208,8 @@ pub enum Reason {
     },
     /// The session did not reach the group in time, so its lease counts as lost.
     SessionLost,
+    /// The group has used up its quota. Deleting and compacting go on, and what takes no room.
+    NoSpace,
     /// More requests are waiting than this node takes on.
     TooManyRequests,
     /// The answer does not fit: ask for less at once.
@@ -328,6 +332,7 @@ impl Reason {
             Self::LeaseExists { .. } => ErrorKind::Conflict,
             Self::Compacted { .. } | Self::FutureRevision { .. } => ErrorKind::Compacted,
             Self::SessionLost => ErrorKind::LeaseExpired,
+            Self::NoSpace => ErrorKind::NoSpace,
             Self::TooManyRequests => ErrorKind::Overloaded,
             Self::NoLeader
             | Self::NotLeader { .. }
@@ -414,6 +419,9 @@ impl fmt::Display for Reason {
             Self::SessionLost => {
                 f.write_str("the session is lost: its lease could not be kept alive")
             }
+            Self::NoSpace => f.write_str(
+                "the group's quota is used up: delete keys, compact history, or give it a larger one",
+            ),
             Self::TooManyRequests => f.write_str("too many requests are waiting"),
             Self::ResultTooLarge { limit } => {
                 write!(f, "the answer is larger than the {limit} bytes that fit: ask for less")

@@ -867,6 +867,14 @@ pub struct Status {
     pub applied_index: Option<u64>,
     /// A hash of the whole state at that index. Equal on all members that have applied the same index.
     pub state_hash: u128,
+    /// How many bytes of its state's file are in use: keys, history, leases.
+    pub bytes_in_use: u64,
+    /// How large that file is.
+    pub bytes_on_disk: u64,
+    /// How many bytes may be in use. With more than that, the group refuses whatever takes room.
+    pub quota: u64,
+    /// Whether it does.
+    pub is_short_of_room: bool,
     /// The members of the group, with their addresses.
     pub members: Vec<(NodeId, String)>,
 }

@@ -83,11 +83,11 @@ layout!(struct LeaseStatus { id, ttl, remaining, keys });
 layout!(struct Origin { client, sequence, lowest_outstanding });
 layout!(enum Command {
     1 => Txn(txn), 2 => Grant { id, ttl }, 3 => Revoke(lease), 4 => Expire { deciding_term, leases },
-    5 => Compact(revision), 6 => Age,
+    5 => Compact(revision), 6 => Age, 7 => Room { is_short },
 });
 layout!(enum Applied {
     1 => Txn(outcome), 2 => Granted { id, ttl, revision }, 3 => Revoked { revision },
-    4 => Expired { leases, revision }, 5 => Compacted { revision },
+    4 => Expired { leases, revision }, 5 => Compacted { revision }, 6 => Noted { revision },
 });
 layout!(struct Query { txn, consistency, revision_min });
 layout!(struct Position { revision, sub });
@@ -119,7 +119,10 @@ impl Layout for Follow {
 
 layout!(enum Followed { 1 => Step { number, progress, news }, 2 => Unknown });
 layout!(enum News { 1 => Changes { changes, next, fragment }, 2 => Ended(reason) });
-layout!(struct Status { id, group, leader, term, revision, applied_index, state_hash, members });
+layout!(struct Status {
+    id, group, leader, term, revision, applied_index, state_hash,
+    bytes_in_use, bytes_on_disk, quota, is_short_of_room, members,
+});
 
 /// The version of the layout of [`Proposal`]. A new field goes to the end of a new version.
 const PROPOSAL_VERSION: u8 = 1;
@@ -306,6 +309,7 @@ reasons! {
     45 => Unrecognized { text },
     46 => AssertionFailed { detail },
     47 => TooManyKeys { limit },
+    48 => NoSpace,
 }
 
 #[cfg(test)]
@@ -347,6 +351,8 @@ mod tests {
         let compact = Command::Compact(Revision::from(7));
         assert_eq!(Proposal::from(compact).to_bytes()[..], [1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 7]);
         assert_eq!(Proposal::from(Command::Age).to_bytes()[..], [1, 0, 6]);
+        let short = Command::Room { is_short: true };
+        assert_eq!(Proposal::from(short).to_bytes()[..], [1, 0, 7, 1]);
     }
 
     #[test]

@@ -307,6 +307,10 @@ impl Fake {
                 revision: Revision::from(self.world().revision),
                 applied_index: None,
                 state_hash: 0,
+                bytes_in_use: 0,
+                bytes_on_disk: 0,
+                quota: 0,
+                is_short_of_room: false,
                 members: Vec::new(),
             })),
             Request::ReadIndex | Request::Founding(_) => {
@@ -377,7 +381,9 @@ impl World {
                 self.end_lease(lease)?;
                 Ok(Applied::Revoked { revision: Revision::from(self.revision) })
             }
-            Command::Expire { .. } | Command::Age => unreachable!("never sent by a client"),
+            Command::Expire { .. } | Command::Age | Command::Room { .. } => {
+                unreachable!("never sent by a client")
+            }
             Command::Compact(revision) => {
                 self.compacted = revision.get();
                 Ok(Applied::Compacted { revision })

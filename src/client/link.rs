@@ -233,6 +233,7 @@ fn revision_of(applied: &Applied) -> Option<Revision> {
         Applied::Granted { revision, .. }
         | Applied::Revoked { revision }
         | Applied::Expired { revision, .. }
+        | Applied::Noted { revision }
         | Applied::Compacted { revision } => Some(*revision),
     }
 }

@@ -197,6 +197,7 @@ fn each_command() -> Vec<Proposal> {
         Command::Expire { deciding_term: 5, leases: vec![lease, LeaseId::from(8)] }.into(),
         Command::Compact(Revision::from(u64::MAX)).into(),
         Command::Age.into(),
+        Command::Room { is_short: true }.into(),
     ]
 }
 
@@ -297,6 +298,7 @@ fn responses() -> Seeds {
         Ok(Applied::Revoked { revision }),
         Ok(Applied::Expired { leases: vec![7.into()], revision }),
         Ok(Applied::Compacted { revision }),
+        Ok(Applied::Noted { revision }),
         Err(Error::from(Reason::KeyNotFound)),
     ];
     let events = vec![
@@ -324,6 +326,10 @@ fn responses() -> Seeds {
         revision,
         applied_index: Some(4),
         state_hash: 5,
+        bytes_in_use: 6,
+        bytes_on_disk: 7,
+        quota: 8,
+        is_short_of_room: true,
         members: vec![(NodeId::from(1), "a:1".into())],
     };
     let followed = Followed::Step { number: 1, progress: revision, news };

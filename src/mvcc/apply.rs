@@ -28,7 +28,7 @@ use super::{
     Batch, Body, Entry, LeaseChange, LogPosition, Outcome, Stop, Store, hash, keys, split,
 };
 use crate::api::{Applied, Command, Position, check_txn};
-use crate::error::Fault;
+use crate::error::{Fault, Reason};
 use crate::fault::{Point, point};
 use crate::lmdb::ReadTxn;
 use crate::types::{DeleteOp, KeyRange, LeaseId, OpResult, PutOp, Revision, TxnOp, TxnOutcome};
@@ -171,6 +171,10 @@ impl Writer<'_> {
     }
 
     fn command(&mut self, command: &Command, term: u64) -> Result<Applied, Stop> {
+        // What each member takes differs a little, so only what the log says of it counts.
+        if self.head.is_short_of_room && command.takes_room() {
+            return Err(Reason::NoSpace.into());
+        }
         match command {
             Command::Txn(txn) => self.transaction(txn).map(Applied::Txn),
             Command::Grant { id, ttl } => self.grant(*id, *ttl),
@@ -178,6 +182,10 @@ impl Writer<'_> {
             Command::Expire { deciding_term, leases } => self.expire(*deciding_term, term, leases),
             Command::Compact(revision) => self.compact(*revision),
             Command::Age => Ok(self.age()),
+            Command::Room { is_short } => {
+                self.head.is_short_of_room = *is_short;
+                Ok(Applied::Noted { revision: self.head.revision })
+            }
         }
     }
 

@@ -53,7 +53,7 @@ impl Writer<'_> {
         if oldest > self.head.compact_revision {
             self.forget(oldest);
         }
-        Applied::Compacted { revision }
+        Applied::Noted { revision }
     }
 
     fn forget(&mut self, before: Revision) {

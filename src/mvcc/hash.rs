@@ -62,6 +62,7 @@ pub(super) fn of_state(head: &Head) -> u128 {
     head.keys.write(&mut bytes);
     head.lease_chosen.write(&mut bytes);
     head.ages.write(&mut bytes);
+    head.is_short_of_room.write(&mut bytes);
     head.rows_hash.wrapping_add(digest(&bytes))
 }
 

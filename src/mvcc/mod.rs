@@ -74,7 +74,7 @@ use crate::error::{Fault, Reason};
 use crate::lmdb;
 use crate::types::{LeaseId, Revision};
 use bytes::Bytes;
-use records::{Head, Membership};
+use records::{Head, Membership, Table};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -202,6 +202,13 @@ impl Store {
     /// The size of its file.
     pub(crate) fn bytes(&self) -> Result<u64, Fault> {
         Ok(self.env.real_disk_size()?)
+    }
+
+    /// How many bytes of it are in use. What was deleted is not, and is used again before the file grows.
+    pub(crate) fn bytes_in_use(&self) -> Result<u64, Fault> {
+        let txn = self.env.read_txn()?;
+        let pages = Table::ALL.into_iter().map(|table| self.tables.bytes(&txn, table));
+        pages.sum()
     }
 
     /// How many write transactions there have been.

@@ -388,10 +388,14 @@ pub(super) struct Head {
     pub(super) lease_chosen: u64,
     /// The newest revision of so many slices of time ago, the last one first; 0 before there were as many.
     pub(super) ages: Ages,
+    /// Whether nothing that takes room is applied.
+    pub(super) is_short_of_room: bool,
     /// The sum of the hashes of all keys, leases and the membership.
     pub(super) rows_hash: u128,
 }
-layout!(struct Head { applied, revision, compact_revision, keys, lease_chosen, ages, rows_hash });
+layout!(struct Head {
+    applied, revision, compact_revision, keys, lease_chosen, ages, is_short_of_room, rows_hash,
+});
 
 /// Revisions in the order in which time passed, the last one first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -440,6 +444,7 @@ impl Head {
             keys: 0,
             lease_chosen: 0,
             ages: Ages::default(),
+            is_short_of_room: false,
             rows_hash: 0,
         }
     }
@@ -632,11 +637,12 @@ mod tests {
             keys: 3,
             lease_chosen: 2,
             ages: Ages([5, 5, 4, 1, 0, 0, 0, 0, 0, 0]),
+            is_short_of_room: true,
             rows_hash: 1,
         };
         assert!(head.is_possible());
         let numbers = [5u64, 4, 3, 2, 5, 5, 4, 1, 0, 0, 0, 0, 0, 0].map(u64::to_be_bytes).concat();
-        golden(&head, &[&[1], &log[..], &numbers, &1u128.to_be_bytes()].concat());
+        golden(&head, &[&[1], &log[..], &numbers, &[1], &1u128.to_be_bytes()].concat());
         for ages in [[6; AGES], [4, 5, 0, 0, 0, 0, 0, 0, 0, 0]] {
             assert!(!Head { ages: Ages(ages), ..head }.is_possible());
         }

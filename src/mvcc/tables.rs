@@ -158,6 +158,13 @@ impl Tables {
         Ok(self.rows(table).len(txn)?)
     }
 
+    /// How many bytes the pages of a table have.
+    pub(super) fn bytes(&self, txn: &RoTxn<'_>, table: Table) -> Result<u64, Fault> {
+        let stat = self.rows(table).stat(txn)?;
+        let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+        Ok(pages as u64 * u64::from(stat.page_size))
+    }
+
     /// The record under a key.
     pub(super) fn find<R: Record>(&self, txn: &RoTxn<'_>, key: &[u8]) -> Result<Option<R>, Fault> {
         let row = self.raw(txn, R::TABLE, key)?;

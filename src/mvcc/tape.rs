@@ -201,6 +201,7 @@ impl<'bytes> Tape<'bytes> {
                 deciding_term: if self.once_in(4) { TERM - 1 } else { TERM },
                 leases: self.list(5, Self::lease),
             },
+            15 if self.once_in(8) => Command::Room { is_short: self.once_in(3) },
             _ if self.once_in(2) => Command::Age,
             _ => Command::Compact(self.revision()),
         }

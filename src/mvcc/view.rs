@@ -215,6 +215,11 @@ impl Moment {
         self.head.compact_revision
     }
 
+    /// Whether nothing that takes room is applied.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        self.head.is_short_of_room
+    }
+
     /// Whether there is no history that could get older.
     pub(crate) fn is_ageless(&self) -> bool {
         let Head { revision, compact_revision, ages, .. } = &self.head;

@@ -6,7 +6,7 @@ use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::fault::{Point, point};
 use crate::lmdb::FolderLock;
-use crate::raft::config::{History, Retention, Timing};
+use crate::raft::config::{History, Quota, Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
 use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
@@ -65,6 +65,7 @@ pub struct NodeBuilder {
     plaintext: bool,
     name: String,
     timing: Timing,
+    quota: Quota,
     history: History,
     pub(super) retention: Retention,
     map_bytes: u64,
@@ -80,6 +81,7 @@ impl NodeBuilder {
             plaintext: false,
             name: String::new(),
             timing: Timing::default(),
+            quota: Quota::default(),
             history: History::default(),
             retention: Retention::default(),
             map_bytes: STATE_MAP_BYTES,
@@ -143,6 +145,17 @@ impl NodeBuilder {
     pub fn snapshot_every(mut self, entries: u64) -> Self {
         self.retention.snapshot_every = entries;
         self.retention.kept = entries / 2;
+        self
+    }
+
+    /// How many bytes keys, history and leases may take; 8 GiB unless said otherwise, three quarters of the
+    /// [`map_size`](Self::map_size) at most, and the same on all members.
+    ///
+    /// Beyond that the group refuses whatever takes room with [`Reason::NoSpace`], and goes on to delete, to compact, to end
+    /// leases, and to answer reads. When a tenth is free it takes writes again. [`Status`](crate::Status) shows how much is
+    /// in use. A deleted key takes room until its history is forgotten.
+    pub fn quota(mut self, bytes: u64) -> Self {
+        self.quota = Quota(bytes);
         self
     }
 
@@ -249,6 +262,7 @@ impl NodeBuilder {
     async fn start(self, members: Option<Vec<String>>) -> Result<Node> {
         self.timing.check()?;
         self.history.check()?;
+        self.quota.within(self.map_bytes)?;
         if self.map_bytes < STATE_MAP_BYTES_MIN || self.retention.snapshot_every == 0 {
             let detail = "a map has at least 16 MiB, and a snapshot comes after one entry at least";
             return Err(Reason::BadOption { detail: detail.to_owned() }.into());
@@ -308,6 +322,7 @@ impl NodeBuilder {
         let parts = Parts {
             identity,
             timing: self.timing,
+            quota: self.quota.within(self.map_bytes)?,
             history: self.history,
             retention: self.retention,
             log,

@@ -262,3 +262,42 @@ async fn history_is_forgotten_by_itself() {
         assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
     }
 }
+
+/// What takes room is refused, all else goes on, and when there is room again so do writes.
+#[tokio::test]
+async fn a_quota_that_is_used_up_stops_what_takes_room_until_there_is_some() {
+    let folder = tempfile::tempdir().unwrap();
+    let builder = Node::builder(folder.path()).heartbeat(HEARTBEAT).quota(4 << 20);
+    let node = timeout(LONG, builder.keep_revisions(5).solo()).await.expect("it hangs").unwrap();
+    let client = node.client();
+    let value = "v".repeat(64 << 10);
+    let mut written = 0;
+    let refused = loop {
+        match client.put(format!("k{written}"), value.clone()).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 2000, "nothing stops it");
+    };
+    assert_eq!((refused.kind(), refused.may_have_applied()), (ErrorKind::NoSpace, false));
+    let status = node.status();
+    assert!(status.is_short_of_room && status.bytes_in_use >= status.quota, "{status:?}");
+    assert!(status.bytes_in_use <= status.bytes_on_disk, "{status:?}");
+    let lease = client.lease_grant(Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(lease.kind(), ErrorKind::NoSpace);
+    assert_eq!(client.get("k0").await.unwrap().unwrap().value, value);
+
+    assert_eq!(client.delete(KeyRange::prefix("k")).await.unwrap(), written);
+    let revision = client.range(KeyRange::all()).await.unwrap().revision;
+    client.compact(revision).await.unwrap();
+    let writes = async {
+        while client.put("again", "1").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, writes).await.expect("there is room");
+    assert!(!node.status().is_short_of_room);
+    node.shutdown().await.unwrap();
+    let error = Node::builder(folder.path()).quota(4096).solo().await.unwrap_err();
+    assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
+}

@@ -85,6 +85,34 @@ impl History {
     }
 }
 
+/// How much room the tables may take, in bytes in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quota(pub(crate) u64);
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self(8 << 30)
+    }
+}
+
+impl Quota {
+    const MIN: u64 = 1 << 20;
+
+    /// The quota of a state that can take `map_bytes`. A quarter is left to what always goes through.
+    pub(crate) fn within(self, map_bytes: u64) -> Result<Self, Error> {
+        if self.0 < Self::MIN {
+            let detail = format!("a quota has {} bytes at least", Self::MIN);
+            return Err(Reason::BadOption { detail }.into());
+        }
+        Ok(Self(self.0.min(map_bytes / 4 * 3)))
+    }
+
+    /// Whether the alarm has to be on. Between two marks it stays as it is, so that it does not come and go.
+    pub(crate) fn is_short(self, used: u64, is_short: bool) -> bool {
+        if is_short { used >= self.0 / 10 * 9 } else { used >= self.0 }
+    }
+}
+
 /// How much log is kept, and how often it is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Retention {
@@ -157,6 +185,20 @@ mod tests {
             assert_eq!(config.enable_pre_vote, Some(true));
             assert!(config.quorum_loss_probe_interval >= Some(2 * config.election_timeout_max));
         }
+    }
+
+    #[test]
+    fn the_alarm_of_a_quota_goes_when_a_tenth_is_free() {
+        let quota = Quota(100 << 20).within(1 << 30).unwrap();
+        let mut is_short = false;
+        for (used, expected) in
+            [(99, false), (100, true), (95, true), (90, true), (89, false), (95, false)]
+        {
+            is_short = quota.is_short(used << 20, is_short);
+            assert_eq!(is_short, expected, "{used}");
+        }
+        assert_eq!(Quota::default().within(1 << 30).unwrap(), Quota(768 << 20));
+        assert!(Quota(4096).within(1 << 30).is_err());
     }
 
     #[test]

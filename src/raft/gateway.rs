@@ -162,9 +162,10 @@ impl Gateway {
             return Err(Reason::RequestTooLarge { actual, limit }.into());
         }
         let _admitted = self.admit(&payloads, deadline).await?;
-        let mut outcomes: Vec<Option<Result<Applied, Error>>> = vec![None; payloads.len()];
+        let mut outcomes = self.without_room(&payloads);
         let mut waiting: Vec<usize> = (0..payloads.len()).collect();
-        loop {
+        waiting.retain(|index| outcomes[*index].is_none());
+        while !waiting.is_empty() {
             let leadership = self.shared.leadership();
             let batch: Vec<&Payload> = waiting.iter().map(|index| &payloads[*index]).collect();
             let tried = self.try_once(&leadership, &batch, forwarded, deadline).await;
@@ -189,6 +190,13 @@ impl Gateway {
             }
         }
         Ok(outcomes.into_iter().map(|it| it.expect("each was answered or given up")).collect())
+    }
+
+    /// The refusals of what would take room, if there is none.
+    fn without_room(&self, payloads: &[Payload]) -> Vec<Option<Result<Applied, Error>>> {
+        let is_short = self.shared.is_short_of_room();
+        let refused = |it: &Payload| is_short && it.proposal.command.takes_room();
+        payloads.iter().map(|it| refused(it).then(|| Err(Reason::NoSpace.into()))).collect()
     }
 
     /// Takes on the bytes of a request, or refuses it before anything happened.

@@ -10,7 +10,7 @@
 //! executor must not cost the group its leader.
 
 use super::Types;
-use super::config::{History, Retention, Timing, config};
+use super::config::{History, Quota, Retention, Timing, config};
 use super::convoy::{Convoy, travel};
 use super::founding::Desk;
 use super::identity::Identity;
@@ -46,6 +46,8 @@ pub(crate) const ADMISSION_UNITS: u32 = 64 << 10;
 const LOG_CHECK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is looked whether history has too many revisions.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room.
+const ROOM_CHECK_EVERY: Duration = Duration::from_millis(250);
 /// How long a snapshot may take to be made: a flush of the state.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -63,6 +65,7 @@ pub(crate) struct Leadership {
 pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) timing: Timing,
+    pub(crate) quota: Quota,
     pub(crate) raft: Raft,
     pub(crate) state: Arc<State>,
     pub(crate) reads: Reads,
@@ -130,8 +133,18 @@ impl Shared {
             revision: head.revision,
             applied_index: head.applied,
             state_hash,
+            bytes_in_use: self.state.used(),
+            bytes_on_disk: self.state.store().and_then(|store| store.bytes()).unwrap_or(0),
+            quota: self.quota.0,
+            is_short_of_room: self.is_short_of_room(),
             members: members.collect(),
         }
+    }
+
+    /// Whether whatever takes room is refused: the group has said so, or is about to.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        let is_told = self.state.moment().is_ok_and(|moment| moment.is_short_of_room());
+        is_told || self.quota.is_short(self.state.used(), false)
     }
 
     /// Why this member will not get anywhere, if a majority wants nothing of it: it is of another group, say.
@@ -197,6 +210,7 @@ enum Successor {
 pub(crate) struct Parts {
     pub(crate) identity: Identity,
     pub(crate) timing: Timing,
+    pub(crate) quota: Quota,
     pub(crate) history: History,
     pub(crate) retention: Retention,
     pub(crate) log: LogStore,
@@ -213,7 +227,8 @@ impl Member {
 
     /// Starts the member on the current runtime.
     pub(crate) async fn start(parts: Parts) -> Result<Self, Error> {
-        let Parts { identity, timing, history, retention, log, state, desk, plaintext } = parts;
+        let Parts { identity, timing, quota, history, retention, log, state, desk, plaintext } =
+            parts;
         let refusals = Refusals::default();
         let network = Network::new(identity, timing, plaintext, refusals.clone());
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
@@ -228,6 +243,7 @@ impl Member {
         let shared = Arc::new(Shared {
             identity,
             timing,
+            quota,
             raft,
             state,
             reads,
@@ -250,6 +266,7 @@ impl Member {
         tasks.spawn(expire(Arc::clone(&shared)));
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
         tasks.spawn(forget(Arc::clone(&shared), history));
+        tasks.spawn(watch_room(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
@@ -490,6 +507,24 @@ async fn forget(shared: Arc<Shared>, history: History) {
                     propose(&shared, Command::Compact(Revision::from(first))).await;
                 }
             }
+        }
+    }
+}
+
+/// Tells the group when there is no room any more, and when there is again, as long as this member leads.
+async fn watch_room(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(ROOM_CHECK_EVERY).await;
+        let Ok(moment) = shared.state.moment() else { return };
+        let (used, was_short) = (shared.state.used(), moment.is_short_of_room());
+        let is_short = shared.quota.is_short(used, was_short);
+        if is_short != was_short && shared.leadership().is_me {
+            let quota = shared.quota.0;
+            match is_short {
+                true => tracing::warn!(used, quota, "the quota is used up"),
+                false => tracing::info!(used, quota, "there is room again"),
+            }
+            propose(&shared, Command::Room { is_short }).await;
         }
     }
 }

@@ -41,6 +41,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use thread::{Applier, Job, Share, Work, flush};
@@ -77,6 +78,8 @@ pub(crate) struct State {
     log: Mutex<Option<LogStore>>,
     /// Kilobytes of entries that may be handed in.
     room: Arc<Semaphore>,
+    /// Bytes of the tables that are in use.
+    used: AtomicU64,
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
@@ -85,7 +88,7 @@ pub(crate) struct State {
     first: OnceLock<Fault>,
     /// The log index of the last snapshot that was installed.
     #[cfg(feature = "sim")]
-    installed: std::sync::atomic::AtomicU64,
+    installed: AtomicU64,
 }
 
 impl State {
@@ -108,6 +111,7 @@ impl State {
         if store.bytes()? <= VERIFIED_BYTES {
             store.view()?.verify()?;
         }
+        let used = store.bytes_in_use()?;
         let core = Core::new(store, seed()?)?;
         let moment = core.moment();
         let head = Head::of(&moment);
@@ -122,6 +126,7 @@ impl State {
             flusher: Mutex::new(Some(Worker::spawn("quorate-flush", flush)?)),
             log: Mutex::new(None),
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
+            used: AtomicU64::new(used),
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
@@ -273,7 +278,7 @@ impl State {
     /// The log index of the last snapshot that was installed since the start, or was to be.
     #[cfg(feature = "sim")]
     pub(crate) fn installed(&self) -> Option<u64> {
-        let installed = self.installed.load(std::sync::atomic::Ordering::Relaxed);
+        let installed = self.installed.load(Ordering::Relaxed);
         (installed > 0).then_some(installed)
     }
 
@@ -389,12 +394,24 @@ impl State {
         });
     }
 
+    /// How many bytes of the tables were in use when they last changed.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// After the tables have changed.
+    fn measure(&self) -> Result<(), Fault> {
+        let used = self.store()?.bytes_in_use()?;
+        self.used.store(used, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Removes compacted history, a step at a time, with whatever else is sent to the thread in between.
     fn compact(self: &Arc<Self>) {
         let step = |state: &Arc<Self>| {
             let Ok(store) = state.store() else { return };
             point(Point::CompactStep);
-            match store.compact_step(COMPACT_ROWS) {
+            match store.compact_step(COMPACT_ROWS).and_then(|done| state.measure().map(|()| done)) {
                 Ok(true) => point(Point::CompactStepDone),
                 Ok(false) => state.compact(),
                 Err(fault) => drop(state.fail(fault)),
@@ -428,10 +445,9 @@ impl State {
         self.check()?;
         let core = Core::new(loaded.store, seed()?)?;
         #[cfg(feature = "sim")]
-        self.installed.store(
-            core.moment().applied().map_or(0, |at| at.index),
-            std::sync::atomic::Ordering::Relaxed,
-        );
+        let _ = self
+            .installed
+            .fetch_max(core.moment().applied().map_or(0, |at| at.index), Ordering::Relaxed);
         // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
         let folder = loaded.folder.keep();
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
@@ -441,7 +457,7 @@ impl State {
         let revision = moment.revision();
         self.show(moment);
         // The node may have ended meanwhile.
-        self.moment()?;
+        self.measure()?;
         point(Point::SnapshotSwapped);
         self.interest.wake_all(revision);
         Ok(core)

@@ -394,7 +394,7 @@ fn history_is_forgotten_ten_slices_of_time_after_it_was_the_present() {
     lab.put("k", "1");
     let age = |lab: &mut Lab| {
         let revision = lab.view().revision();
-        assert_eq!(lab.apply(Command::Age), Ok(Applied::Compacted { revision }));
+        assert_eq!(lab.apply(Command::Age), Ok(Applied::Noted { revision }));
         lab.view().compact_revision().get()
     };
     assert_eq!(age(&mut lab), 0);
@@ -413,6 +413,39 @@ fn history_is_forgotten_ten_slices_of_time_after_it_was_the_present() {
     lab.reopen();
     assert_eq!(age(&mut lab), 4);
     (0..20).for_each(|_| assert_eq!(age(&mut lab), 4));
+}
+
+#[test]
+fn without_room_whatever_takes_none_goes_on() {
+    let mut lab = Lab::new();
+    let lease = lab.grant();
+    lab.run(Op::put("leased", "1").lease(lease)).unwrap();
+    (0..3).for_each(|key| assert!(lab.put(&format!("k{key}"), "1") > 0));
+    let revision = lab.view().revision();
+    let room = |lab: &mut Lab, is_short| {
+        let revision = lab.view().revision();
+        assert_eq!(lab.apply(Command::Room { is_short }), Ok(Applied::Noted { revision }));
+    };
+    room(&mut lab, true);
+    lab.reopen();
+    let put = || Op::put("k0", "2");
+    assert_eq!(lab.run(put()), Err(Reason::NoSpace));
+    // In the branch that is not taken as well, and inside.
+    let when = || [Compare::exists("missing")];
+    assert_eq!(lab.txn(when(), [put()], []), Err(Reason::NoSpace));
+    assert_eq!(lab.txn([], [], [Op::txn([], [put()], [])]), Err(Reason::NoSpace));
+    let grant = Command::Grant { id: None, ttl: std::time::Duration::from_secs(9) };
+    assert_eq!(lab.apply(grant), Err(Reason::NoSpace));
+    assert_eq!(lab.view().revision(), revision);
+
+    assert_eq!(show(&lab.get("k0").unwrap()), "k0{3,3,1}=1");
+    lab.txn(when(), [], [Op::delete("k0"), Op::get("k1")]).unwrap();
+    lab.apply(Command::Revoke(lease)).unwrap();
+    lab.apply(Command::Compact(lab.view().revision())).unwrap();
+    assert_eq!(lab.view().keys(), 2);
+    room(&mut lab, false);
+    lab.run(put()).unwrap();
+    lab.view().verify().unwrap();
 }
 
 #[test]

@@ -34,6 +34,7 @@ struct Model {
     compact_revision: u64,
     /// The revision at the end of each slice of time.
     ages: Vec<u64>,
+    is_short_of_room: bool,
     lease_changes: Vec<LeaseChange>,
 }
 
@@ -53,6 +54,7 @@ impl Model {
             lease_chosen: 0,
             compact_revision: 0,
             ages: Vec::new(),
+            is_short_of_room: false,
             lease_changes: Vec::new(),
         }
     }
@@ -80,6 +82,11 @@ impl Model {
 
     fn apply(&mut self, command: &Command) -> Outcome {
         match command {
+            command if self.is_short_of_room && command.takes_room() => Err(Reason::NoSpace),
+            Command::Room { is_short } => {
+                self.is_short_of_room = *is_short;
+                Ok(Applied::Noted { revision: Revision::from(self.revision()) })
+            }
             Command::Txn(txn) => {
                 let mut draft = self.draft();
                 let outcome = draft.transaction(txn)?;
@@ -108,7 +115,7 @@ impl Model {
                 self.ages.push(self.revision());
                 let oldest = self.ages.len().checked_sub(AGES + 1).map_or(0, |at| self.ages[at]);
                 self.compact_revision = self.compact_revision.max(oldest);
-                Ok(Applied::Compacted { revision: Revision::from(self.revision()) })
+                Ok(Applied::Noted { revision: Revision::from(self.revision()) })
             }
             Command::Compact(at) if at.get() <= self.compact_revision => Err(self.compacted()),
             Command::Compact(at) if at.get() > self.revision() => Err(self.future()),

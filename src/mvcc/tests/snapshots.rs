@@ -124,9 +124,9 @@ fn the_bytes_of_a_stream_are_golden() {
     golden.extend(crc32c::crc32c(b"\x09format\x01\x00\x02\x00\x01").to_be_bytes());
     let mut head = vec![1, 0]; // version, nothing applied
     head.extend([0, 0, 0, 0, 0, 0, 0, 1]); // revision
-    head.extend([0; 8 + 8 + 8 + 80 + 16]); // compact revision, keys, chosen lease, ages, hash
+    head.extend([0; 8 + 8 + 8 + 80 + 1 + 16]); // compact revision, keys, chosen lease, ages, room, hash
     let sum = crc32c::crc32c_append(crc32c::crc32c(b"\x09head"), &head);
-    golden.extend(b"\x09\x00\x04head\x00\x00\x00\x86");
+    golden.extend(b"\x09\x00\x04head\x00\x00\x00\x87");
     golden.extend(head);
     golden.extend(sum.to_be_bytes());
     golden.extend(b"\xff\x00\x00\x00\x00\x00\x00\x00\x02");

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mvcc::{self, Body, LogPosition, SnapshotReader};
-use crate::raft::config::{History, Retention, Timing};
+use crate::raft::config::{History, Quota, Retention, Timing};
 use crate::raft::format::log_id;
 use crate::raft::founding::{Desk, Founders};
 use crate::raft::identity::{Identity, Records};
@@ -32,7 +32,9 @@ async fn member(folder: &Path) -> Member {
     let retention = Retention { snapshot_every: 1000, kept: 1000, bytes: 1 << 30 };
     let timing = Timing::default();
     let history = History::All;
-    let parts = Parts { identity, timing, history, retention, log, state, desk, plaintext: true };
+    let quota = Quota::default();
+    let parts =
+        Parts { identity, timing, quota, history, retention, log, state, desk, plaintext: true };
     Member::start(parts).await.unwrap()
 }
 

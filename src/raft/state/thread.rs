@@ -278,7 +278,7 @@ pub(super) fn flush(jobs: Vec<Job>) {
     for job in jobs {
         match job {
             Job::Flush(state, flush, generation) => unless_it_panics(&state, || {
-                match state.check().and_then(|()| flush.write()) {
+                match state.check().and_then(|()| flush.write()).and_then(|()| state.measure()) {
                     // If the other thread has ended there is nothing to go on with.
                     Ok(()) => drop(state.send(Work::Flushed(Arc::clone(&state), generation))),
                     Err(fault) => not_flushed(&state, generation, fault),

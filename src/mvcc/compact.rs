@@ -78,6 +78,19 @@ pub(super) fn step(env: &lmdb::Env, tables: Tables, rows_max: usize) -> Result<b
     Ok(dead.len() < rows_max)
 }
 
+/// About how many bytes the changes of the newest revision take, with what they replaced.
+pub(super) fn bytes_held(txn: &RoTxn<'_>, tables: Tables, newest: Revision) -> Result<u64, Fault> {
+    let start = keys::position(Position::start_of(newest));
+    let rows = tables.range(txn, Table::Events, Bound::Included(&start), Bound::Unbounded)?;
+    let bytes = rows.map(|row| {
+        let (key, row) = row?;
+        let prev = Change::open(key, row)?.prev;
+        let large = prev.filter(|prev| matches!(prev.value, Value::Large { .. }));
+        Ok((row.len() + large.map_or(0, |prev| prev.value.len())) as u64)
+    });
+    bytes.sum()
+}
+
 /// The oldest changes that are compacted away.
 fn dead_changes(
     txn: &RoTxn<'_>,

@@ -204,11 +204,20 @@ impl Store {
         Ok(self.env.real_disk_size()?)
     }
 
-    /// How many bytes of it are in use. What was deleted is not, and is used again before the file grows.
+    /// How many bytes of it are in use, about. What was deleted is not, and is used again before the file grows.
+    ///
+    /// If all history but the last revision is forgotten, what that replaced does not count: it cannot go before there is
+    /// another one, and if it is too much there would never be.
     pub(crate) fn bytes_in_use(&self) -> Result<u64, Fault> {
         let txn = self.env.read_txn()?;
         let pages = Table::ALL.into_iter().map(|table| self.tables.bytes(&txn, table));
-        pages.sum()
+        let pages = pages.sum::<Result<u64, Fault>>()?;
+        let head: Head = self.tables.meta(&txn)?;
+        let held = match head.compact_revision == head.revision {
+            true => compact::bytes_held(&txn, self.tables, head.revision)?,
+            false => 0,
+        };
+        Ok(pages.saturating_sub(held))
     }
 
     /// How many write transactions there have been.

@@ -56,6 +56,7 @@ mod snapshot;
 mod tables;
 #[cfg(any(test, feature = "fuzz"))]
 mod tape;
+mod unpack;
 mod verify;
 mod view;
 

@@ -305,6 +305,9 @@ reasons! {
     44 => Closed,
     45 => Unrecognized { text },
     46 => AssertionFailed { detail },
+    47 => BackupDamaged { offset, detail },
+    48 => FolderNotEmpty { path },
+    49 => RestoreInterrupted { path },
 }
 
 #[cfg(test)]

@@ -230,13 +230,16 @@ fn read_origin(header: &Bytes, sealed: usize) -> Result<Origin, Malformed> {
     input.take(MAGIC.len() + 1)?;
     let (group, name) = (u128::read(&mut input)?, String::read(&mut input)?);
     let sum = u32::read(&mut input)?;
-    if sum == crc32c::crc32c(&header[..sealed]) { Ok(Origin { group, name }) } else { Err(Malformed) }
+    if sum == crc32c::crc32c(&header[..sealed]) {
+        Ok(Origin { group, name })
+    } else {
+        Err(Malformed)
+    }
 }
 
 fn damaged(what: &str, offset: u64, row: Option<&(Table, Bytes)>) -> Fault {
-    let place = row.map(|(table, key)| {
-        format!(", in table {}, row {}", table.name(), key.escape_ascii())
-    });
+    let place =
+        row.map(|(table, key)| format!(", in table {}, row {}", table.name(), key.escape_ascii()));
     let detail = format!("{what}: at byte {offset}{}", place.unwrap_or_default());
     Fault::from_reason(Reason::BackupDamaged { offset, detail })
 }
@@ -289,8 +292,7 @@ impl Tally {
                 let image = Image::open(key, row).map_err(|_| WHAT)?;
                 self.rows_hash = self.rows_hash.wrapping_add(hash::of_key(key, &image));
                 self.keys += 1;
-                self.newest =
-                    self.newest.max(image.create_revision).max(image.modified.revision);
+                self.newest = self.newest.max(image.create_revision).max(image.modified.revision);
                 self.large = self.large.wrapping_add(of_large(key, &image));
                 if let Some(lease) = image.lease {
                     let attached = hash::digest(&keys::attachment(lease, key));

@@ -178,7 +178,8 @@ impl Restoring {
             let path = self.0.join(name);
             let removed =
                 if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(|error| Fault::disk(format!("cannot remove {}", path.display()), error))?;
+            removed
+                .map_err(|error| Fault::disk(format!("cannot remove {}", path.display()), error))?;
         }
         lmdb::sync_folder(&self.0)
     }

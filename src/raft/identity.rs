@@ -152,7 +152,8 @@ impl Records {
         let Some(founding) = self.founding.as_ref().filter(|founding| founding.base != base) else {
             return Ok(());
         };
-        let show = |base: Option<Base>| base.map_or_else(|| "nothing".to_owned(), |it| it.to_string());
+        let show =
+            |base: Option<Base>| base.map_or_else(|| "nothing".to_owned(), |it| it.to_string());
         let (was, is) = (show(founding.base), show(base));
         Err(Fault::corrupt(format!("the group was founded on {was}, and the folder has {is}")))
     }

@@ -6,8 +6,8 @@ use crate::kit::trio::Load;
 use crate::kit::{HEARTBEAT, PATIENCE, addresses, until};
 use futures::future::join_all;
 use quorate::{
-    Backup, BackupInfo, Client, Error, ErrorKind, FencingToken, KeyRange, KeyValue, LeaseId, Node, Op,
-    Reason, Restored, Result, Revision,
+    Backup, BackupInfo, Client, Error, ErrorKind, FencingToken, KeyRange, KeyValue, LeaseId, Node,
+    Op, Reason, Restored, Result, Revision,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -321,7 +321,8 @@ async fn founders_on_different_states_found_no_group() {
     for founder in 0..3 {
         founders.restore(founder, &paths[founder / 2], 100).await;
     }
-    let (one, two) = (format!("at revision {}", first + 100), format!("at revision {}", first + 101));
+    let (one, two) =
+        (format!("at revision {}", first + 100), format!("at revision {}", first + 101));
     differ(founders.form(SHORT).await, &[&one, &two, advice]);
 
     let founders = Founders::new();
@@ -348,7 +349,8 @@ async fn a_folder_with_anything_in_it_is_not_restored_into() {
     let node = builder(&data).solo().await.unwrap();
     let written = node.client().put("k", "v").await.unwrap();
     backup(&node, &path).await;
-    let open = refused(Backup::restore(&path, &data).await, ErrorKind::Storage, "is open in another");
+    let open =
+        refused(Backup::restore(&path, &data).await, ErrorKind::Storage, "is open in another");
     assert!(matches!(open.reason(), Reason::AlreadyOpen { .. }));
     node.shutdown().await.unwrap();
     let text = "is not empty: a backup is restored into a folder of its own";
@@ -371,7 +373,8 @@ async fn a_restore_that_did_not_end_is_no_data_folder() {
     let whole = fs::read(&path).unwrap();
     for length in [0, 20, 100, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..length]).unwrap();
-        for told in [Backup::inspect(&path).await.err(), Backup::restore(&path, &data).await.err()] {
+        for told in [Backup::inspect(&path).await.err(), Backup::restore(&path, &data).await.err()]
+        {
             let error: Error = refused(told.map_or(Ok(()), Err), ErrorKind::Storage, "at byte");
             let Reason::BackupDamaged { offset, .. } = error.reason() else { panic!("{error:?}") };
             assert_eq!(*offset, length as u64);

@@ -3,11 +3,11 @@
 //! One that is refused is damaged, or of another version: it is never a fault of the disk that it is restored to. One that
 //! is restored is a state like any other: it verifies, and goes on.
 
+use super::super::Store;
 use super::super::backup::Inspector;
 #[cfg(test)]
 use super::super::backup::Origin;
 use super::super::restore::Restorer;
-use super::super::Store;
 use super::snapshot::{believe, go_on, repaired};
 use super::{MAP_BYTES, close, emptied};
 use crate::error::{Fault, Reason};
@@ -65,7 +65,8 @@ fn sealed(bytes: &[u8]) -> Vec<u8> {
     const LENGTH_AT: usize = 21;
     let length = bytes.get(LENGTH_AT..).and_then(<[u8]>::first_chunk);
     let length = length.map_or(0, |length| u32::from_be_bytes(*length) as usize);
-    let Some((header, rest)) = bytes.split_at_checked((LENGTH_AT + 4).saturating_add(length)) else {
+    let Some((header, rest)) = bytes.split_at_checked((LENGTH_AT + 4).saturating_add(length))
+    else {
         return bytes.to_vec();
     };
     let sum = crc32c::crc32c(header).to_be_bytes();

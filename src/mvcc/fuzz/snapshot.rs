@@ -82,7 +82,7 @@ pub(super) fn go_on(store: &Store) {
 }
 
 /// Where the pieces of a stream are that can be taken for rows: each with its table, its key, and its row.
-pub(super) fn rows(stream: &[u8]) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
+pub(in crate::mvcc) fn rows(stream: &[u8]) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
     let mut rows = Vec::new();
     let mut rest = stream.get(5..).unwrap_or_default();
     while let Some((&[table, high, low], after)) = rest.split_first_chunk() {
@@ -152,7 +152,7 @@ fn worth(table: Table, key: &[u8], row: &[u8]) -> (u128, u64) {
     }
 }
 
-pub(super) fn written(rows: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+pub(in crate::mvcc) fn written(rows: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let mut stream = b"QSNP\x02".to_vec();
     for (table, key, row) in rows {
         stream.push(*table);

@@ -25,7 +25,7 @@ use super::records::{
 use super::snapshot::SnapshotReader;
 use super::unpack::{Refused, Row, Unpacker};
 use super::{View, hash, keys};
-use crate::api::Position;
+use crate::api::{Position, check_key};
 use crate::codec::layout::{Input, Layout, Malformed};
 use crate::error::{Fault, Reason};
 use crate::types::{BackupInfo, Revision};
@@ -290,6 +290,8 @@ impl Tally {
         match table {
             Table::Latest => {
                 let image = Image::open(key, row).map_err(|_| WHAT)?;
+                // One that no write could have made would end all members at the next change of it.
+                check_key(key).map_err(|_| "a key that cannot be")?;
                 self.rows_hash = self.rows_hash.wrapping_add(hash::of_key(key, &image));
                 self.keys += 1;
                 self.newest = self.newest.max(image.create_revision).max(image.modified.revision);

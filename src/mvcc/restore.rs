@@ -33,6 +33,7 @@ pub(crate) struct Restorer {
     env: lmdb::Env,
     tables: Tables,
     inspector: Inspector,
+    bump: u64,
 }
 
 impl std::fmt::Debug for Restorer {
@@ -42,34 +43,36 @@ impl std::fmt::Debug for Restorer {
 }
 
 impl Restorer {
-    /// Begins in a folder that holds no state.
-    pub(crate) fn new(folder: &Path, map_bytes: usize) -> Result<Self, Fault> {
-        Self::new_with(folder, map_bytes, lmdb::Sync::LastCommitMayBeLost)
+    /// Begins in a folder that holds no state. Revisions will go on `bump` above those of the backup.
+    pub(crate) fn new(folder: &Path, map_bytes: usize, bump: u64) -> Result<Self, Fault> {
+        Self::new_with(folder, map_bytes, bump, lmdb::Sync::LastCommitMayBeLost)
     }
 
     pub(super) fn new_with(
         folder: &Path,
         map_bytes: usize,
+        bump: u64,
         sync: lmdb::Sync,
     ) -> Result<Self, Fault> {
+        // What no backup could be restored with is refused before anything is made.
+        bumped(0, bump)?;
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::make(&env)?;
-        Ok(Self { env, tables, inspector: Inspector::new() })
+        Ok(Self { env, tables, inspector: Inspector::new(), bump })
     }
 
     /// Takes the next bytes of the backup, and writes what is kept of them in one transaction.
     pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), Fault> {
-        let Self { env, tables, inspector } = self;
+        let Self { env, tables, inspector, .. } = self;
         let mut txn = env.write_txn()?;
         inspector.push(chunk, |row| keep(&mut txn, *tables, row))?;
         txn.commit()?;
         Ok(())
     }
 
-    /// The store, and what the backup was, if it was whole and everything in it is right. Its revisions go on `bump` above
-    /// those of the backup.
-    pub(crate) fn finish(self, bump: u64) -> Result<(Store, BackupInfo), Fault> {
-        let Self { env, tables, inspector } = self;
+    /// The store, and what the backup was, if it was whole and everything in it is right.
+    pub(crate) fn finish(self) -> Result<(Store, BackupInfo), Fault> {
+        let Self { env, tables, inspector, bump } = self;
         let Found { info, head, membership } = inspector.finish()?;
         let members = membership.as_ref().map_or(0, hash::of_membership);
         let revision = bumped(head.revision.get(), bump)?;

@@ -63,7 +63,7 @@ pub(crate) fn check_restored(folder: &Path) -> Result<(), Error> {
 /// Verifies a backup, and says what it holds. Blocks, for as long as it may `go_on`.
 pub(crate) fn inspect(path: &Path, go_on: &dyn Fn() -> bool) -> Result<BackupInfo, Error> {
     let mut inspector = Inspector::new();
-    read(path, go_on, |chunk| inspector.inspect(chunk))?;
+    read(open(path)?, path, go_on, |chunk| inspector.inspect(chunk))?;
     Ok(inspector.info()?)
 }
 
@@ -75,9 +75,16 @@ pub(crate) fn restore(
     map_bytes: usize,
     go_on: &dyn Fn() -> bool,
 ) -> Result<Restored, Error> {
+    let file = open(path)?;
     let _lock = FolderLock::take(folder)?;
     let restoring = Restoring::begin(folder)?;
-    match load(path, &restoring.state(), bump, map_bytes, go_on) {
+    let state = restoring.state();
+    let restorer = Restorer::new(&state, map_bytes, bump);
+    let loaded = restorer.and_then(|mut restorer| {
+        read(file, path, go_on, |chunk| restorer.push(chunk))?;
+        finish(restorer, &state)
+    });
+    match loaded {
         Ok(restored) => {
             restoring.publish()?;
             Ok(restored)
@@ -89,31 +96,30 @@ pub(crate) fn restore(
     }
 }
 
-/// Makes the state, and closes it.
-fn load(
-    path: &Path,
-    state: &Path,
-    bump: u64,
-    map_bytes: usize,
-    go_on: &dyn Fn() -> bool,
-) -> Result<Restored, Fault> {
-    let mut restorer = Restorer::new(state, map_bytes)?;
-    read(path, go_on, |chunk| restorer.push(chunk))?;
-    let (store, backup) = restorer.finish(bump)?;
+/// Makes the state whole, and closes it.
+fn finish(restorer: Restorer, state: &Path) -> Result<Restored, Fault> {
+    let (store, backup) = restorer.finish()?;
     let view = store.view()?;
     let restored = Restored { backup, revision: view.revision(), state_hash: view.hash() };
     drop(view);
     if store.close(CLOSING) { Ok(restored) } else { Err(Fault::already_open(state)) }
 }
 
+fn unreadable(path: &Path, error: io::Error) -> Fault {
+    Fault::disk(format!("cannot read {}", path.display()), error)
+}
+
+fn open(path: &Path) -> Result<File, Fault> {
+    File::open(path).map_err(|error| unreadable(path, error))
+}
+
 /// Reads a file in pieces.
 fn read(
+    mut file: File,
     path: &Path,
     go_on: &dyn Fn() -> bool,
     mut take: impl FnMut(&[u8]) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
-    let tried = |error| Fault::disk(format!("cannot read {}", path.display()), error);
-    let mut file = File::open(path).map_err(tried)?;
     let mut buffer = vec![0; READ_BYTES];
     loop {
         if !go_on() {
@@ -123,7 +129,7 @@ fn read(
             Ok(0) => return Ok(()),
             Ok(length) => take(&buffer[..length])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(tried(error)),
+            Err(error) => return Err(unreadable(path, error)),
         }
     }
 }

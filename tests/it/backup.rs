@@ -382,6 +382,11 @@ async fn a_restore_that_did_not_end_is_no_data_folder() {
         let left: Vec<_> = fs::read_dir(&data).unwrap().map(|it| it.unwrap().file_name()).collect();
         assert_eq!(left, ["LOCK"]);
     }
+    let missing = Backup::restore(folder.path().join("missing"), folder.path().join("none")).await;
+    refused(missing, ErrorKind::Storage, "cannot read");
+    assert!(!folder.path().join("none").exists(), "nothing was begun");
+    let unbumped = Backup::restore_with(&path, &data, 0).await;
+    refused(unbumped, ErrorKind::InvalidInput, "revisions cannot go on 0 above");
     fs::write(&path, &whole).unwrap();
     // What a loss of power leaves at the very end: all of it is there, but for the last word.
     Backup::restore(&path, &data).await.unwrap();

@@ -46,9 +46,9 @@ fn inspect(bytes: &[u8], cut: usize) -> Result<crate::types::BackupInfo, Fault> 
 }
 
 fn restore(folder: &Path, bytes: &[u8], cut: usize) -> Result<Store, Fault> {
-    let mut restorer = Restorer::new_with(&emptied(folder), MAP_BYTES, Sync::Never)?;
+    let mut restorer = Restorer::new_with(&emptied(folder), MAP_BYTES, 1000, Sync::Never)?;
     bytes.chunks(cut).try_for_each(|piece| restorer.push(piece))?;
-    restorer.finish(1000).map(|(store, _)| store)
+    restorer.finish().map(|(store, _)| store)
 }
 
 /// A revision that has no thousandth after it is refused as an option.

@@ -64,9 +64,9 @@ fn inspect(bytes: &[u8], cut: usize) -> Result<BackupInfo, Fault> {
 }
 
 fn restore_in(folder: &Path, bytes: &[u8], cut: usize, bump: u64) -> Result<Store, Fault> {
-    let mut restorer = Restorer::new_with(folder, MAP_BYTES, Sync::Never)?;
+    let mut restorer = Restorer::new_with(folder, MAP_BYTES, bump, Sync::Never)?;
     bytes.chunks(cut).try_for_each(|chunk| restorer.push(chunk))?;
-    restorer.finish(bump).map(|(store, _)| store)
+    restorer.finish().map(|(store, _)| store)
 }
 
 pub(super) fn restore(bytes: &[u8], bump: u64) -> Result<(TempDir, Store), Fault> {

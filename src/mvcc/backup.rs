@@ -13,7 +13,8 @@
 //!
 //! What an inspector checks without keeping anything is *sums*: the rows add up to the hash of their head, as in
 //! [`hash`](mod@super::hash); each large value is one that a key has, or that a change replaced; each key with a lease is
-//! among the keys of a lease. What two sides must say, both, is added on the one and taken away on the other.
+//! among the keys of a lease. What two sides must say, both, is added on the one and taken away on the other. (That the lease
+//! itself is there cannot be added up; a state that was restored is asked for it before it counts.)
 //!
 //! Invariants
 //! - a refusal names the byte at which the damage begins, and the row, if it is in one;
@@ -164,6 +165,7 @@ impl Inspector {
             return Err(damaged("the backup ends within its header", self.bytes, None));
         }
         self.rows.finish().map_err(|refused| self.refusal(refused))?;
+        self.tally.check_format()?;
         let checked = self.tally.check();
         let head = checked.map_err(|what| self.refusal(self.rows.damaged(what, None)))?;
         let Origin { group, name } = self.origin.unwrap_or_default();
@@ -217,9 +219,7 @@ impl Inspector {
         let header = self.origin.as_ref().map_or(0, |origin| FIXED_BYTES + origin.name.len());
         let begin = (header + SUM_BYTES) as u64;
         match refused {
-            Refused::Version(version) => Fault::format(format!(
-                "the rows of the backup are of version {version}, which this program does not know"
-            )),
+            Refused::Version(text) => Fault::format(text),
             Refused::Damaged { what, offset, row } => damaged(what, begin + offset, row.as_ref()),
         }
     }
@@ -358,12 +358,22 @@ impl Tally {
         Ok(())
     }
 
+    /// Refuses what a newer version wrote.
+    fn check_format(&self) -> Result<(), Fault> {
+        match self.format.filter(|format| *format != Format::CURRENT) {
+            Some(Format { schema, codec }) => Err(Fault::format(format!(
+                "the backup has schema {schema} and codec {codec}, and this program knows {} and {}",
+                Format::CURRENT.schema,
+                Format::CURRENT.codec
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// The head, if everything adds up to it.
     fn check(&self) -> Result<Head, &'static str> {
         let head = self.head.ok_or("the backup has no head")?;
-        if self.format != Some(Format::CURRENT) {
-            return Err("the rows are of a format that this program does not know");
-        }
+        self.format.ok_or("the backup has no format")?;
         let first = match self.is_restored {
             true => head.compact_revision,
             false => head.compact_revision.max(Revision::FIRST.next()),

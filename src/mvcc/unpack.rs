@@ -17,6 +17,7 @@ use super::records::{Table, check_row};
 use super::snapshot::{
     HEADER_BYTES, MAGIC, ROW_BYTES_MAX, ROW_HEADER_BYTES, TRAILER, TRAILER_BYTES, VERSION,
 };
+use crate::error::Reason;
 use bytes::{Buf, Bytes, BytesMut};
 
 /// Takes a stream apart.
@@ -53,8 +54,8 @@ pub(super) struct Row {
 /// Why a stream is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// It is of a version that this program does not know.
-    Version(u8),
+    /// It is of a version that this program does not know, which the text names.
+    Version(String),
     /// It is not what was written: from this byte on, in this row if it is one.
     Damaged { what: &'static str, offset: u64, row: Option<(Table, Bytes)> },
 }
@@ -155,8 +156,12 @@ impl Unpacker {
         {
             return Err(self.damaged("the rows of the snapshot are out of order", place()));
         }
-        let checked = check_row(*table, key, row);
-        checked.map_err(|_| self.damaged("a row of the snapshot is damaged", place()))
+        let Err(fault) = check_row(*table, key, row) else { return Ok(()) };
+        match fault.reason() {
+            // Its seal is right.
+            Reason::UnreadableFormat { detail } => Err(Refused::Version(detail.clone())),
+            _ => Err(self.damaged("a row of the snapshot is damaged", place())),
+        }
     }
 
     /// The piece at the front of what was pushed and its length, if all of it is there.
@@ -171,7 +176,9 @@ impl Unpacker {
                 Some((&VERSION, magic)) if magic == MAGIC => {
                     Ok(Some((Piece::Header, HEADER_BYTES)))
                 }
-                Some((version, magic)) if magic == MAGIC => Err(Refused::Version(*version)),
+                Some((version, magic)) if magic == MAGIC => Err(Refused::Version(format!(
+                    "the snapshot is of version {version}, and this program knows {VERSION}"
+                ))),
                 _ => Err(self.damaged("not a snapshot", None)),
             },
             Progress::Rows(_) if pushed.first() == Some(&TRAILER) => Ok(trailer(pushed)),

@@ -129,9 +129,10 @@ impl Founders {
         if base == self.base {
             return Ok(());
         }
-        let show = |base: Option<Base>| base.map_or_else(|| "none".to_owned(), |it| it.to_string());
+        let empty = || "an empty state".to_owned();
+        let show = |base: Option<Base>| base.map_or_else(empty, |it| it.to_string());
         let detail = format!(
-            "{whose} would found the group on {}, and {} on {}: restore one backup, with one bump, into the \
+            "{whose} begins with {}, and {} with {}: restore one backup, with one bump, into the \
              folders of all founders, or none into any",
             show(base),
             self.own,

@@ -329,7 +329,7 @@ async fn founders_on_different_states_found_no_group() {
     for founder in 0..2 {
         founders.restore(founder, &paths[0], 100).await;
     }
-    differ(founders.form(SHORT).await, &[&one, "none", advice]);
+    differ(founders.form(SHORT).await, &[&one, "an empty state", advice]);
     // Nobody has bound itself: when it is restored as well, they are a group.
     fs::remove_dir_all(founders.data(2)).unwrap();
     founders.restore(2, &paths[0], 100).await;

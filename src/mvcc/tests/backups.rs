@@ -178,6 +178,22 @@ fn another_version_is_refused_as_such() {
         let error = Error::from(inspect(bytes, 999).unwrap_err());
         assert!(matches!(error.reason(), Reason::UnreadableFormat { .. }), "{error}");
     }
+    // A row that is well sealed, and the format of the state.
+    let header = whole().windows(4).position(|it| it == b"QSNP").unwrap();
+    let (head, stream) = whole().split_at(header);
+    for name in [&b"last"[..], b"format"] {
+        let mut all = rows_of(stream);
+        let (table, key, row) = all.iter_mut().find(|row| row.1 == name).unwrap();
+        let newer: Vec<u8> = if name == b"last" {
+            [&[2], &row[1..row.len() - 4]].concat()
+        } else {
+            vec![1, 0, 3, 0, 1]
+        };
+        let sum = crc32c::crc32c(&[&[*table], &key[..], &newer].concat());
+        *row = [&newer[..], &sum.to_be_bytes()].concat();
+        let error = Error::from(inspect(&[head, &stream_of_rows(&all)].concat(), 999).unwrap_err());
+        assert!(matches!(error.reason(), Reason::UnreadableFormat { .. }), "{error}");
+    }
     for bytes in [&b"QSNP\x02"[..], b"Q\0", b"", b"QBKP", &[0; 1000]] {
         place(inspect(bytes, 999));
     }

@@ -286,12 +286,13 @@ impl Tally {
     /// Counts a row, which was checked alone.
     fn count(&mut self, row: &Row) -> Result<(), &'static str> {
         const WHAT: &str = "a row of the snapshot is damaged";
+        // One that no write could have made would end all members at the next change of it.
+        const KEY: &str = "a row of a key that cannot be";
         let Row { table, key, row } = row;
         match table {
             Table::Latest => {
                 let image = Image::open(key, row).map_err(|_| WHAT)?;
-                // One that no write could have made would end all members at the next change of it.
-                check_key(key).map_err(|_| "a key that cannot be")?;
+                check_key(key).map_err(|_| KEY)?;
                 self.rows_hash = self.rows_hash.wrapping_add(hash::of_key(key, &image));
                 self.keys += 1;
                 self.newest = self.newest.max(image.create_revision).max(image.modified.revision);
@@ -304,6 +305,7 @@ impl Tally {
             Table::Values => {
                 let at = keys::parse_position(key).ok_or(WHAT)?;
                 let LargeValue { key, value } = LargeValue::open(key, row).map_err(|_| WHAT)?;
+                check_key(&key).map_err(|_| KEY)?;
                 self.large = self.large.wrapping_sub(of_value(&key, at, &Value::of(&value)));
             }
             Table::Events => self.change(key, row).ok_or(WHAT)?,

@@ -23,7 +23,7 @@ pub(crate) use snapshot::snapshot;
 pub(crate) use tables::tables;
 
 #[cfg(test)]
-pub(super) use snapshot::{rows as rows_of, written as stream_of_rows};
+pub(super) use snapshot::{repaired, rows as rows_of, written as stream_of_rows};
 
 use super::{Store, View};
 use crate::lmdb::Sync;

@@ -95,8 +95,10 @@ impl Restorer {
         let checked = check_sums(&store.view()?, store.bytes()? <= VERIFIED_BYTES);
         checked.map_err(|error| match error {
             LoadError::Malformed(_) => {
-                let detail = "the keys and leases do not belong together".to_owned();
-                Fault::from_reason(Reason::BackupDamaged { offset: info.bytes, detail })
+                let offset = info.bytes;
+                let detail =
+                    format!("the keys and leases do not belong together: at byte {offset}");
+                Fault::from_reason(Reason::BackupDamaged { offset, detail })
             }
             LoadError::Fault(fault) => fault,
         })?;

@@ -101,7 +101,7 @@ pub(in crate::mvcc) fn rows(stream: &[u8]) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
 }
 
 /// The stream of the same rows, each with a right checksum, under a head with the right sum, and with a right trailer.
-pub(super) fn repaired(stream: &[u8]) -> Vec<u8> {
+pub(in crate::mvcc) fn repaired(stream: &[u8]) -> Vec<u8> {
     let mut rows = rows(stream);
     let (mut keys, mut sum) = (0, 0u128);
     for (number, key, row) in &mut rows {

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::lmdb::Sync;
 use crate::mvcc::backup::{BackupReader, Inspector, Origin};
 use crate::mvcc::fuzz::{rows_of, stream_of_rows};
-use crate::mvcc::records::{Change, Format, Head, MetaRow, Record, Table};
+use crate::mvcc::records::{Change, Format, Head, LargeValue, MetaRow, Record, Table};
 use crate::mvcc::restore::Restorer;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::{Body, Entry, LogPosition, Store, View, keys};
@@ -231,6 +231,54 @@ fn rows_of_another_state_are_refused() {
         let is_members = all[left_out].1 == b"membership";
         assert!(inspect(&bytes, 999).is_err(), "{number} {is_members}");
         assert!(restore(&bytes, BUMP).is_err());
+    }
+}
+
+/// Somebody who can seal rows can still not make a state that no group could have come to.
+#[test]
+fn sealed_rows_that_no_write_has_made_are_refused() {
+    let header = whole().windows(4).position(|it| it == b"QSNP").unwrap();
+    let (head, stream) = whole().split_at(header);
+    let edited = |edit: &mut dyn FnMut(u8, &mut Vec<u8>, &mut Vec<u8>)| {
+        let mut all = rows_of(stream);
+        all.iter_mut().for_each(|(table, key, row)| edit(*table, key, row));
+        let repaired = crate::mvcc::fuzz::repaired(&stream_of_rows(&all));
+        [head, &repaired].concat()
+    };
+    let whole = edited(&mut |_, _, _| {});
+    restore(&whole, BUMP).unwrap();
+    // The last key of its table: another one in its place is above all others, too.
+    let too_long = edited(&mut |table, key, _| {
+        if table == Table::Latest as u8 && key.starts_with(b"z") {
+            *key = vec![b'z'; 1025];
+        }
+    });
+    let of_the_future = edited(&mut |table, key, row| {
+        if table == Table::Latest as u8 && key == b"last" {
+            // The highest byte but one of its create_revision.
+            row[2] = 1;
+        }
+    });
+    let empty_key = edited(&mut |table, _, row| {
+        if table == Table::Values as u8 {
+            *row = LargeValue { key: Bytes::new(), value: vec![1; 300].into() }.seal(b"");
+        }
+    });
+    let no_lease = edited(&mut |table, key, _| {
+        if table == Table::Leases as u8 && key.ends_with(&[1]) {
+            key[0] = 0;
+            key[7] = 0;
+        }
+    });
+    for (what, bytes) in [
+        ("a key that is too long", too_long),
+        ("a revision of the future", of_the_future),
+        ("a value of no key", empty_key),
+        ("a lease that is not there", no_lease),
+    ] {
+        let refused = restore(&bytes, BUMP).map(drop).unwrap_err();
+        let is_told = matches!(refused.reason(), Reason::BackupDamaged { .. });
+        assert!(is_told, "{what}: {refused}");
     }
 }
 

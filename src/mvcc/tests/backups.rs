@@ -12,6 +12,7 @@ use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::{Body, Entry, LogPosition, Store, View, keys};
 use crate::types::{BackupInfo, KeyValue, LeaseId, Op, OpResult, Revision};
 use bytes::Bytes;
+use proptest::prelude::*;
 use std::path::Path;
 use std::sync::OnceLock;
 use tempfile::TempDir;
@@ -453,5 +454,23 @@ fn a_mark_where_history_goes_on_is_refused() {
         let read = read.collect::<Result<Vec<_>, _>>();
         let refused = read.map(drop).and_then(|()| reader.finish().map(drop)).unwrap_err();
         assert!(matches!(refused.reason(), Reason::Corrupt { .. }), "it is the disk: {refused}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 200, failure_persistence: None, ..ProptestConfig::default()
+    })]
+
+    /// As a fuzzer does it: other bytes, and every checksum put right.
+    #[test]
+    fn other_bytes_that_somebody_has_sealed_are_refused_or_a_state_that_goes_on(
+        edits in proptest::collection::vec((0..whole().len(), any::<u8>()), 1..4),
+        how in any::<u8>(),
+    ) {
+        let mut input = [&[how | 1], whole()].concat();
+        edits.into_iter().for_each(|(at, byte)| input[at + 1] = byte);
+        let folder = tempfile::tempdir().unwrap();
+        crate::mvcc::fuzz::backup(folder.path(), &input);
     }
 }

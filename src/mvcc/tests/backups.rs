@@ -235,12 +235,15 @@ fn rows_of_another_state_are_refused() {
     }
 }
 
+/// Changes a row: its table, its key, and what is in it.
+type Edit<'a> = dyn FnMut(u8, &mut Vec<u8>, &mut Vec<u8>) + 'a;
+
 /// Somebody who can seal rows can still not make a state that no group could have come to.
 #[test]
 fn sealed_rows_that_no_write_has_made_are_refused() {
     let header = whole().windows(4).position(|it| it == b"QSNP").unwrap();
     let (head, stream) = whole().split_at(header);
-    let edited = |edit: &mut dyn FnMut(u8, &mut Vec<u8>, &mut Vec<u8>)| {
+    let edited = |edit: &mut Edit<'_>| {
         let mut all = rows_of(stream);
         all.iter_mut().for_each(|(table, key, row)| edit(*table, key, row));
         let repaired = crate::mvcc::fuzz::repaired(&stream_of_rows(&all));

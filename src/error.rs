@@ -293,6 +293,23 @@ pub enum Reason {
         /// The folder.
         path: String,
     },
+    /// The bytes of a backup are not those that were written.
+    BackupDamaged {
+        /// Where the damage begins.
+        offset: u64,
+        /// What is wrong, and where: the byte, and the table and row if it is in one.
+        detail: String,
+    },
+    /// A backup is restored into an empty folder, or one that does not exist.
+    FolderNotEmpty {
+        /// The folder.
+        path: String,
+    },
+    /// Restoring a backup into this folder was begun and did not end. Restore it again.
+    RestoreInterrupted {
+        /// The folder.
+        path: String,
+    },
     /// An assertion of this crate failed, and stopped the node before it could do harm. This is a bug: report it.
     AssertionFailed {
         /// Which.
@@ -327,6 +344,7 @@ impl Reason {
             | Self::BadAddress { .. }
             | Self::BadMembers { .. }
             | Self::BadOption { .. }
+            | Self::FolderNotEmpty { .. }
             | Self::PlaintextRefused { .. } => ErrorKind::InvalidInput,
             Self::KeyNotFound | Self::LeaseNotFound { .. } => ErrorKind::NotFound,
             Self::LeaseExists { .. } => ErrorKind::Conflict,
@@ -352,6 +370,8 @@ impl Reason {
             Self::DiskFailed { .. }
             | Self::Corrupt { .. }
             | Self::UnreadableFormat { .. }
+            | Self::BackupDamaged { .. }
+            | Self::RestoreInterrupted { .. }
             | Self::AlreadyOpen { .. }
             | Self::AssertionFailed { .. } => ErrorKind::Storage,
             Self::Closed => ErrorKind::Closed,
@@ -401,6 +421,7 @@ impl fmt::Display for Reason {
             | Self::WrongType { detail }
             | Self::DiskFailed { detail }
             | Self::Corrupt { detail }
+            | Self::BackupDamaged { detail, .. }
             | Self::UnreadableFormat { detail } => f.write_str(detail),
             Self::PlaintextRefused { address } => {
                 write!(f, "{address} is not loopback: allow unencrypted traffic with plaintext()")
@@ -457,6 +478,12 @@ impl fmt::Display for Reason {
                 write!(f, "an assertion failed, which is a bug of quorate: {detail}")
             }
             Self::AlreadyOpen { path } => write!(f, "{path} is open in another node"),
+            Self::FolderNotEmpty { path } => {
+                write!(f, "{path} is not empty: a backup is restored into a folder of its own")
+            }
+            Self::RestoreInterrupted { path } => {
+                write!(f, "restoring a backup into {path} did not end: restore it again")
+            }
             Self::Closed => f.write_str("shut down"),
             Self::Unrecognized { text } => f.write_str(text),
         }
@@ -569,6 +596,11 @@ impl Fault {
     /// A newer version wrote this, or another LMDB.
     pub(crate) fn format(found: impl Into<String>) -> Self {
         Self(Error::new(Reason::UnreadableFormat { detail: found.into() }))
+    }
+
+    /// Its reason.
+    pub(crate) fn reason(&self) -> &Reason {
+        self.0.reason()
     }
 
     /// A fault of any other reason.

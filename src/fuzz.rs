@@ -94,6 +94,11 @@ pub const TARGETS: &[Target] = &[
         heap: STATE,
     },
     Target {
+        name: "backup",
+        run: |input| in_folder(|it| mvcc::fuzz::backup(it, input)),
+        heap: STATE,
+    },
+    Target {
         name: "apply",
         run: |input| in_folder(|it| mvcc::fuzz::apply(it, input)),
         heap: COMMANDS,

@@ -9,6 +9,10 @@
     feature = "node",
     doc = "- [`Node`] is a member inside this process; [`NodeBuilder`] makes one."
 )]
+#![cfg_attr(
+    feature = "node",
+    doc = "- [`Backup`] has what can be done with a backup, which [`Node::backup`] makes."
+)]
 //! - [`Client`] is a handle to a group, local or remote; [`client`] has the requests that its methods return.
 //! - [`Session`] is a lease that is kept alive; locks and elections hang on one.
 //! - [`Watch`] yields changes; [`Map`] is a prefix with values of one type.
@@ -52,10 +56,12 @@ mod wire;
 pub use client::{Client, ClientBuilder, Map, Session, Watch};
 pub use error::{Error, ErrorKind, Reason, Result};
 #[cfg(feature = "node")]
-pub use node::{Node, NodeBuilder};
+pub use node::{Backup, Node, NodeBuilder};
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub use raft::peek::Peek;
+#[cfg(feature = "node")]
+pub use types::{BackupInfo, Restored};
 pub use types::{
     Changes, Comparand, Compare, Consistency, Event, FencingToken, KeyRange, KeyValue, LeaseId,
     LeaseStatus, NodeId, Op, OpResult, Page, Revision, SortBy, Status, TxnOutcome, limits,

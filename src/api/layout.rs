@@ -310,6 +310,9 @@ reasons! {
     46 => AssertionFailed { detail },
     47 => TooManyKeys { limit },
     48 => NoSpace,
+    49 => BackupDamaged { offset, detail },
+    50 => FolderNotEmpty { path },
+    51 => RestoreInterrupted { path },
 }
 
 #[cfg(test)]

@@ -161,6 +161,7 @@ fn seeds() -> Vec<(&'static Target, Seeds)> {
         ("log", raft::log::fuzz::seeds::log),
         ("tables", mvcc::fuzz::seeds::tables),
         ("snapshot", mvcc::fuzz::seeds::snapshot),
+        ("backup", mvcc::fuzz::seeds::backup),
         ("apply", mvcc::fuzz::seeds::apply),
         ("lmdb_file", mvcc::fuzz::seeds::lmdb_file),
     ];

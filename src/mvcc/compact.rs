@@ -114,6 +114,9 @@ fn dead_changes(
 
 fn delete(txn: &mut RwTxn<'_>, tables: Tables, at: Position, change: &Change) -> Result<(), Fault> {
     tables.remove(txn, Table::Events, &keys::position(at))?;
+    if change.is_restore() {
+        return Ok(());
+    }
     if change.turn == 0 {
         tables.remove(txn, Table::History, &keys::history(&change.key, at))?;
     }

@@ -123,7 +123,7 @@ impl<'txn> Reader<'txn> {
             let content = records::content(Table::Events, row_key, row)?;
             let (key, is_put) =
                 Change::peek(content).ok_or_else(|| Table::Events.corrupt(row_key))?;
-            if !gathering.wants(key, is_put) {
+            if key.is_empty() || !gathering.wants(key, is_put) {
                 continue;
             }
             let Change { key, new, prev, .. } = Change::of_content(row_key, content)?;

@@ -3,6 +3,7 @@
 //! ```text
 //! tables      table: u8 ++ how: u8 (1: sealed here) ++ key length: u16 ++ key ++ row     one row, alone
 //! snapshot    how: u8 (bit 0: sums put right; the rest: where it is cut) ++ a stream     a state from a member that lies
+//! backup      how: u8 (bit 0: sums put right; the rest: where it is cut) ++ a backup     a file that somebody restores
 //! apply       how: u8 (bit 0: a tape, else proposals; the rest: how many at once) ++ …   a log that was agreed on
 //! lmdb_file   which: u8 ++ patches: how: u8, place: u24, bytes                           a file from a disk that rots
 //! ```
@@ -10,14 +11,19 @@
 //! Each state is made in the same folder, emptied before.
 
 mod apply;
+mod backup;
 mod file;
 mod snapshot;
 mod tables;
 
 pub(crate) use apply::apply;
+pub(crate) use backup::backup;
 pub(crate) use file::lmdb_file;
 pub(crate) use snapshot::snapshot;
 pub(crate) use tables::tables;
+
+#[cfg(test)]
+pub(super) use snapshot::{repaired, rows as rows_of, written as stream_of_rows};
 
 use super::{Store, View};
 use crate::lmdb::Sync;
@@ -56,6 +62,7 @@ fn close(store: Store) {
 #[cfg(test)]
 pub(crate) mod seeds {
     pub(crate) use super::apply::seeds as apply;
+    pub(crate) use super::backup::seeds as backup;
     pub(crate) use super::file::seeds as lmdb_file;
     pub(crate) use super::snapshot::seeds as snapshot;
     pub(crate) use super::tables::seeds as tables;

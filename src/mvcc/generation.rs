@@ -8,15 +8,18 @@
 //! CURRENT          "state-000007"        replaced as a whole: it names the old state or the new one
 //! state-000007/    the state
 //! state-000008/    a draft: a snapshot is being loaded; rubbish, if the node dies before it is published
+//! RESTORING        a backup is being restored, and the rest is rubbish until this is gone
 //! ```
 //!
 //! Invariants
 //! - what `CURRENT` names is whole and on the disk before it is named;
 //! - a number is not used twice while the node lives, so a late reader of an old state cannot meet a new one;
 //! - without `CURRENT` there is no state; a folder with one that lost its `CURRENT`, or the other way round, was meddled
-//!   with, and a member that began anew there would forget what it has promised.
+//!   with, and a member that began anew there would forget what it has promised;
+//! - a folder into which a backup is being restored is no data folder: `RESTORING` is there before the first thing that is
+//!   restored, and goes when all of it is on the disk.
 
-use crate::error::Fault;
+use crate::error::{Fault, Reason};
 use crate::fault::{Point, point};
 use crate::lmdb;
 use std::fs;
@@ -25,6 +28,13 @@ use std::path::{Path, PathBuf};
 const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "state-";
 const FIRST: u64 = 1;
+/// The number of a state that was restored. That one must be there from its first day; the first may not have been made.
+const RESTORED: u64 = FIRST + 1;
+const MARK: &str = "RESTORING";
+/// What a file is called before it replaces another.
+const DRAFT: &str = "draft";
+/// The lock of the folder, which is no part of what is in it.
+const LOCK: &str = "LOCK";
 
 /// The states of a node.
 #[derive(Debug)]
@@ -39,6 +49,7 @@ impl Generations {
     /// Finds the state that counts, and removes what others left behind.
     pub(crate) fn open(folder: &Path) -> Result<Self, Fault> {
         lmdb::make_folder(folder)?;
+        Self::check_restored(folder)?;
         let current = match read_current(folder)? {
             Some(current) => current,
             None => begin(folder)?,
@@ -47,6 +58,19 @@ impl Generations {
         generations.check_current()?;
         generations.remove_others(|_| true)?;
         Ok(generations)
+    }
+
+    /// Refuses a folder into which a backup was restored only in part.
+    pub(crate) fn check_restored(folder: &Path) -> Result<(), Fault> {
+        let mark = folder.join(MARK);
+        match mark.try_exists() {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let path = folder.display().to_string();
+                Err(Fault::from_reason(Reason::RestoreInterrupted { path }))
+            }
+            Err(error) => Err(Fault::disk(format!("cannot read {}", mark.display()), error)),
+        }
     }
 
     /// The folder of the state that counts.
@@ -105,6 +129,86 @@ impl Generations {
     }
 }
 
+/// A data folder that a backup is being restored into. Whoever has it has locked the folder.
+#[derive(Debug)]
+pub(crate) struct Restoring(PathBuf);
+
+impl Restoring {
+    /// Begins in a folder that is empty, or where this was begun before and did not end.
+    pub(crate) fn begin(folder: &Path) -> Result<Self, Fault> {
+        let names = names(folder)?;
+        let began = names.iter().any(|name| name == MARK);
+        let is_ours = |name: &String| {
+            let is_left = began && (name == MARK || is_restored(name));
+            is_left || name == LOCK || *name == draft_of(MARK)
+        };
+        if !names.iter().all(is_ours) {
+            let path = folder.display().to_string();
+            return Err(Fault::from_reason(Reason::FolderNotEmpty { path }));
+        }
+        let restoring = Self(folder.to_owned());
+        if began {
+            restoring.clear()?;
+        } else {
+            lmdb::replace_file(&folder.join(MARK), b"a backup is being restored here")?;
+        }
+        Ok(restoring)
+    }
+
+    /// Where the state goes. It does not exist yet.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.join(name(RESTORED))
+    }
+
+    /// Makes it a data folder. The state must be on the disk, and closed.
+    pub(crate) fn publish(self) -> Result<(), Fault> {
+        lmdb::sync_folder(&self.state())?;
+        write_current(&self.0, RESTORED)?;
+        self.remove_mark()
+    }
+
+    /// Leaves the folder empty, as far as that is possible: what could not be removed is still marked.
+    pub(crate) fn abandon(self) {
+        let _ = self.clear().and_then(|()| self.remove_mark());
+    }
+
+    /// Removes everything but the mark.
+    fn clear(&self) -> Result<(), Fault> {
+        for name in names(&self.0)?.iter().filter(|name| is_restored(name)) {
+            let path = self.0.join(name);
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed
+                .map_err(|error| Fault::disk(format!("cannot remove {}", path.display()), error))?;
+        }
+        lmdb::sync_folder(&self.0)
+    }
+
+    fn remove_mark(&self) -> Result<(), Fault> {
+        let mark = self.0.join(MARK);
+        let tried = |error| Fault::disk(format!("cannot remove {}", mark.display()), error);
+        fs::remove_file(&mark).map_err(tried)?;
+        lmdb::sync_folder(&self.0)
+    }
+}
+
+/// Whether a name is of something that restoring makes.
+fn is_restored(text: &str) -> bool {
+    text == name(RESTORED) || text == CURRENT || text == draft_of(CURRENT)
+}
+
+fn draft_of(name: &str) -> String {
+    format!("{name}.{DRAFT}")
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, Fault> {
+    let tried = |error| Fault::disk(format!("cannot read {}", folder.display()), error);
+    let entries = fs::read_dir(folder).map_err(tried)?;
+    entries
+        .map(|entry| Ok(entry.map_err(tried)?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
 fn name(number: u64) -> String {
     format!("{PREFIX}{number:06}")
 }
@@ -146,12 +250,7 @@ fn begin(folder: &Path) -> Result<u64, Fault> {
 
 /// The numbers of all states in a folder, in order.
 fn numbers(folder: &Path) -> Result<Vec<u64>, Fault> {
-    let tried = |error| Fault::disk(format!("cannot read {}", folder.display()), error);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(tried)? {
-        let name = entry.map_err(tried)?.file_name();
-        found.extend(parse(&name.to_string_lossy()));
-    }
+    let mut found: Vec<u64> = names(folder)?.iter().filter_map(|name| parse(name)).collect();
     found.sort_unstable();
     Ok(found)
 }
@@ -217,5 +316,62 @@ mod tests {
         fs::remove_file(&current).unwrap();
         assert!(Generations::open(folder.path()).is_err());
         assert!(draft.join("data.mdb").exists(), "and nothing is lost");
+    }
+
+    fn reason(result: Result<impl std::fmt::Debug, Fault>) -> Reason {
+        result.unwrap_err().reason().clone()
+    }
+
+    /// At whatever step the power goes, the folder is refused as a data folder, and can be restored into again.
+    #[test]
+    fn a_folder_that_was_restored_in_part_is_no_data_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display().to_string();
+        let interrupted = Reason::RestoreInterrupted { path };
+        for steps in 0..4 {
+            let restoring = Restoring::begin(folder.path()).unwrap();
+            assert_eq!(names(folder.path()).unwrap(), [MARK], "what was left is gone");
+            if steps > 0 {
+                fill(&restoring.state());
+            }
+            if steps > 1 {
+                fs::write(folder.path().join("CURRENT.draft"), "state-0").unwrap();
+            }
+            if steps > 2 {
+                write_current(folder.path(), RESTORED).unwrap();
+            }
+            assert_eq!(reason(Generations::open(folder.path())), interrupted);
+        }
+        let restoring = Restoring::begin(folder.path()).unwrap();
+        fill(&restoring.state());
+        restoring.publish().unwrap();
+        let states = Generations::open(folder.path()).unwrap();
+        assert_eq!(states.current(), folder.path().join("state-000002"));
+        fs::remove_dir_all(states.current()).unwrap();
+        assert!(Generations::open(folder.path()).is_err(), "it is never made anew");
+    }
+
+    #[test]
+    fn what_is_not_left_by_a_restore_is_in_its_way() {
+        for name in ["state-000002", "CURRENT", "raft", "notes", ".hidden", "RESTORING2"] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(LOCK), "").unwrap();
+            fs::write(folder.path().join(name), "mine").unwrap();
+            let path = folder.path().display().to_string();
+            let refused = reason(Restoring::begin(folder.path()));
+            assert_eq!(refused, Reason::FolderNotEmpty { path }, "{name}");
+            assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"mine");
+            assert!(!folder.path().join(MARK).exists());
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("RESTORING.draft"), "").unwrap();
+        let restoring = Restoring::begin(folder.path()).unwrap();
+        fill(&restoring.state());
+        fs::write(folder.path().join("notes"), "mine").unwrap();
+        assert!(Restoring::begin(folder.path()).is_err(), "somebody has begun to use it");
+        assert!(restoring.state().exists());
+        fs::remove_file(folder.path().join("notes")).unwrap();
+        restoring.abandon();
+        assert_eq!(names(folder.path()).unwrap(), Vec::<String>::new());
     }
 }

@@ -33,10 +33,11 @@
 //!
 //! What is in which file: `keys` and `records` are the format, `tables` moves rows, `overlay` is what is in memory and
 //! `flush` writes it down, `plan`, `apply`, `lease` and `compact` are the rules for writes, `view`, `read`, `chain`, `page`
-//! and `events` those for reads, `hash` and `verify` compare and check, `snapshot` moves a whole state to another member,
-//! and `generation` keeps several of them apart on the disk.
+//! and `events` those for reads, `hash` and `verify` compare and check, `snapshot` and `unpack` move a whole state to another
+//! member, `backup` and `restore` to another group, and `generation` keeps several of them apart on the disk.
 
 mod apply;
+mod backup;
 mod budget;
 mod chain;
 mod compact;
@@ -53,18 +54,22 @@ mod page;
 mod plan;
 mod read;
 mod records;
+mod restore;
 mod snapshot;
 mod tables;
 #[cfg(any(test, feature = "fuzz"))]
 mod tape;
+mod unpack;
 mod verify;
 mod view;
 
 pub(crate) use apply::Core;
+pub(crate) use backup::{BackupReader, Inspector, Origin};
 pub(crate) use events::Events;
 pub(crate) use flush::Flush;
-pub(crate) use generation::Generations;
+pub(crate) use generation::{Generations, Restoring};
 pub(crate) use overlay::Moment;
+pub(crate) use restore::Restorer;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::View;
 

@@ -12,12 +12,16 @@
 //! Change    1 ++ key ++ Image ++ 1 ++ prev: Image              a put over something
 //!           1 ++ key ++ Image ++ 0 ++ gone: Option<position>   a put where nothing was; where it went, if that is known
 //!           2 ++ key ++ turn: u8 ++ prev: Image                a delete
+//!           3 ++ key length: u32, which is 0                   no key: the state was restored at this revision
 //! Gone      at: position ++ turn: u8                           the delete after which a key is not there
 //! ```
 //!
 //! Each change of a key so knows the one before it, and the newest is known to `latest` or `gone`: a chain, backwards. The
 //! turn counts the changes along it, and those of turn 0, one of [`TURNS`], are in `kidx` as well, so that nobody has to
 //! follow a chain from its end to find a place in it.
+//!
+//! A state that was [restored](super::restore) has keys and no history. Its revision is one that nothing has happened in; a
+//! mark stands there, so that history has no hole, and goes the way of all history when it is compacted away.
 //!
 //! Rows without content (`kidx`, `lease_keys`) are empty and checked against the rows that they point to.
 //! A new field goes to the end of a new version; the golden bytes at the end of this file hold each version in place.
@@ -48,7 +52,7 @@ pub(super) const INLINE_BYTES_MAX: usize = 256;
 
 /// Nothing has been counted so far by anybody. A row that says so comes from a member that lies, and the next number would
 /// not be one.
-const COUNT_MAX: u64 = 1 << 62;
+pub(super) const COUNT_MAX: u64 = 1 << 62;
 
 /// The number of a table, in checksums and snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -265,15 +269,26 @@ pub(super) struct Change {
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
+const RESTORE: u8 = 3;
 
 impl Change {
+    /// The mark at the revision of a state that was restored.
+    pub(super) fn restore() -> Self {
+        Self { key: Bytes::new(), new: None, prev: None, gone: None, turn: FIRST_TURN }
+    }
+
+    /// Whether it is that mark, and no change of a key.
+    pub(super) fn is_restore(&self) -> bool {
+        self.new.is_none() && self.prev.is_none()
+    }
+
     /// The change before it of its key, if there was one since history begins, or began.
     pub(super) fn before(&self) -> Option<Position> {
         self.prev.as_ref().map(|prev| prev.modified).or(self.gone)
     }
 
     /// The key of a change and whether it is a put, from its row's content, without reading the rest: most rows that a
-    /// watch passes are of no interest to it.
+    /// watch passes are of no interest to it. A mark has the empty key, which nothing else has.
     pub(super) fn peek(content: &[u8]) -> Option<(&[u8], bool)> {
         let (number, rest) = content.split_first()?;
         let (length, rest) = rest.split_first_chunk::<4>()?;
@@ -288,7 +303,11 @@ impl Record for Change {
 
 impl Layout for Change {
     fn write(&self, out: &mut Vec<u8>) {
-        out.push(if self.new.is_some() { PUT } else { DELETE });
+        out.push(match (&self.new, &self.prev) {
+            (Some(_), _) => PUT,
+            (None, Some(_)) => DELETE,
+            (None, None) => RESTORE,
+        });
         self.key.write(out);
         match (&self.new, &self.prev) {
             (Some(new), prev) => {
@@ -302,7 +321,7 @@ impl Layout for Change {
                 self.turn.write(out);
                 prev.write(out);
             }
-            (None, None) => unreachable!("a delete deletes something"),
+            (None, None) => assert!(self.key.is_empty(), "a delete deletes something"),
         }
     }
 
@@ -319,6 +338,7 @@ impl Layout for Change {
                 let turn = read_turn(input)?;
                 Ok(Self { key, turn, new: None, prev: Some(Image::read(input)?), gone: None })
             }
+            RESTORE if key.is_empty() => Ok(Self::restore()),
             _ => Err(Malformed),
         }
     }
@@ -618,6 +638,8 @@ mod tests {
         let deleted = Change { key, new: None, prev, gone: None, turn: 6 };
         let bytes = [&head(2), &[6][..], IMAGE].concat();
         golden(&deleted, &bytes);
+        golden(&Change::restore(), &[3, 0, 0, 0, 0]);
+        assert!(Change::from_bytes(Bytes::from_static(&[3, 0, 0, 0, 1, b'k'])).is_err());
         golden(&Gone { at: POSITION, turn: 7 }, &[&position[..], &[7]].concat());
         assert_eq!(Change::peek(&bytes), Some((&b"k"[..], false)));
         assert_eq!(Change::peek(&[1, 0, 0, 0, 9, b'k']), None);

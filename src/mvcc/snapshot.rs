@@ -13,35 +13,38 @@
 //! compacted revisions are left out, also where physical compaction has not come by yet.
 //!
 //! [`SnapshotLoader`] is pushed, in pieces cut anywhere, and believes nothing: each row must be of a known table, sealed,
-//! legal and above the one before it; the trailer must be right; and the rows must add up to the hash that their own
-//! `meta` claims. Only then, and when all of it is on the disk, there is a [`Store`]. Until then the folder is a draft
-//! that nobody opens (`generation.rs`).
+//! legal and above the one before it; the trailer must be right (`unpack.rs`); and the rows must add up to the hash that
+//! their own `meta` claims. Only then, and when all of it is on the disk, there is a [`Store`]. Until then the folder is a
+//! draft that nobody opens (`generation.rs`).
+//!
+//! A backup is the same stream behind a header of its own (`backup.rs`).
 //!
 //! Invariants
 //! - the table `meta` comes last, so that a folder that was loaded halfway has no head and does not open;
 //! - the loader never holds more than [`LOAD_BYTES`] and one row.
 
-use super::records::{Gone, Record, Table, check_row};
+use super::records::{Gone, Record, Table};
 use super::tables::Tables;
+use super::unpack::{Refused, Unpacker};
 use super::{Store, VERIFIED_BYTES, View, keys, lmdb, open_environment, verify};
 use crate::codec::layout::Layout;
 use crate::error::{Fault, Reason};
 use crate::types::{Revision, limits};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use std::ops::Bound;
 use std::path::Path;
 
-const MAGIC: &[u8; 4] = b"QSNP";
-const VERSION: u8 = 2;
-const HEADER_BYTES: usize = MAGIC.len() + 1;
+pub(super) const MAGIC: &[u8; 4] = b"QSNP";
+pub(super) const VERSION: u8 = 2;
+pub(super) const HEADER_BYTES: usize = MAGIC.len() + 1;
 /// Stands where a row's table would.
 pub(super) const TRAILER: u8 = 0xff;
-const TRAILER_BYTES: usize = 1 + 8 + 4;
-const ROW_HEADER_BYTES: usize = 1 + 2;
+pub(super) const TRAILER_BYTES: usize = 1 + 8 + 4;
+pub(super) const ROW_HEADER_BYTES: usize = 1 + 2;
 /// The largest row: a change carries two images, a value row one value and its key. Membership lists fit as well.
-const ROW_BYTES_MAX: usize = 2 * limits::VALUE_BYTES_MAX;
+pub(super) const ROW_BYTES_MAX: usize = 2 * limits::VALUE_BYTES_MAX;
 /// How much the loader gathers for one write transaction.
-const LOAD_BYTES: usize = 8 * 1024 * 1024;
+pub(super) const LOAD_BYTES: usize = 8 * 1024 * 1024;
 
 /// Reads a state as a stream. Holds a [`View`]: a reader that is not pulled keeps the file growing.
 #[derive(Debug)]
@@ -176,6 +179,15 @@ impl From<Fault> for LoadError {
     }
 }
 
+impl From<Refused> for LoadError {
+    fn from(refused: Refused) -> Self {
+        Self::Malformed(match refused {
+            Refused::Version(_) => "the snapshot is of a version that this program does not know",
+            Refused::Damaged { what, .. } => what,
+        })
+    }
+}
+
 impl From<LoadError> for Fault {
     fn from(error: LoadError) -> Self {
         match error {
@@ -199,35 +211,14 @@ impl std::error::Error for LoadError {}
 pub(crate) struct SnapshotLoader {
     env: lmdb::Env,
     tables: Tables,
-    /// Bytes that were pushed and not yet taken apart.
-    pushed: BytesMut,
-    progress: Progress,
-    rows: u64,
-    /// Of everything that was taken apart.
-    sum: u32,
+    stream: Unpacker,
 }
 
 impl std::fmt::Debug for SnapshotLoader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SnapshotLoader").field("rows", &self.rows).finish_non_exhaustive()
+        let rows = self.stream.rows();
+        f.debug_struct("SnapshotLoader").field("rows", &rows).finish_non_exhaustive()
     }
-}
-
-/// How far the stream was taken apart.
-#[derive(Debug, PartialEq, Eq)]
-enum Progress {
-    Header,
-    /// Rows, above the last one.
-    Rows(Option<(Table, Bytes)>),
-    Done,
-    Failed,
-}
-
-/// What stands in a stream.
-enum Piece {
-    Header,
-    Row { table: Table, key: Bytes, row: Bytes },
-    Trailer { rows: u64, sum: u32 },
 }
 
 impl SnapshotLoader {
@@ -243,16 +234,15 @@ impl SnapshotLoader {
     ) -> Result<Self, Fault> {
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::make(&env)?;
-        let (pushed, progress) = (BytesMut::new(), Progress::Header);
-        Ok(Self { env, tables, pushed, progress, rows: 0, sum: 0 })
+        Ok(Self { env, tables, stream: Unpacker::new() })
     }
 
     /// Takes the next bytes of the stream.
     pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), LoadError> {
         // A chunk may be of any size; what is held is not.
         for part in chunk.chunks(LOAD_BYTES) {
-            self.pushed.extend_from_slice(part);
-            if self.pushed.len() >= LOAD_BYTES {
+            self.stream.push(part);
+            if self.stream.waiting() >= LOAD_BYTES {
                 self.load()?;
             }
         }
@@ -262,9 +252,7 @@ impl SnapshotLoader {
     /// The store, if the stream was whole and everything in it is right. It then survives a loss of power.
     pub(crate) fn finish(mut self) -> Result<Store, LoadError> {
         self.load()?;
-        if self.progress != Progress::Done {
-            return Err(LoadError::Malformed("the snapshot ends too early"));
-        }
+        self.stream.finish()?;
         let Self { env, tables, .. } = self;
         let store = Store::of(env, tables);
         let view = match store.view() {
@@ -279,100 +267,12 @@ impl SnapshotLoader {
 
     /// Takes apart what was pushed, and writes it in one transaction.
     pub(super) fn load(&mut self) -> Result<(), LoadError> {
-        let loaded = self.try_load();
-        if loaded.is_err() {
-            self.progress = Progress::Failed;
-        }
-        loaded
-    }
-
-    fn try_load(&mut self) -> Result<(), LoadError> {
-        let Self { env, tables, pushed, progress, rows, sum } = self;
-        let mut txn = env.write_txn().map_err(Fault::from)?;
-        loop {
-            let Some((piece, length)) = next_piece(progress, pushed)? else { break };
-            let bytes = pushed.split_to(length).freeze();
-            match piece {
-                Piece::Header => *progress = Progress::Rows(None),
-                Piece::Row { table, key, row } => {
-                    check_order(progress, table, &key)?;
-                    check_row(table, &key, &row)
-                        .map_err(|_| LoadError::Malformed("a row of the snapshot is damaged"))?;
-                    tables.append_raw(&mut txn, table, &key, &row)?;
-                    *progress = Progress::Rows(Some((table, key)));
-                    *rows += 1;
-                }
-                Piece::Trailer { rows: told, sum: expected } => {
-                    let before = &bytes[..length - size_of::<u32>()];
-                    if told != *rows || expected != crc32c::crc32c_append(*sum, before) {
-                        return Err(LoadError::Malformed("the snapshot has another checksum"));
-                    }
-                    *progress = Progress::Done;
-                }
-            }
-            *sum = crc32c::crc32c_append(*sum, &bytes);
+        let mut txn = self.env.write_txn().map_err(Fault::from)?;
+        while let Some(row) = self.stream.next()? {
+            self.tables.append_raw(&mut txn, row.table, &row.key, &row.row)?;
         }
         txn.commit().map_err(Fault::from)?;
         Ok(())
-    }
-}
-
-/// The piece at the front of `pushed` and its length, if all of it is there.
-fn next_piece(progress: &Progress, pushed: &BytesMut) -> Result<Option<(Piece, usize)>, LoadError> {
-    match progress {
-        Progress::Failed => Err(LoadError::Malformed("the snapshot was refused before")),
-        Progress::Done if pushed.is_empty() => Ok(None),
-        Progress::Done => Err(LoadError::Malformed("bytes after the end of the snapshot")),
-        Progress::Header if pushed.len() < HEADER_BYTES => Ok(None),
-        Progress::Header => match pushed[..HEADER_BYTES].split_last() {
-            Some((&VERSION, magic)) if magic == MAGIC => Ok(Some((Piece::Header, HEADER_BYTES))),
-            Some((_, magic)) if magic == MAGIC => Err(LoadError::Malformed(
-                "the snapshot is of a version that this program does not know",
-            )),
-            _ => Err(LoadError::Malformed("not a snapshot")),
-        },
-        Progress::Rows(_) if pushed.first() == Some(&TRAILER) => Ok(trailer(pushed)),
-        Progress::Rows(_) => row(pushed),
-    }
-}
-
-fn trailer(pushed: &[u8]) -> Option<(Piece, usize)> {
-    let mut rest = pushed.get(1..TRAILER_BYTES)?;
-    let (rows, sum) = (rest.get_u64(), rest.get_u32());
-    Some((Piece::Trailer { rows, sum }, TRAILER_BYTES))
-}
-
-fn row(pushed: &BytesMut) -> Result<Option<(Piece, usize)>, LoadError> {
-    // Lengths are checked before the bytes are waited for: a lie must not fill the memory.
-    let Some((header, rest)) = pushed.split_first_chunk::<ROW_HEADER_BYTES>() else {
-        return Ok(None);
-    };
-    let [number, high, low] = *header;
-    let key_length = usize::from(u16::from_be_bytes([high, low]));
-    let table = Table::ALL.into_iter().find(|table| *table as u8 == number);
-    let table = table.ok_or(LoadError::Malformed("a row of an unknown table"))?;
-    if key_length == 0 || key_length > keys::TABLE_KEY_BYTES_MAX {
-        return Err(LoadError::Malformed("a row with an impossible key"));
-    }
-    let Some((key, rest)) = rest.split_at_checked(key_length) else { return Ok(None) };
-    let Some((length, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-    let row_length = u32::from_be_bytes(*length) as usize;
-    if row_length > ROW_BYTES_MAX {
-        return Err(LoadError::Malformed("a row that is too long"));
-    }
-    let Some(row) = rest.get(..row_length) else { return Ok(None) };
-    let (key, row) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(row));
-    let length = ROW_HEADER_BYTES + key_length + 4 + row_length;
-    Ok(Some((Piece::Row { table, key, row }, length)))
-}
-
-/// Tables in their order, and the keys of each rising.
-fn check_order(progress: &Progress, table: Table, key: &Bytes) -> Result<(), LoadError> {
-    match progress {
-        Progress::Rows(Some((last, last_key))) if (*last, last_key) >= (table, key) => {
-            Err(LoadError::Malformed("the rows of the snapshot are out of order"))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -380,7 +280,7 @@ fn check_order(progress: &Progress, table: Table, key: &Bytes) -> Result<(), Loa
 /// others: a member must not pass its rotten bits on.
 ///
 /// A small state is verified at every start, so one that would not pass then must not be taken now.
-fn check_sums(view: &View, is_small: bool) -> Result<(), LoadError> {
+pub(super) fn check_sums(view: &View, is_small: bool) -> Result<(), LoadError> {
     const WHAT: &str = "the rows of the snapshot do not belong together";
     let wrong = |_| LoadError::Malformed(WHAT);
     if is_small {

@@ -115,16 +115,25 @@ fn check_leases(state: &Reader<'_>) -> Result<(), Fault> {
 /// History has a row for each change from its first to the newest revision, and `kidx` has one for each of turn 0.
 fn check_events(state: &Reader<'_>) -> Result<(), Fault> {
     let mut last: Option<Position> = None;
+    let mut restored = None;
     let mut indexed = 0;
     state.each(Table::Events, |row_key, row| {
         let at = keys::parse_position(row_key).ok_or_else(|| Table::Events.corrupt(row_key))?;
+        let change = Change::open(row_key, row)?;
         let follows = match last {
+            // What was restored has no history before it.
+            None if change.is_restore() => {
+                restored = Some(at.revision);
+                at.sub == 0 && at.revision <= state.compact_revision
+            }
+            Some(_) if change.is_restore() => false,
             // Physical compaction stops anywhere below the compacted revision, within a revision too.
             None => at.revision <= first_kept(state),
-            Some(last) if at.revision == last.revision => at.sub == last.sub + 1,
+            Some(last) if at.revision == last.revision => {
+                at.sub == last.sub + 1 && restored != Some(at.revision)
+            }
             Some(last) => at == Position::start_of(last.revision.next()),
         };
-        let change = Change::open(row_key, row)?;
         let is_indexed = change.turn != 0 || {
             indexed += 1;
             let history = keys::history(&change.key, at);
@@ -160,6 +169,9 @@ fn check_chains(state: &Reader<'_>) -> Result<(), Fault> {
     state.each(Table::Events, |row_key, row| {
         let at = keys::parse_position(row_key).ok_or_else(|| Table::Events.corrupt(row_key))?;
         let change = Change::open(row_key, row)?;
+        if change.is_restore() {
+            return Ok(());
+        }
         for image in change.prev.iter().chain(&change.new) {
             check_digest(state, &change.key, image)?;
         }

@@ -6,6 +6,7 @@ use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::fault::{Point, point};
 use crate::lmdb::FolderLock;
+use crate::raft;
 use crate::raft::config::{History, Quota, Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
 use crate::raft::identity::{Identity, Records};
@@ -21,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 /// The address space reserved for the state. Its file grows only as it is used.
-const STATE_MAP_BYTES: u64 = 128 << 30;
+pub(super) const STATE_MAP_BYTES: u64 = 128 << 30;
 /// The smallest state that makes sense.
 const STATE_MAP_BYTES_MIN: u64 = 16 << 20;
 /// More than any process has room for. What it has not is found out by asking for less.
@@ -223,7 +224,8 @@ impl NodeBuilder {
     /// # Errors
     ///
     /// - [`Reason::BadMembers`] if the list has an address twice, or not this node's own;
-    /// - [`Reason::FoundersDiffer`] if another founder has another list, or the group was founded by another;
+    /// - [`Reason::FoundersDiffer`] if another founder has another list, or the group was founded by another; if a backup
+    ///   was [restored](crate::Backup::restore) into the folder of one founder and not of another, or not the same;
     /// - [`Reason::IncarnationRefused`] if the group exists and this folder is not the one that founded it: its data was
     ///   lost, and with it the votes it gave. It must not come back under the old id;
     /// - [`Reason::Unreachable`], with the addresses, if founders do not answer within [`patience`](Self::patience);
@@ -297,6 +299,7 @@ impl NodeBuilder {
         // folder has said who this is.
         let lock = Arc::new(self.lock().await?);
         point(Point::StartLocked);
+        raft::backup::check_restored(&self.folder)?;
         let listener = self.bind().await?;
         let log = LogStore::open(&log_folder(&self.folder), self.retention.segment_bytes())?;
         log.hold(Arc::clone(&lock) as Arc<_>)?;
@@ -312,8 +315,12 @@ impl NodeBuilder {
         }
         point(Point::StartStateOpen);
         let records = Records::open(&log).await?;
+        let base = state.base();
+        if state.now().applied.is_none() {
+            records.check_base(base)?;
+        }
         let solo = founders.is_none();
-        let founders = founders.unwrap_or_else(|| Founders::alone(&self.name));
+        let founders = founders.unwrap_or_else(|| Founders::alone(&self.name)).on(base);
         let desk = Desk::new(founders, records);
         let door = Arc::new(Door::new(desk.clone()));
         let server = listener.map(|it| wire::serve(it, Arc::new(Doorkeeper(Arc::clone(&door)))));

@@ -13,9 +13,11 @@
 //!
 //! Several nodes may live in one process, each with a folder of its own.
 
+mod backup;
 mod builder;
 mod door;
 
+pub use backup::Backup;
 pub use builder::NodeBuilder;
 
 use crate::api::{Call, Response};

@@ -4,7 +4,7 @@
 //! or lost one changes nothing.
 //!
 //! ```text
-//! ask { my address, my list } ─▶ Empty { incarnation } │ Founded { record } │ refused: our lists differ
+//! ask { my address, my list, my base } ─▶ Empty { incarnation, base } │ Founded { record } │ refused: we differ
 //!
 //! the founder with the lowest address: all others are empty ─▶ make the record, write it, show it
 //! every other:                         somebody shows it, and it names me ─▶ write the same, show it
@@ -14,13 +14,15 @@
 //! Invariants
 //! - nobody votes or campaigns before every founder has the record on its disk: only then is Raft initialised;
 //! - who holds a record never founds again;
-//! - two founders with different lists both end, whichever asks first;
+//! - two founders with different lists both end, whichever asks first, and so do two that would begin with different states:
+//!   with none, or with what was restored from a backup. The log of the new group does not lead there, so a group whose members
+//!   differ in that would never agree;
 //! - a folder that the record names with another incarnation was replaced, and is refused: it can neither found a second
 //!   group nor vote under its old id. While its peers are down it waits, for it cannot know;
 //! - a founder that is not heard of within the time allowed is named in the error.
 
 use super::Peer;
-use super::identity::{FOUNDERS_MAX, Founder, Founding, Identity, Records};
+use super::identity::{Base, FOUNDERS_MAX, Founder, Founding, Identity, Records};
 use super::log::LogStore;
 use crate::api::{Call, Request, Response};
 use crate::codec;
@@ -45,12 +47,13 @@ pub(super) struct Ask {
     pub(super) own: String,
     pub(super) name: String,
     pub(super) addresses: Vec<String>,
+    pub(super) base: Option<Base>,
 }
 
 /// The answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    Empty { name: String, addresses: Vec<String>, incarnation: u64 },
+    Empty { name: String, addresses: Vec<String>, incarnation: u64, base: Option<Base> },
     Founded(Founding),
 }
 
@@ -61,6 +64,8 @@ pub(crate) struct Founders {
     /// Sorted.
     pub(crate) addresses: Vec<String>,
     pub(crate) own: String,
+    /// The state that this founder begins with, if that was restored.
+    pub(crate) base: Option<Base>,
 }
 
 impl Founders {
@@ -81,12 +86,18 @@ impl Founders {
         for address in &addresses {
             check_address(address)?;
         }
-        Ok(Self { name: name.to_owned(), addresses, own: own.to_owned() })
+        Ok(Self { name: name.to_owned(), addresses, own: own.to_owned(), base: None })
     }
 
     /// A group of one has no address of its own.
     pub(crate) fn alone(name: &str) -> Self {
-        Self { name: name.to_owned(), addresses: vec![String::new()], own: String::new() }
+        let addresses = vec![String::new()];
+        Self { name: name.to_owned(), addresses, own: String::new(), base: None }
+    }
+
+    /// The same, beginning with a state.
+    pub(crate) fn on(self, base: Option<Base>) -> Self {
+        Self { base, ..self }
     }
 
     fn others(&self) -> impl Iterator<Item = &String> {
@@ -109,6 +120,23 @@ impl Founders {
             self.own,
             self.name,
             self.addresses.join(", ")
+        );
+        Err(Reason::FoundersDiffer { detail }.into())
+    }
+
+    /// Refuses a founder that begins with another state.
+    fn check_base(&self, whose: &str, base: Option<Base>) -> Result<(), Error> {
+        if base == self.base {
+            return Ok(());
+        }
+        let empty = || "an empty state".to_owned();
+        let show = |base: Option<Base>| base.map_or_else(empty, |it| it.to_string());
+        let detail = format!(
+            "{whose} begins with {}, and {} with {}: restore one backup, with one bump, into the \
+             folders of all founders, or none into any",
+            show(base),
+            self.own,
+            show(self.base)
         );
         Err(Reason::FoundersDiffer { detail }.into())
     }
@@ -144,6 +172,11 @@ impl Desk {
 
     pub(crate) fn others(&self) -> impl Iterator<Item = &String> {
         self.founders.others()
+    }
+
+    /// The name of the group.
+    pub(crate) fn name(&self) -> String {
+        self.founders.name.clone()
     }
 
     /// The members that founded the group.
@@ -190,7 +223,9 @@ impl Desk {
         let answer = match records.founding {
             Some(founding) => Answer::Founded(founding),
             None => {
-                if let Err(error) = self.founders.check(&ask.own, &ask.name, &ask.addresses) {
+                let same = self.founders.check(&ask.own, &ask.name, &ask.addresses);
+                let same = same.and_then(|()| self.founders.check_base(&ask.own, ask.base));
+                if let Err(error) = same {
                     // Whoever is not on the list may say what it likes.
                     if self.founders.others().any(|address| *address == ask.own) {
                         let _ = self.conflict.set(error.clone());
@@ -201,6 +236,7 @@ impl Desk {
                     name: self.founders.name.clone(),
                     addresses: self.founders.addresses.clone(),
                     incarnation: records.incarnation,
+                    base: self.founders.base,
                 }
             }
         };
@@ -234,8 +270,8 @@ impl Desk {
         &'a self,
         clients: &'a BTreeMap<String, RpcClient>,
     ) -> Vec<(&'a str, Result<Answer, Error>)> {
-        let Founders { own, name, addresses } = self.founders.clone();
-        let ask = Ask { own, name, addresses };
+        let Founders { own, name, addresses, base } = self.founders.clone();
+        let ask = Ask { own, name, addresses, base };
         let question = Bytes::from(codec::encode(&ask));
         let others = self.founders.others().filter_map(|address| clients.get_key_value(address));
         join_all(others.map(|(address, client)| {
@@ -255,8 +291,9 @@ impl Desk {
         let mut seen = BTreeMap::from([(records.incarnation, self.founders.own.as_str())]);
         for (address, answer) in answers {
             match answer {
-                Ok(Answer::Empty { name, addresses, incarnation }) => {
+                Ok(Answer::Empty { name, addresses, incarnation, base }) => {
                     self.founders.check(address, name, addresses)?;
+                    self.founders.check_base(address, *base)?;
                     if let Some(same) = seen.insert(*incarnation, address) {
                         let detail = format!("{same} and {address} are one and the same node");
                         return Err(Reason::BadMembers { detail }.into());
@@ -275,6 +312,7 @@ impl Desk {
             (None, Some(founding)) => {
                 founding.check(&self.founders.name, &self.founders.addresses)?;
                 let identity = founding.identity(&self.founders.own, records.incarnation)?;
+                self.founders.check_base("the group", founding.base)?;
                 records.found(log, founding.clone()).await?;
                 *self.records.lock().unwrap_or_else(PoisonError::into_inner) = records;
                 Ok(Some(identity))
@@ -311,7 +349,7 @@ impl Desk {
             let Ok(Answer::Empty { incarnation, .. }) = answer else { return None };
             founders.push(Founder { address: (*address).to_owned(), incarnation: *incarnation });
         }
-        Some(Founding::new(&self.founders.name, founders))
+        Some(Founding::new(&self.founders.name, founders, self.founders.base))
     }
 
     /// Who is empty, but with another incarnation than the record names, was replaced while the group was being founded.

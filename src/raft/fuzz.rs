@@ -131,7 +131,7 @@ fn cold<T: serde::Serialize + serde::de::DeserializeOwned + Debug>(
 /// What these targets begin with: the name of each input, and the input.
 #[cfg(test)]
 pub(crate) mod seeds {
-    use super::super::identity::Founder;
+    use super::super::identity::{Base, Founder};
     use super::super::{EntryPayload, Peer};
     use super::*;
     use crate::api::{Command, Proposal};
@@ -218,16 +218,20 @@ pub(crate) mod seeds {
     pub(crate) fn founding() -> Vec<(String, Vec<u8>)> {
         let founder = |address: &str| Founder { address: address.into(), incarnation: 1 };
         let founders = vec![founder("a:1"), founder("b:1")];
-        let record = Founding { group: 1 << 100, name: "group".into(), founders };
+        let record = Founding { group: 1 << 100, name: "group".into(), founders, base: None };
+        let base = Some(Base { revision: 1 << 30, hash: 1 << 99 });
+        let restored = Founding { base, ..record.clone() };
         let addresses = vec!["a:1".to_owned(), "b:1".to_owned()];
         let name = String::from("group");
-        let ask = Ask { own: "b:1".into(), name: name.clone(), addresses: addresses.clone() };
-        let empty = Answer::Empty { name, addresses, incarnation: 1 };
+        let (own, list) = ("b:1".to_owned(), addresses.clone());
+        let ask = Ask { own, name: name.clone(), addresses: list, base };
+        let empty = Answer::Empty { name, addresses, incarnation: 1, base };
         vec![
             seed(0, "question", &codec::encode(&ask)),
             seed(1, "answer-empty", &codec::encode(&empty)),
             seed(1, "answer-founded", &codec::encode(&Answer::Founded(record.clone()))),
             seed(2, "record", &codec::encode(&record)),
+            seed(2, "record-restored", &codec::encode(&restored)),
             seed(2, "record-of-a-wild-length", &[1, 0, 253, 255, 255, 255, 255, 255, 255, 255, 1]),
             seed(3, "incarnation", &codec::encode(&u64::MAX)),
         ]

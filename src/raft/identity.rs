@@ -29,6 +29,21 @@ pub(crate) struct Founding {
     pub(crate) group: u128,
     pub(crate) name: String,
     pub(crate) founders: Vec<Founder>,
+    /// The state that its log begins with, if that was restored.
+    pub(crate) base: Option<Base>,
+}
+
+/// A state that no log leads to: one that was restored from a backup, and in which no group has written yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Base {
+    pub(crate) revision: u64,
+    pub(crate) hash: u128,
+}
+
+impl std::fmt::Display for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a state restored at revision {} (hash {:032x})", self.revision, self.hash)
+    }
 }
 
 /// One of them.
@@ -40,9 +55,9 @@ pub(crate) struct Founder {
 
 impl Founding {
     /// Makes the record of a new group. The founders' ids follow from the order of their addresses.
-    pub(crate) fn new(name: &str, mut founders: Vec<Founder>) -> Self {
+    pub(crate) fn new(name: &str, mut founders: Vec<Founder>, base: Option<Base>) -> Self {
         founders.sort_by(|a, b| a.address.cmp(&b.address));
-        Self { group: random_u128(), name: name.to_owned(), founders }
+        Self { group: random_u128(), name: name.to_owned(), founders, base }
     }
 
     /// The members as the group's first membership names them.
@@ -131,6 +146,18 @@ impl Records {
         Ok(Self { incarnation, founding: read(log, Meta::Founding)? })
     }
 
+    /// Refuses another state than the one that the log of the group begins with. Only for a state in which nothing of the log
+    /// was applied: all others are in the log, or have been.
+    pub(crate) fn check_base(&self, base: Option<Base>) -> Result<(), Fault> {
+        let Some(founding) = self.founding.as_ref().filter(|founding| founding.base != base) else {
+            return Ok(());
+        };
+        let show =
+            |base: Option<Base>| base.map_or_else(|| "nothing".to_owned(), |it| it.to_string());
+        let (was, is) = (show(founding.base), show(base));
+        Err(Fault::corrupt(format!("the group was founded on {was}, and the folder has {is}")))
+    }
+
     /// Keeps the founding record, for ever, before anybody is told of it.
     pub(crate) async fn found(&mut self, log: &LogStore, founding: Founding) -> Result<(), Fault> {
         assert!(self.founding.is_none(), "a folder founds one group");
@@ -164,21 +191,21 @@ mod tests {
 
     #[test]
     fn ids_follow_from_the_sorted_addresses() {
-        let founding = Founding::new("", vec![founder("b:1", 20), founder("a:1", 10)]);
+        let founding = Founding::new("", vec![founder("b:1", 20), founder("a:1", 10)], None);
         assert_eq!(founding.identity("a:1", 10).unwrap().node, 1);
         assert_eq!(founding.identity("b:1", 20).unwrap().node, 2);
     }
 
     #[test]
     fn a_wiped_folder_is_not_the_member_that_it_was() {
-        let founding = Founding::new("", vec![founder("a:1", 10)]);
+        let founding = Founding::new("", vec![founder("a:1", 10)], None);
         let error = founding.identity("a:1", 11).unwrap_err();
         assert_eq!(*error.reason(), Reason::IncarnationRefused { node: NodeId::from(1) });
     }
 
     #[test]
     fn folders_that_were_mixed_up_are_told_from_folders_that_were_wiped() {
-        let founding = Founding::new("", vec![founder("a:1", 10), founder("b:1", 20)]);
+        let founding = Founding::new("", vec![founder("a:1", 10), founder("b:1", 20)], None);
         let error = founding.identity("a:1", 20).unwrap_err();
         let (actual, expected) = (NodeId::from(2), NodeId::from(1));
         assert_eq!(*error.reason(), Reason::NodeMismatch { actual, expected });
@@ -186,7 +213,7 @@ mod tests {
 
     #[test]
     fn another_list_or_name_is_refused() {
-        let founding = Founding::new("x", vec![founder("a:1", 10), founder("b:1", 20)]);
+        let founding = Founding::new("x", vec![founder("a:1", 10), founder("b:1", 20)], None);
         let list =
             |addresses: &[&str]| addresses.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
         founding.check("x", &list(&["a:1", "b:1"])).unwrap();
@@ -201,10 +228,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = LogStore::open(folder.path(), 16 << 20).unwrap();
         let mut records = Records::open(&log).await.unwrap();
-        let founding = Founding::new("x", vec![founder("a:1", records.incarnation)]);
+        let founding = Founding::new("x", vec![founder("a:1", records.incarnation)], None);
         records.found(&log, founding.clone()).await.unwrap();
         let again = Records::open(&log).await.unwrap();
         assert_eq!(again.incarnation, records.incarnation);
         assert_eq!(again.founding, Some(founding));
+    }
+
+    #[tokio::test]
+    async fn a_group_that_was_founded_on_another_state_is_not_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = LogStore::open(folder.path(), 16 << 20).unwrap();
+        let mut records = Records::open(&log).await.unwrap();
+        let base = Some(Base { revision: 7, hash: 1 });
+        records.check_base(base).unwrap();
+        let founders = vec![founder("a:1", records.incarnation)];
+        records.found(&log, Founding::new("x", founders, base)).await.unwrap();
+        let records = Records::open(&log).await.unwrap();
+        records.check_base(base).unwrap();
+        assert!(records.check_base(None).is_err(), "the state was lost");
+        assert!(records.check_base(Some(Base { revision: 7, hash: 2 })).is_err());
     }
 }

@@ -360,6 +360,7 @@ mod tests {
         let (mut log, mut source) = open(folders[0].path());
         log.append((0..5).map(put), IOFlushed::noop()).await.unwrap();
         apply(&mut source, (0..5).map(put).collect()).await.unwrap();
+        source.state.settled().await.unwrap();
         let mut snapshot = source.get_current_snapshot().await.unwrap().unwrap();
         snapshot.meta.last_log_id = Some(put(7).log_id);
         let (_log, mut target) = open(folders[1].path());

@@ -18,6 +18,7 @@
 //! - the state never becomes durable ahead of the log ([`machine`]);
 //! - nothing here is `Err` to openraft unless this node must stop.
 
+pub(crate) mod backup;
 pub(crate) mod config;
 pub(crate) mod convoy;
 pub(crate) mod format;

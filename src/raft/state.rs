@@ -27,6 +27,7 @@ mod tests;
 mod thread;
 
 use super::Types;
+use super::identity::Base;
 use super::leases::Lessor;
 use super::log::LogStore;
 use super::watch::Interest;
@@ -236,6 +237,13 @@ impl State {
         store.view()
     }
 
+    /// What is in the tables, once that is everything that was handed in.
+    pub(crate) fn flushed_view(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<View, Fault>> + Send + use<> {
+        self.when_flushed(|state| state.store()?.view())
+    }
+
     /// Waits until everything that is applied by now is in the tables.
     pub(crate) fn settled(
         self: &Arc<Self>,
@@ -267,6 +275,13 @@ impl State {
     pub(crate) fn summary(&self) -> (Head, u128) {
         let moment = self.moment.load();
         moment.as_ref().map_or((self.now(), 0), |moment| (Head::of(moment), moment.hash()))
+    }
+
+    /// The state, if it is one that no log leads to: nothing was applied to it, and yet it is not empty.
+    pub(crate) fn base(&self) -> Option<Base> {
+        let (head, hash) = self.summary();
+        let is_base = head.applied.is_none() && head.revision > Revision::FIRST;
+        is_base.then_some(Base { revision: head.revision.get(), hash })
     }
 
     /// The log index that the tables stand for.

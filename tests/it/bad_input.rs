@@ -30,7 +30,7 @@ use tokio::sync::Mutex;
 
 /// A refusal that is final: nothing has happened, and the same call will be refused again.
 #[track_caller]
-fn refused<T: Debug>(result: Result<T>, kind: ErrorKind, text: &str) -> Error {
+pub(crate) fn refused<T: Debug>(result: Result<T>, kind: ErrorKind, text: &str) -> Error {
     let error = checked(result, kind, text);
     assert!(!error.is_retryable(), "{error} will not go away");
     error
@@ -55,7 +55,7 @@ fn checked<T: Debug>(result: Result<T>, kind: ErrorKind, text: &str) -> Error {
 }
 
 /// A builder with the timing of tests.
-fn builder(folder: &Path) -> NodeBuilder {
+pub(crate) fn builder(folder: &Path) -> NodeBuilder {
     Node::builder(folder).heartbeat(HEARTBEAT)
 }
 

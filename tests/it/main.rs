@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a test says its seed and what it has counted")]
 #![expect(clippy::disallowed_methods, reason = "these tests run against real clocks and processes")]
 
+mod backup;
 mod bad_input;
 mod crash;
 mod group;

@@ -27,6 +27,7 @@ mod nemesis;
 mod net;
 mod points;
 mod power;
+mod restoring;
 mod run;
 mod system;
 mod work;
@@ -52,6 +53,12 @@ fn power() {
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|it| it.parse().ok())
+}
+
+/// The power goes at any change of the disk that restoring a backup makes.
+#[test]
+fn restoring() {
+    restoring::at_every_change();
 }
 
 /// Each bug that was put back is found, by some check, within so many seeds.

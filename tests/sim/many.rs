@@ -61,7 +61,8 @@ fn encode(report: &Report) -> Value {
 
 /// Runs one seed in a process, and returns its report, or how the process ended.
 pub fn child(seed: u64) -> Value {
-    child_with(seed, "", 0)
+    let set = [("SEED", seed.to_string()), (run::FOLDER, std::process::id().to_string())];
+    start("seeds", seed, 0, set.into_iter())
 }
 
 /// The same with bugs put back, on one of the processors.

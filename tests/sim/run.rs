@@ -65,8 +65,7 @@ pub struct Report {
 const RECOVERY_BEATS: u32 = 400;
 
 pub fn run(seed: u64) -> Report {
-    let root =
-        tempfile::Builder::new().prefix("quorate-sim").tempdir_in(place()).expect("a folder");
+    let root = folder(seed);
     let dice = Dice::new(seed);
     system::take_over_randomness(dice.fork("system"));
     system::set_clock(Duration::ZERO);
@@ -89,6 +88,24 @@ pub fn run(seed: u64) -> Report {
     run.live();
     run.report()
 }
+
+/// Errors name files, and clients are told of errors: two runs are the same only in a folder of one name.
+fn folder(seed: u64) -> tempfile::TempDir {
+    let mut folder = tempfile::Builder::new();
+    match std::env::var(FOLDER) {
+        Ok(name) => {
+            let name = format!("quorate-sim-{name}-{seed}");
+            // One that was killed may have left it.
+            let _ = std::fs::remove_dir_all(place().join(&name));
+            folder.prefix(&name).rand_bytes(0).tempdir_in(place())
+        }
+        Err(_) => folder.prefix("quorate-sim").tempdir_in(place()),
+    }
+    .expect("a folder")
+}
+
+/// The variable that names the folder of a run.
+pub const FOLDER: &str = "FOLDER";
 
 /// In memory, where there is such a place.
 pub fn place() -> PathBuf {

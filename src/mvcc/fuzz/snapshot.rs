@@ -55,7 +55,7 @@ fn read(view: View) -> Vec<u8> {
     stream
 }
 
-fn believe(store: &Store) {
+pub(super) fn believe(store: &Store) {
     let view = view(store);
     view.verify().expect("a state that was taken is whole");
     let everything = TxnOp::single(Op::range(KeyRange::all()).0);
@@ -64,7 +64,7 @@ fn believe(store: &Store) {
 }
 
 /// Applies what any group may come by next.
-fn go_on(store: &Store) {
+pub(super) fn go_on(store: &Store) {
     let last = view(store).applied();
     let revision = view(store).revision();
     let put = Op::put("next", vec![1; 300]);
@@ -82,7 +82,7 @@ fn go_on(store: &Store) {
 }
 
 /// Where the pieces of a stream are that can be taken for rows: each with its table, its key, and its row.
-pub(super) fn rows(stream: &[u8]) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
+pub(in crate::mvcc) fn rows(stream: &[u8]) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
     let mut rows = Vec::new();
     let mut rest = stream.get(5..).unwrap_or_default();
     while let Some((&[table, high, low], after)) = rest.split_first_chunk() {
@@ -101,7 +101,7 @@ pub(super) fn rows(stream: &[u8]) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
 }
 
 /// The stream of the same rows, each with a right checksum, under a head with the right sum, and with a right trailer.
-fn repaired(stream: &[u8]) -> Vec<u8> {
+pub(in crate::mvcc) fn repaired(stream: &[u8]) -> Vec<u8> {
     let mut rows = rows(stream);
     let (mut keys, mut sum) = (0, 0u128);
     for (number, key, row) in &mut rows {
@@ -152,7 +152,7 @@ fn worth(table: Table, key: &[u8], row: &[u8]) -> (u128, u64) {
     }
 }
 
-fn written(rows: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+pub(in crate::mvcc) fn written(rows: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let mut stream = b"QSNP\x02".to_vec();
     for (table, key, row) in rows {
         stream.push(*table);

@@ -1,6 +1,7 @@
 //! What the state machine promises, told as stories ([`golden`]), against a model ([`model`]), in bulk ([`bulk`]), and against a
-//! hostile disk and network ([`damage`], [`snapshots`]).
+//! hostile disk and network ([`damage`], [`snapshots`], [`backups`]).
 
+mod backups;
 mod bulk;
 mod damage;
 mod golden;

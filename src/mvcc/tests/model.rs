@@ -448,6 +448,7 @@ impl Pair {
             self.lazy.step(tape, &self.log);
         }
         if tape.once_in(16) {
+            self.check_backup(self.lab.view());
             self.check_snapshot(view);
         }
     }
@@ -505,6 +506,24 @@ impl Pair {
         let bytes_max = [usize::MAX, 0, 200, 600, 2000][tape.below(5)];
         let seen = watch(view, cursor.clone(), bytes_max);
         assert_eq!(seen, self.model.events_from(&cursor), "{cursor:?}");
+    }
+
+    /// Each state can be backed up, and what is restored has its keys and leases.
+    fn check_backup(&self, view: View) {
+        let (revision, leases) = (view.revision(), view.leases().unwrap());
+        let (bytes, info) = super::backups::backup(view);
+        assert_eq!(info.keys, self.model.now().len() as u64);
+        let (_folder, store) = super::backups::restore(&bytes, 7).unwrap();
+        let restored = store.view().unwrap();
+        restored.verify().unwrap();
+        assert_eq!(restored.revision().get(), revision.get() + 7);
+        assert_eq!(restored.leases().unwrap(), leases);
+        let found = restored.query(&txn([], [Op::range(..)], [])).unwrap().unwrap();
+        let page = match found.results.into_iter().next() {
+            Some(OpResult::Range(page)) => page.entries,
+            other => panic!("{other:?}"),
+        };
+        assert!(page.iter().eq(self.model.now().values()));
     }
 
     fn check_snapshot(&self, view: View) {

@@ -46,7 +46,7 @@ pub mod limits {
     /// The most bytes of key-values that the answer of one transaction carries.
     pub const ANSWER_BYTES_MAX: usize = 12 * 1024 * 1024;
     /// The most keys that one transaction deletes.
-    pub const DELETED_KEYS_MAX: u64 = 100_000;
+    pub const DELETED_KEYS_MAX: u64 = 100 * 1000;
     /// The first byte that no key may begin with: the group keeps such keys for itself.
     pub const RESERVED_FIRST_BYTE: u8 = 0;
 }

@@ -50,7 +50,8 @@ impl Writer<'_> {
     pub(super) fn age(&mut self) -> Applied {
         let revision = self.head.revision;
         let oldest = self.head.ages.pass(revision);
-        if oldest > self.head.compact_revision {
+        // Before the first write there was nothing.
+        if oldest > self.head.compact_revision.max(Revision::FIRST) {
             self.forget(oldest);
         }
         Applied::Noted { revision }

@@ -12,6 +12,7 @@
 use super::Types;
 use super::config::{History, Quota, Retention, Timing, config};
 use super::convoy::{Convoy, travel};
+use super::duties;
 use super::founding::Desk;
 use super::identity::Identity;
 use super::log::{Health, LogStore};
@@ -19,10 +20,8 @@ use super::machine::Machine;
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
 use super::state::{FLUSH_EVERY, Head, State};
-use crate::api::{AGES, Call, Command, Proposal, Request};
 use crate::error::{Error, Fault, Reason};
-use crate::fault::{Bug, Point, bug, point};
-use crate::types::{LeaseId, NodeId, Revision, Status};
+use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
@@ -44,10 +43,6 @@ pub(crate) const ADMISSION_UNITS: u32 = 64 << 10;
 
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_millis(500);
-/// How often it is looked whether history has too many revisions.
-const FORGET_EVERY: Duration = Duration::from_secs(1);
-/// How often it is looked whether there is room.
-const ROOM_CHECK_EVERY: Duration = Duration::from_millis(250);
 /// How long a snapshot may take to be made: a flush of the state.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -262,11 +257,11 @@ impl Member {
         tasks.spawn(rounds(Arc::clone(&shared), waiting));
         tasks.spawn(travel(Arc::clone(&shared), passengers));
         tasks.spawn(follow_leadership(Arc::clone(&shared)));
-        tasks.spawn(reign(Arc::clone(&shared)));
-        tasks.spawn(expire(Arc::clone(&shared)));
+        tasks.spawn(duties::reign(Arc::clone(&shared)));
+        tasks.spawn(duties::expire(Arc::clone(&shared)));
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
-        tasks.spawn(forget(Arc::clone(&shared), history));
-        tasks.spawn(watch_room(Arc::clone(&shared)));
+        tasks.spawn(duties::forget(Arc::clone(&shared), history));
+        tasks.spawn(duties::watch_room(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
@@ -395,85 +390,6 @@ async fn follow_leadership(shared: Arc<Shared>) {
     }
 }
 
-/// Begins a reign over the leases when this member leads and is confirmed, and ends it when it does not.
-async fn reign(shared: Arc<Shared>) {
-    let mut leadership = shared.leadership_changes();
-    let mut reigns: Option<u64> = None;
-    loop {
-        let now = leadership.borrow_and_update().clone();
-        if reigns != Some(now.term).filter(|_| now.is_me) {
-            shared.state.lessor.end();
-            reigns = None;
-        }
-        if now.is_me && reigns.is_none() && begin_reign(&shared, now.term).await {
-            reigns = Some(now.term);
-        }
-        let retry = now.is_me && reigns.is_none();
-        let pause = if retry { shared.timing.heartbeat } else { Duration::from_secs(3600) };
-        if let Ok(Err(_)) = timeout(pause, leadership.changed()).await {
-            return;
-        }
-    }
-}
-
-/// Confirms the leadership, applies what came before it, and hands all leases to the lessor.
-async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
-    point(Point::ReignBegins);
-    let Ok(confirmed) = shared.reads.round().await else { return false };
-    if confirmed.term != term || shared.applied(confirmed.index).await.is_err() {
-        return false;
-    }
-    let grace = shared.timing.election_max();
-    // On the thread that applies, so that no grant or end falls between reading the leases and following them.
-    let begun = shared.state.in_order(move |state| {
-        let leases = state.view()?.leases()?;
-        state.lessor.begin(term, leases, grace);
-        Ok(())
-    });
-    point(Point::ReignBegun);
-    match begun.await {
-        Ok(()) => true,
-        Err(fault) => {
-            shared.state.fail(fault);
-            false
-        }
-    }
-}
-
-/// Proposes the end of leases that are due.
-async fn expire(shared: Arc<Shared>) {
-    loop {
-        let (deciding_term, leases) = shared.state.lessor.due().await;
-        point(Point::LeaseDue);
-        let command = Command::Expire { deciding_term, leases: leases.clone() };
-        let proposed = shared.raft.client_write(Proposal::from(command).into());
-        let limit = shared.timing.election_max();
-        let answer = timeout(limit, proposed).await;
-        point(Point::LeaseExpired);
-        let is_done = matches!(&answer, Ok(Ok(written)) if matches!(written.data, Some(Ok(_))));
-        if !is_done {
-            if bug(Bug::ExpireOutlivesTerm) {
-                expire_elsewhere(&shared, deciding_term, &leases).await;
-            }
-            let again = Instant::now() + shared.timing.heartbeat;
-            shared.state.lessor.retry(deciding_term, &leases, again);
-        }
-    }
-}
-
-/// For [`Bug::ExpireOutlivesTerm`]: has the next leader carry out what this one has decided.
-async fn expire_elsewhere(shared: &Shared, deciding_term: u64, leases: &[LeaseId]) {
-    for _ in 0..100 {
-        tokio::time::sleep(shared.timing.heartbeat).await;
-        let Some(leader) = shared.leader_client(&shared.leadership()) else { continue };
-        let command = Command::Expire { deciding_term, leases: leases.to_vec() };
-        let request = Request::Propose { proposals: vec![command.into()], forwarded: true };
-        if leader.call(Call { request, timeout: shared.timing.election_max() }).await.is_ok() {
-            return;
-        }
-    }
-}
-
 /// Has what is applied flushed, a moment later at the latest.
 async fn flush_in_time(shared: Arc<Shared>) {
     let mut head = shared.state.head();
@@ -482,57 +398,6 @@ async fn flush_in_time(shared: Arc<Shared>) {
         // What stands in its way is reported where it happens.
         let _ = shared.state.settled().await;
     }
-}
-
-/// Has history forgotten when it is old enough, as long as this member leads.
-async fn forget(shared: Arc<Shared>, history: History) {
-    loop {
-        match history {
-            History::All => return,
-            History::For(time) => {
-                let before = shared.leadership();
-                tokio::time::sleep(time / AGES as u32).await;
-                // A slice counts only if all of it was of one leader, so that none is shorter.
-                let Ok(moment) = shared.state.moment() else { return };
-                if before.is_me && shared.leadership() == before && !moment.is_ageless() {
-                    propose(&shared, Command::Age).await;
-                }
-            }
-            History::Revisions(kept) => {
-                tokio::time::sleep(FORGET_EVERY).await;
-                let Ok(moment) = shared.state.moment() else { return };
-                let first = moment.revision().get().saturating_sub(kept);
-                let old = first.saturating_sub(moment.compact_revision().get());
-                if shared.leadership().is_me && old > kept / AGES as u64 {
-                    propose(&shared, Command::Compact(Revision::from(first))).await;
-                }
-            }
-        }
-    }
-}
-
-/// Tells the group when there is no room any more, and when there is again, as long as this member leads.
-async fn watch_room(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(ROOM_CHECK_EVERY).await;
-        let Ok(moment) = shared.state.moment() else { return };
-        let (used, was_short) = (shared.state.used(), moment.is_short_of_room());
-        let is_short = shared.quota.is_short(used, was_short);
-        if is_short != was_short && shared.leadership().is_me {
-            let quota = shared.quota.0;
-            match is_short {
-                true => tracing::warn!(used, quota, "the quota is used up"),
-                false => tracing::info!(used, quota, "there is room again"),
-            }
-            propose(&shared, Command::Room { is_short }).await;
-        }
-    }
-}
-
-/// Proposes a command of the leader's own. If that fails, its time comes again.
-async fn propose(shared: &Shared, command: Command) {
-    let proposed = shared.raft.client_write(Proposal::from(command).into());
-    let _ = timeout(shared.timing.election_max(), proposed).await;
 }
 
 /// Cuts the log when it takes too many bytes. openraft counts entries only, and thirty thousand large ones are many

@@ -1,11 +1,11 @@
 //! The shell around openraft: a pure state machine on one side, sockets on the other, and the group's agreement between.
 //!
 //! ```text
-//!  Call ─▶ gateway ── write ──▶ openraft ──▶ log (LMDB, one fsync for all that wait) ⇄ network ⇄ peers' server
+//!  Call ─▶ gateway ── write ──▶ openraft ──▶ log (files, one fsync for all that wait) ⇄ network ⇄ peers' server
 //!             │                    │ committed
 //!             │                    ▼
-//!             │                 machine ─▶ state: mvcc, in an open transaction ─▶ head, leases' deadlines, answers
-//!             │                              └─▶ committed ─▶ watch: wakes the cursors that were touched
+//!             │                 machine ─▶ state: mvcc, in memory ─▶ leases' deadlines, head, watches, answers
+//!             │                              └─▶ tables, once the log is on the disk as far
 //!             └── read ──▶ reads (ReadIndex, one round for all that wait) ──▶ mvcc::View
 //! ```
 //!
@@ -21,6 +21,7 @@
 pub(crate) mod backup;
 pub(crate) mod config;
 pub(crate) mod convoy;
+mod duties;
 pub(crate) mod format;
 pub(crate) mod founding;
 #[cfg(any(test, feature = "fuzz"))]

@@ -44,6 +44,8 @@ pub struct Peek {
     pub installed: Option<u64>,
     /// The newest revision.
     pub revision: u64,
+    /// The oldest revision of its history.
+    pub compacted: u64,
     /// The hash of the state there.
     pub hash: u128,
     /// Why it has failed, if it has.
@@ -72,6 +74,7 @@ impl Shared {
             durable_state: self.state.flushed(),
             installed: self.state.installed(),
             revision: head.revision.get(),
+            compacted: self.state.moment().map_or(0, |moment| moment.compact_revision().get()),
             hash,
             failed: self.failed.borrow().clone(),
         }

@@ -248,6 +248,16 @@ impl Pages {
         self.seen_at.extend((known + 1..=upto).map(|revision| (revision, now)));
     }
 
+    /// When a revision was first seen anywhere.
+    pub fn seen_at(&self, revision: u64) -> Option<Moment> {
+        self.seen_at.get(&revision).copied()
+    }
+
+    /// The newest revision that was seen.
+    pub fn newest(&self) -> u64 {
+        self.seen_at.last_key_value().map_or(1, |(revision, _)| *revision)
+    }
+
     /// What was in the book at a moment of the past at which all members, and all who worked with them, ended. Of leases
     /// and of those who hold something it says nothing that would be judged by a clock.
     pub fn as_of(&self, at: Moment) -> Self {

@@ -147,6 +147,7 @@ impl Run {
         let mut violations = Vec::new();
         self.consensus.observe(&self.group, &mut violations);
         self.note_revisions();
+        self.check_history(&mut violations);
         for member in self.group.members.iter().filter(|it| it.is_wiped && it.peek().is_some()) {
             violations
                 .push(format!("membership: m{} lost its disk, and takes part again", member.index));
@@ -163,6 +164,28 @@ impl Run {
         let highest =
             self.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision).max();
         self.group.book.pages().note_seen(highest.unwrap_or(1));
+    }
+
+    /// History is forgotten when somebody asks for it, or when it is old enough.
+    fn check_history(&self, violations: &mut Vec<String>) {
+        let mut pages = self.group.book.pages();
+        for peek in self.group.members.iter().filter_map(|it| it.peek()) {
+            let begin = peek.compacted;
+            if begin == 0 || pages.compactions.iter().any(|asked| *asked >= begin) {
+                continue;
+            }
+            // By whichever clock, of which none is that wrong.
+            let since = |time: Duration| self.group.now.saturating_sub(time.mul_f64(0.95));
+            let is_old = match self.group.setup.history {
+                History::All => false,
+                History::Revisions(count) => begin + count <= pages.newest(),
+                History::For(time) => pages.seen_at(begin).is_none_or(|seen| seen <= since(time)),
+            };
+            if !is_old {
+                violations.push(format!("history: before {begin} it is gone too early: {peek:?}"));
+            }
+            pages.compactions.push(begin);
+        }
     }
 
     /// A group that is whole again serves, and all its members become equal, at least so many heartbeats later.

@@ -2,6 +2,7 @@
 
 use super::kit::{Lab, body, cursor, txn};
 use crate::api::{Command, Position};
+use crate::error::Reason;
 use crate::mvcc::View;
 use crate::types::{
     Changes, Compare, KeyRange, Op, OpKind, OpResult, Page, Revision, SortBy, TxnOp, limits,
@@ -249,7 +250,7 @@ fn an_answer_that_is_too_large_is_refused_before_anything_happened() {
     let revision = lab.view().revision();
     let too_large = |result| {
         let limit = limits::ANSWER_BYTES_MAX as u64;
-        assert_eq!(result, Err(crate::Reason::ResultTooLarge { limit }));
+        assert_eq!(result, Err(Reason::ResultTooLarge { limit }));
     };
     let gets = |count: usize| (0..count).map(|n| Op::get(format!("k{}", n % 4)));
     let reads = |ops: Vec<Op>| lab.view().query(&txn([], ops, [])).unwrap();
@@ -292,11 +293,11 @@ fn more_keys_than_a_transaction_may_delete_are_refused_and_can_go_in_pieces() {
         lab.txn([], puts, []).unwrap();
     }
     let all = Op::delete(KeyRange::all());
-    assert_eq!(lab.run(all).map(|(result, _)| result), Err(crate::Reason::TooManyKeys { limit }));
+    assert_eq!(lab.run(all).map(|(result, _)| result), Err(Reason::TooManyKeys { limit }));
     assert_eq!(lab.view().keys(), limit + 100);
     let half = |range: KeyRange| Op::delete(range);
     let two = [half(KeyRange::prefix("00")), half(KeyRange::from("01000".."1"))];
-    assert_eq!(lab.txn([], two, []).map(|_| ()), Err(crate::Reason::TooManyKeys { limit }));
+    assert_eq!(lab.txn([], two, []).map(|_| ()), Err(Reason::TooManyKeys { limit }));
     assert_eq!(lab.run(Op::delete(KeyRange::prefix("00"))).unwrap().0, deleted(limit));
     assert_eq!(lab.view().keys(), 100);
 }

@@ -114,7 +114,9 @@ impl Model {
             Command::Age => {
                 self.ages.push(self.revision());
                 let oldest = self.ages.len().checked_sub(AGES + 1).map_or(0, |at| self.ages[at]);
-                self.compact_revision = self.compact_revision.max(oldest);
+                if oldest > 1 {
+                    self.compact_revision = self.compact_revision.max(oldest);
+                }
                 Ok(Applied::Noted { revision: Revision::from(self.revision()) })
             }
             Command::Compact(at) if at.get() <= self.compact_revision => Err(self.compacted()),

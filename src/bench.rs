@@ -5,7 +5,7 @@
 //! here, and made before the clock runs.
 //!
 //! ```text
-//! a write    Request ──▶ bytes ──▶ framed ══▶ unframed ──▶ Request ──▶ Entry ──▶ bytes ──▶ State::apply(&Batch)
+//! a write    Request ──▶ bytes ──▶ framed ══▶ unframed ──▶ Request ──▶ Entry ──▶ bytes ──▶ State::apply(&Batch) ··▶ flush
 //! a read     State::ask(&Question) ──▶ Answer               a view is opened, asked once, and dropped
 //! a watch    State::events(range, from)                     the same, step after step, up to the newest revision
 //! ```
@@ -18,14 +18,16 @@ use crate::api::{self, Command, Cursor, Position, Proposal};
 use crate::codec::layout::Layout;
 use crate::error::{Error, Reason, Result};
 use crate::lmdb::Sync;
-use crate::mvcc::{self, Body, LogPosition, Store};
+use crate::mvcc::{self, Body, Core, LogPosition, Moment, Store, View};
+use crate::raft::state::FLUSH_BYTES;
 use crate::raft::{self, format};
 use crate::types::{KeyRange, Op, OpResult, Revision, TxnOp, TxnOutcome};
 use crate::wire;
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Address space for a state. Far more than any benchmark fills.
 const MAP_BYTES: usize = 16 << 30;
@@ -35,7 +37,8 @@ const STEP_BYTES: usize = 1024 * 1024;
 /// A state in a folder, as a member keeps it.
 #[derive(Debug)]
 pub struct State {
-    store: Store,
+    core: Mutex<Core>,
+    moment: ArcSwap<Moment>,
     /// The index of the last entry that was made.
     index: AtomicU64,
 }
@@ -44,8 +47,9 @@ impl State {
     /// Makes an empty state. If it is durable, each batch is flushed as a member flushes it; else never.
     pub fn create(folder: &Path, is_durable: bool) -> Result<Self> {
         let sync = if is_durable { Sync::LastCommitMayBeLost } else { Sync::Never };
-        let store = Store::open_with(folder, MAP_BYTES, sync)?;
-        Ok(Self { store, index: AtomicU64::new(0) })
+        let core = Core::new(Store::open_with(folder, MAP_BYTES, sync)?, 0)?;
+        let moment = ArcSwap::from_pointee(core.moment());
+        Ok(Self { core: Mutex::new(core), moment, index: AtomicU64::new(0) })
     }
 
     /// Entries of one put each.
@@ -58,16 +62,39 @@ impl State {
         Batch(puts.into_iter().map(entry).collect())
     }
 
-    /// Applies a batch in one transaction, and returns the newest revision.
+    /// Applies a batch in memory, shows it, and returns the newest revision. What has gathered is flushed as often as a
+    /// member does it for its size.
     pub fn apply(&self, batch: &Batch) -> Result<u64> {
-        let applied = self.store.apply(&batch.0)?;
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let applied = core.apply(&batch.0)?;
+        self.moment.store(Arc::new(core.moment()));
+        let is_full = core.bytes() >= FLUSH_BYTES;
+        drop(core);
+        if is_full {
+            self.flush()?;
+        }
         let refused = applied.outcomes.into_iter().flatten().find_map(std::result::Result::err);
         refused.map_or(Ok(applied.revision.get()), |reason| Err(reason.into()))
     }
 
+    /// Flushes what was applied.
+    pub fn flush(&self) -> Result<()> {
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flush) = core.freeze() {
+            flush.write()?;
+            drop(core.flushed());
+            self.moment.store(Arc::new(core.moment()));
+        }
+        Ok(())
+    }
+
+    fn view(&self) -> Result<View> {
+        Ok(View::open(|| Ok(self.moment.load_full()))?)
+    }
+
     /// Answers a question from a view of its own.
     pub fn ask(&self, question: &Question) -> Result<Answer> {
-        Ok(Answer(self.store.view()?.query(&question.0)??))
+        Ok(Answer(self.view()?.query(&question.0)??))
     }
 
     /// Reads the events of a range from a revision on, in steps as a watch takes them. Returns how many there were.
@@ -75,7 +102,7 @@ impl State {
         let next = Position::start_of(Revision::from(from));
         let mut cursor =
             Cursor { range: range.clone(), next, puts: true, deletes: true, prev: false };
-        let view = self.store.view()?;
+        let view = self.view()?;
         let mut count = 0;
         loop {
             let step = view.events(&cursor, view.revision(), STEP_BYTES)??;

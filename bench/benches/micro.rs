@@ -63,6 +63,7 @@ impl Lab {
             let batch = self.batch(keys.by_ref().take(FILL));
             self.apply(&batch);
         }
+        self.state.flush().expect("the disk takes it");
     }
 
     fn batch(&self, keys: impl Iterator<Item = usize>) -> Batch {
@@ -103,22 +104,41 @@ mod apply {
 
     #[divan::bench(args = [1, 16, 256, 4096])]
     fn memory(bencher: Bencher<'_, '_>, puts: usize) {
-        puts_over(&Lab::filled(KEYS, false), bencher, puts);
+        let lab = Lab::filled(KEYS, false);
+        puts_over(&lab, bencher, puts, VALUE_BYTES, |batch| lab.apply(batch));
+    }
+
+    /// Values of eight bytes.
+    #[divan::bench(args = [256])]
+    fn small(bencher: Bencher<'_, '_>, puts: usize) {
+        let lab = Lab::filled(KEYS, false);
+        puts_over(&lab, bencher, puts, 8, |batch| lab.apply(batch));
     }
 
     /// With a flush for each batch.
     #[divan::bench(args = [1, 16, 256, 4096])]
     fn durable(bencher: Bencher<'_, '_>, puts: usize) {
-        puts_over(&Lab::filled(KEYS, true), bencher, puts);
+        let lab = Lab::filled(KEYS, true);
+        puts_over(&lab, bencher, puts, VALUE_BYTES, |batch| {
+            lab.apply(batch);
+            lab.state.flush().expect("the disk takes it");
+        });
     }
 
     /// Puts of keys that exist.
-    fn puts_over(lab: &Lab, bencher: Bencher<'_, '_>, puts: usize) {
+    fn puts_over<T>(
+        lab: &Lab,
+        bencher: Bencher<'_, '_>,
+        puts: usize,
+        bytes: usize,
+        apply: impl Fn(&Batch) -> T,
+    ) {
         let mut random = fastrand::Rng::with_seed(SEED);
+        let mut put = || (key(random.usize(..KEYS)), value(bytes));
         bencher
             .counter(ItemsCount::new(puts))
-            .with_inputs(|| lab.batch((0..puts).map(|_| random.usize(..KEYS))))
-            .bench_local_refs(|batch| lab.apply(batch));
+            .with_inputs(|| lab.state.batch((0..puts).map(|_| put())))
+            .bench_local_refs(|batch| apply(batch));
     }
 }
 

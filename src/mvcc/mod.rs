@@ -185,7 +185,7 @@ impl Store {
 
     /// Applies entries, and has them in the tables when it returns: without what makes it fast, and so what that is held
     /// against.
-    #[cfg(any(test, feature = "bench"))]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn apply(&self, entries: &[Entry]) -> Result<Batch, Fault> {
         let mut core = Core::new(self.clone(), 0)?;
         let batch = core.apply(entries)?;

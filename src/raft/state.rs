@@ -45,6 +45,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+#[cfg(feature = "bench")]
+pub(crate) use thread::FLUSH_BYTES;
 use thread::{Applier, Job, Share, Work, flush};
 use tokio::sync::{Semaphore, oneshot, watch};
 

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// How much may gather in memory before it is flushed, in bytes.
-pub(super) const FLUSH_BYTES: usize = 32 << 20;
+pub(crate) const FLUSH_BYTES: usize = 32 << 20;
 
 /// Entries that are applied before it is looked how much that was.
 const GROUP_ENTRIES: usize = 256;

@@ -59,7 +59,12 @@ impl<'a> Budget<'a> {
                 Step::Range(range) => {
                     let page = self.state.page(range)?;
                     let own = self.put.iter().filter(|(key, _)| range.range.contains(key));
-                    self.bytes += bytes_of(&page) + own.map(|(_, bytes)| bytes).sum::<usize>();
+                    self.bytes += bytes_of(&page);
+                    self.bytes += match (range.count_only, range.keys_only) {
+                        (true, _) => 0,
+                        (_, true) => own.map(|(key, _)| ENTRY_BYTES + key.len()).sum::<usize>(),
+                        _ => own.map(|(_, bytes)| bytes).sum::<usize>(),
+                    };
                 }
                 Step::Txn(nested) => self.take(nested)?,
             }

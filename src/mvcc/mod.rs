@@ -209,6 +209,20 @@ impl Store {
         Ok(self.env.real_disk_size()?)
     }
 
+    /// How many bytes its file can have. It may be less than was asked for.
+    pub(crate) fn map_bytes(&self) -> u64 {
+        self.env.info().map_size as u64
+    }
+
+    /// Commits what there is once more, for a start: the page that names the last commit may be in memory only, if a flush
+    /// that was to write it failed, and another flush would not look at it. Only the state's one writer thread may call this.
+    pub(crate) fn commit_again(&self) -> Result<(), Fault> {
+        let mut txn = self.env.write_txn()?;
+        let head: Head = self.tables.meta(&txn)?;
+        self.tables.put_meta(&mut txn, &head)?;
+        Ok(txn.commit()?)
+    }
+
     /// How many bytes of it are in use, about. What was deleted is not, and is used again before the file grows.
     ///
     /// If all history but the last revision is forgotten, what that replaced does not count: it cannot go before there is

@@ -215,6 +215,11 @@ impl Moment {
         self.head.compact_revision
     }
 
+    /// About how many bytes are not in the tables yet.
+    pub(crate) fn bytes_ahead(&self) -> u64 {
+        self.front().bytes() as u64
+    }
+
     /// Whether nothing that takes room is applied.
     pub(crate) fn is_short_of_room(&self) -> bool {
         self.head.is_short_of_room
@@ -223,7 +228,8 @@ impl Moment {
     /// Whether there is no history that could get older.
     pub(crate) fn is_ageless(&self) -> bool {
         let Head { revision, compact_revision, ages, .. } = &self.head;
-        compact_revision == revision && ages.are_all(*revision)
+        let is_new = *revision == Revision::FIRST;
+        is_new || (compact_revision == revision && ages.are_all(*revision))
     }
 
     /// The last log entry that is in the state.

@@ -150,7 +150,7 @@ impl NodeBuilder {
     }
 
     /// How many bytes keys, history and leases may take; 8 GiB unless said otherwise, three quarters of the
-    /// [`map_size`](Self::map_size) at most, and the same on all members.
+    /// [`map_size`](Self::map_size) at most, half of a small one, and the same on all members.
     ///
     /// Beyond that the group refuses whatever takes room with [`Reason::NoSpace`], and goes on to delete, to compact, to end
     /// leases, and to answer reads. When a tenth is free it takes writes again. [`Status`](crate::Status) shows how much is
@@ -169,7 +169,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Keeps so many revisions of history, and up to a tenth more, whatever their age.
+    /// Keeps so many revisions of history, and up to a tenth more, whatever their age. Without room for another one it keeps
+    /// the newest only, for what has just been deleted is history as well.
     pub fn keep_revisions(mut self, revisions: u64) -> Self {
         self.history = History::Revisions(revisions);
         self
@@ -329,7 +330,7 @@ impl NodeBuilder {
         let parts = Parts {
             identity,
             timing: self.timing,
-            quota: self.quota.within(self.map_bytes)?,
+            quota: self.quota.within(state.map_bytes()?)?,
             history: self.history,
             retention: self.retention,
             log,

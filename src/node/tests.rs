@@ -275,7 +275,9 @@ async fn a_quota_that_is_used_up_stops_what_takes_room_until_there_is_some() {
     let refused = loop {
         match client.put(format!("k{written}"), value.clone()).await {
             Ok(_) => written += 1,
-            Err(error) => break error,
+            Err(error) if node.status().bytes_in_use >= node.status().quota => break error,
+            // What is not in the tables yet counts for more than it will be there.
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
         assert!(written < 2000, "nothing stops it");
     };
@@ -288,8 +290,7 @@ async fn a_quota_that_is_used_up_stops_what_takes_room_until_there_is_some() {
     assert_eq!(client.get("k0").await.unwrap().unwrap().value, value);
 
     assert_eq!(client.delete(KeyRange::prefix("k")).await.unwrap(), written);
-    let revision = client.range(KeyRange::all()).await.unwrap().revision;
-    client.compact(revision).await.unwrap();
+    // What was deleted is history, and goes by itself.
     let writes = async {
         while client.put("again", "1").await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;

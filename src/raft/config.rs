@@ -98,13 +98,17 @@ impl Default for Quota {
 impl Quota {
     const MIN: u64 = 1 << 20;
 
-    /// The quota of a state that can take `map_bytes`. A quarter is left to what always goes through.
+    /// Left to what is under way, and to what always goes through.
+    const SPARE: u64 = 256 << 20;
+
+    /// The quota of a state that can take `map_bytes`: three quarters of that, and half of a small one.
     pub(crate) fn within(self, map_bytes: u64) -> Result<Self, Error> {
         if self.0 < Self::MIN {
             let detail = format!("a quota has {} bytes at least", Self::MIN);
             return Err(Reason::BadOption { detail }.into());
         }
-        Ok(Self(self.0.min(map_bytes / 4 * 3)))
+        let spare = (map_bytes / 4).max(Self::SPARE).min(map_bytes / 2);
+        Ok(Self(self.0.min(map_bytes - spare)))
     }
 
     /// Whether the alarm has to be on. Between two marks it stays as it is, so that it does not come and go.
@@ -197,7 +201,9 @@ mod tests {
             is_short = quota.is_short(used << 20, is_short);
             assert_eq!(is_short, expected, "{used}");
         }
-        assert_eq!(Quota::default().within(1 << 30).unwrap(), Quota(768 << 20));
+        assert_eq!(Quota::default().within(4 << 30).unwrap(), Quota(3 << 30));
+        assert_eq!(Quota::default().within(512 << 20).unwrap(), Quota(256 << 20));
+        assert_eq!(Quota::default().within(16 << 20).unwrap(), Quota(8 << 20));
         assert!(Quota(4096).within(1 << 30).is_err());
     }
 

@@ -107,6 +107,7 @@ async fn expire_elsewhere(shared: &Shared, deciding_term: u64, leases: &[LeaseId
 
 /// Has history forgotten when it is old enough, as long as this member leads.
 pub(super) async fn forget(shared: Arc<Shared>, history: History) {
+    let mut before = None;
     loop {
         match history {
             History::All => return,
@@ -124,6 +125,10 @@ pub(super) async fn forget(shared: Arc<Shared>, history: History) {
             History::Revisions(kept) => {
                 tokio::time::sleep(FORGET_EVERY).await;
                 let Ok(moment) = shared.state.moment() else { return };
+                // Without room nothing that is put makes what was deleted older.
+                let is_stuck = moment.is_short_of_room() && before == Some(moment.revision());
+                before = Some(moment.revision());
+                let kept = if is_stuck { 0 } else { kept };
                 let first = moment.revision().get().saturating_sub(kept);
                 let old = first.saturating_sub(moment.compact_revision().get());
                 if shared.leadership().is_me && old > kept / AGES as u64 {

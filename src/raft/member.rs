@@ -138,8 +138,10 @@ impl Shared {
 
     /// Whether whatever takes room is refused: the group has said so, or is about to.
     pub(crate) fn is_short_of_room(&self) -> bool {
-        let is_told = self.state.moment().is_ok_and(|moment| moment.is_short_of_room());
-        is_told || self.quota.is_short(self.state.used(), false)
+        let Ok(moment) = self.state.moment() else { return false };
+        // Only the leader's own count counts, or a member could refuse for ever what the group takes.
+        let used = self.state.used() + moment.bytes_ahead();
+        moment.is_short_of_room() || (self.leadership().is_me && self.quota.is_short(used, false))
     }
 
     /// Why this member will not get anywhere, if a majority wants nothing of it: it is of another group, say.

@@ -110,6 +110,7 @@ impl State {
         let store = open(&generations.current(), map_bytes)?;
         // After a crash of the process the last flush is there, but perhaps not on the disk. The log may be cut up to it
         // from now on.
+        store.commit_again()?;
         store.force_sync()?;
         if store.bytes()? <= VERIFIED_BYTES {
             store.view()?.verify()?;
@@ -411,6 +412,11 @@ impl State {
         });
     }
 
+    /// How many bytes the tables can have.
+    pub(crate) fn map_bytes(&self) -> Result<u64, Fault> {
+        Ok(self.store()?.map_bytes())
+    }
+
     /// How many bytes of the tables were in use when they last changed.
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
@@ -426,7 +432,8 @@ impl State {
     /// Removes compacted history, a step at a time, with whatever else is sent to the thread in between.
     fn compact(self: &Arc<Self>) {
         let step = |state: &Arc<Self>| {
-            let Ok(store) = state.store() else { return };
+            // Nothing is written after a write that failed.
+            let Ok(store) = state.check().and_then(|()| state.store()) else { return };
             point(Point::CompactStep);
             match store.compact_step(COMPACT_ROWS).and_then(|done| state.measure().map(|()| done)) {
                 Ok(true) => point(Point::CompactStepDone),

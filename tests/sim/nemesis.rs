@@ -88,6 +88,7 @@ enum End {
     /// A slow disk begins, which ends in its turn.
     Slow(usize),
     Disk(usize),
+    Power(usize),
 }
 
 impl Nemesis {
@@ -290,6 +291,10 @@ impl Nemesis {
             End::Weather => group.net.set_weather(self.calm),
             End::Restart(index) => group.restart(index),
             End::Resume(index) => group.pause(index, false),
+            End::Power(index) => {
+                group.lose_power(index);
+                self.ends.push((group.now, End::Restart(index)));
+            }
             End::Slow(index) => {
                 self.slow_down(group, index);
                 let until = group.now + group.setup.heartbeat * self.dice.within(2, 40) as u32;
@@ -302,7 +307,12 @@ impl Nemesis {
                     // What a failed write has left behind only a restart can tell.
                     match self.dice.percent(50) {
                         true => group.lose_power(index),
-                        false => group.kill(index),
+                        false => {
+                            group.kill(index);
+                            // What a sync has not written is lost later, if somebody counted on it.
+                            let later = group.setup.heartbeat * self.dice.within(1, 10) as u32;
+                            self.ends.push((group.now + later, End::Power(index)));
+                        }
                     }
                     self.ends.push((group.now, End::Restart(index)));
                 }

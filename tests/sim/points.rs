@@ -60,8 +60,8 @@ const ARMED_MAX: usize = 8;
 
 /// One in so many times a thread that is at a point has to wait for others.
 const PREEMPTED: u64 = 100;
-/// The same of a reader that begins, for whom it matters most.
-const VIEWS_PREEMPTED: u64 = 8;
+/// The same where something is shown or looked at in two steps.
+const BETWEEN_PREEMPTED: u64 = 8;
 
 impl Points {
     /// Of so many members in folders of `root`. Those bugs are put back that the variable `BUGS` names.
@@ -135,7 +135,8 @@ impl Hook for Points {
             return;
         }
         let (is_preempted, for_millis) = (state.dice.roll(PREEMPTED) == 0, state.dice.within(1, 3));
-        if is_preempted || (point == Point::ViewBegins && state.dice.roll(VIEWS_PREEMPTED) == 0) {
+        let is_between = matches!(point, Point::ViewBegins | Point::StateMoment);
+        if is_preempted || (is_between && state.dice.roll(BETWEEN_PREEMPTED) == 0) {
             drop(state);
             return preempt(point, Duration::from_millis(for_millis));
         }

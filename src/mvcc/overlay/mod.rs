@@ -202,6 +202,11 @@ impl<'a> Front<'a> {
         self.overlays(0).next().is_none()
     }
 
+    /// About what they take in memory.
+    pub(super) fn bytes(self) -> usize {
+        self.overlays(0).map(|(_, overlay, _)| overlay.bytes()).sum()
+    }
+
     fn overlays(self, newer_than: usize) -> impl Iterator<Item = (usize, &'a Overlay, Marks)> {
         let all = self.0.into_iter().enumerate().skip(newer_than);
         all.filter_map(|(which, it)| it.map(|(overlay, marks)| (which, overlay, marks)))

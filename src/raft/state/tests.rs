@@ -6,6 +6,7 @@ use crate::api::Command;
 use crate::mvcc::Body;
 use crate::raft::machine::copy;
 use crate::types::TxnOp;
+use futures::FutureExt;
 use std::pin::pin;
 use std::sync::mpsc;
 
@@ -164,6 +165,22 @@ async fn a_compaction_counts_at_once_and_makes_room_soon() {
         tokio::task::yield_now().await;
     }
     assert_eq!(state.store().unwrap().view().unwrap().compact_revision(), Revision::from(4));
+}
+
+/// Whoever waits for a flush hears of a panic, also one that comes while a flush is waited for.
+#[tokio::test]
+async fn a_panic_of_the_thread_that_flushes_is_no_wait_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    hand_in(&state, 0..1).await;
+    let panics = state.when_flushed(|_| -> Result<(), Fault> { panic!("the disk is on fire") });
+    let (one, other) = (state.settled(), state.settled());
+    assert!(panics.await.is_err());
+    for waiting in [one.boxed(), other.boxed(), state.settled().boxed(), state.settled().boxed()] {
+        let answer = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+        answer.expect("it hangs").unwrap_err();
+    }
+    assert!(state.fault().borrow().as_ref().unwrap().to_string().contains("on fire"));
 }
 
 /// Those who wait for a flush share one, with what was handed in between them.

@@ -177,6 +177,7 @@ impl Applier {
         // After a failure nothing can follow on what may be missing.
         if let Err(fault) = state.check().and_then(|()| self.try_apply(state, shares)) {
             state.fail(fault);
+            self.freeze(state);
         }
         shares.clear();
     }
@@ -299,7 +300,7 @@ fn not_flushed(state: &Arc<State>, generation: u64, fault: Fault) {
 /// A panic ends the thread. Its cause is known before those who wait are let go.
 fn unless_it_panics(state: &Arc<State>, work: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-        state.fail(Fault::assertion(lmdb::panic_text(&*panic)));
+        not_flushed(state, u64::MAX, Fault::assertion(lmdb::panic_text(&*panic)));
         resume_unwind(panic);
     }
 }

@@ -73,8 +73,10 @@ struct Open {
 #[derive(Default)]
 struct Member {
     model: Model,
-    /// What its disk holds since the power went.
+    /// What its disk holds since the power went, or its process ended.
     image: Option<Image>,
+    /// Its process ended, and what was not synced is still not.
+    is_killed: bool,
     trouble: Trouble,
     counts: Counts,
 }
@@ -166,11 +168,14 @@ pub fn lose_power(folder: &Path) {
     });
 }
 
-/// The member in `folder` was killed, and its machine goes on: nothing is lost.
+/// The member in `folder` was killed, and its machine goes on: nothing is lost, until the power goes.
 pub fn killed(folder: &Path) {
     with(|disk| {
         let member = disk.members.entry(folder.to_owned()).or_default();
-        member.image.get_or_insert_with(|| member.model.now().clone());
+        if member.image.is_none() {
+            member.image = Some(member.model.now().clone());
+            member.is_killed = true;
+        }
     });
 }
 
@@ -193,7 +198,9 @@ pub fn restore(folder: &Path) {
         disk.open.retain(|_, open| !open.path.starts_with(folder));
         let member = disk.members.get_mut(folder)?;
         let image = member.image.take()?;
-        member.model = Model::new(image.clone());
+        if !std::mem::take(&mut member.is_killed) {
+            member.model = Model::new(image.clone());
+        }
         Some(image)
     });
     if let Some(image) = image.flatten() {

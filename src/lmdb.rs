@@ -101,6 +101,9 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
     let file = folder.join(FILE);
     if !file.exists() && options.sync.is_durable() {
         make_empty(folder, options)?;
+    } else if options.sync.is_durable() {
+        // A process may have come to its end between giving the file its name and making sure of it.
+        sync_folder(folder)?;
     }
     audit::audit(&file).map_err(|finding| match finding {
         audit::Finding::Wrong(what) => Fault::corrupt(format!("{}: {what}", file.display())),
@@ -191,15 +194,22 @@ fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
 
 /// Makes a folder and those above it, and makes sure that their names survive a loss of power.
 pub(crate) fn make_folder(folder: &Path) -> Result<(), Fault> {
-    if folder.is_dir() {
-        return Ok(());
-    }
+    let here = |above| if above == Path::new("") { Path::new(".") } else { above };
+    let above = || folder.ancestors().skip(1).map(here);
+    let was_there = folder.is_dir();
+    let missing = above().take_while(|above| !above.is_dir()).count();
     let tried = |error| Fault::disk(format!("cannot make the folder {}", folder.display()), error);
     fs::create_dir_all(folder).map_err(tried)?;
-    match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
-        _ => Ok(()),
+    let is_closed = |above: &&Path| {
+        File::open(above).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    // Of a folder that was there a process may have made the name, and have come to its end before it made sure of that. If
+    // it stands where this one may not look, it was somebody else who made it.
+    let closed = above().next().filter(is_closed);
+    if was_there && closed.is_some() {
+        return Ok(());
     }
+    above().take(missing + 1).try_for_each(sync_folder)
 }
 
 /// Makes the names in a folder survive a loss of power.

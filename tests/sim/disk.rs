@@ -192,6 +192,17 @@ pub fn replace(folder: &Path, image: Image) {
     restore(folder);
 }
 
+/// The member in `folder` was killed at a moment that its disk stood like this, and its machine goes on.
+pub fn replace_killed(folder: &Path, model: Model) {
+    with(|disk| {
+        let member = disk.members.entry(folder.to_owned()).or_default();
+        member.image = Some(model.now().clone());
+        member.model = model;
+        member.is_killed = true;
+    });
+    restore(folder);
+}
+
 /// Makes the folder of a member what the disk holds, once nobody has it open any more.
 pub fn restore(folder: &Path) {
     let image = with(|disk| {

@@ -305,7 +305,7 @@ impl Group {
         }
         for (member, client) in self.healthy().zip(clients.into_iter().flatten()) {
             let (seed, heartbeat) = (self.setup.seed, self.setup.heartbeat);
-            let name = format!("m{}.probe", member.index);
+            let name = format!("m{}.probe.{:?}", member.index, self.now);
             let worker = Worker::new(&self.book, seed, name, member.host.id, heartbeat);
             let _context = member.host.runtime.as_ref().map(Runtime::enter);
             work::probe(worker, client);

@@ -12,6 +12,9 @@
 //! Whatever anybody had been told by that moment has to be so: writes, reads, watches, and the members' own history. The
 //! group serves again, all are equal, and leases that nobody renews end. No member may refuse to start: a disk that
 //! forgets what was not synced is a disk in order.
+//!
+//! In some of them all members are killed first, and start, and go on for a while; what nobody had synced at that moment is
+//! all there for them, and goes with the power later, unless they have seen to it.
 
 mod record;
 
@@ -86,18 +89,23 @@ pub fn one(seed: u64, images: u64) -> Report {
     many::settle_down();
     quorate::sim::install(net.clone());
     let mut images_left = images;
-    let mut moments: Vec<Moment> =
-        (0..images.div_ceil(LOSSES)).map(|_| recording.moment(&mut dice)).collect();
-    moments.sort_unstable();
+    let mut moments = Vec::new();
+    // As often killed as each of the other ends.
+    for _ in 0..images.div_ceil(LOSSES) {
+        let losses = losses(&mut dice).map(End::Loses);
+        moments.push((recording.moment(&mut dice), losses.to_vec()));
+        moments.push((recording.naming(&mut dice), vec![End::KilledFirst]));
+    }
+    moments.sort_by_key(|(at, _)| *at);
     let mut disks = Disks::default();
-    for at in moments {
+    for (at, ends) in moments {
         disks.go_on(&recording, at);
-        for loss in losses(&mut dice) {
+        for end in ends {
             if images_left == 0 || !report.violations.is_empty() {
                 break;
             }
             images_left -= 1;
-            let image = Image { recording: &recording, at, loss, number: images - images_left };
+            let image = Image { recording: &recording, at, end, number: images - images_left };
             let (net, points) = (net.clone(), points.clone());
             image.try_on(&disks, &setup, &root, (net, points), &mut report);
         }
@@ -114,9 +122,16 @@ pub fn one(seed: u64, images: u64) -> Report {
 /// How many ways of forgetting are tried at each moment.
 const LOSSES: u64 = 4;
 
-fn losses(dice: &mut Dice) -> [Loss; LOSSES as usize] {
-    let some = *dice.pick(&[10, 90]);
-    [Loss::All, Loss::Nothing, Loss::Some(50), Loss::Some(some)]
+/// How the members end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Loses(Loss),
+    /// They are killed, start, serve, and lose their power after that.
+    KilledFirst,
+}
+
+fn losses(dice: &mut Dice) -> [Loss; LOSSES as usize - 1] {
+    [Loss::All, Loss::Nothing, Loss::Some(*dice.pick(&[10, 50, 90]))]
 }
 
 /// The disks of a recording, up to some moment of it.
@@ -142,7 +157,7 @@ impl Disks {
 struct Image<'a> {
     recording: &'a Recording,
     at: Moment,
-    loss: Loss,
+    end: End,
     number: u64,
 }
 
@@ -162,14 +177,21 @@ impl Image<'_> {
         disk::take_over(root, dice.fork("disk"));
         net.reset(dice.fork("net"), setup.weather);
         let mut lost = Lost::default();
-        let images = disks.models.each_ref().map(|it| it.image(self.loss, &mut dice, &mut lost));
-        for (index, image) in images.iter().enumerate() {
-            disk::replace(&folder(root, index), image.clone());
+        let images = disks.models.each_ref().map(|it| match self.end {
+            End::Loses(loss) => it.image(loss, &mut dice, &mut lost),
+            End::KilledFirst => it.now().clone(),
+        });
+        for (index, model) in disks.models.iter().enumerate() {
+            match self.end {
+                End::Loses(_) => disk::replace(&folder(root, index), images[index].clone()),
+                End::KilledFirst => disk::replace_killed(&folder(root, index), model.clone()),
+            }
         }
         let pages = self.recording.pages.as_of(self.at);
         let truth = self.recording.truth.as_of(&pages);
         let acknowledged = pages.operations.iter().filter(|it| it.end().is_some()).count();
         report.count("images", 1);
+        report.count("images of members killed first", u64::from(self.end == End::KilledFirst));
         report.count("writes lost", lost.writes);
         report.count("writes torn", lost.torn);
         report.count("names lost", lost.names);
@@ -180,9 +202,9 @@ impl Image<'_> {
             for (index, image) in images.into_iter().enumerate() {
                 disk::replace(&folder(root, index), image);
             }
-            let (Self { at, loss, number, .. }, seed) = (self, setup.seed);
+            let (Self { at, end, number, .. }, seed) = (self, setup.seed);
             report.violations.push(format!(
-                "recording {seed}, image {number}, after {} changes, at {at:?}, {loss:?}:",
+                "recording {seed}, image {number}, after {} changes, at {at:?}, {end:?}:",
                 disks.carried_out
             ));
             report.violations.extend(found.0);
@@ -203,6 +225,12 @@ impl Image<'_> {
         let mut run = Run::new(group, nemesis, truth);
         (0..MEMBERS).for_each(|index| run.group.start(index));
         run.recover(0);
+        if self.end == End::KilledFirst {
+            run.group.book.pages().probed = 0;
+            (0..MEMBERS).for_each(|index| run.group.lose_power(index));
+            (0..MEMBERS).for_each(|index| run.group.restart(index));
+            run.recover(0);
+        }
         let revisions = run.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision);
         let behind: Vec<u64> = revisions.filter(|revision| *revision < head).collect();
         let report = run.report();

@@ -15,6 +15,7 @@ use crate::net::HostId;
 use crate::work::{self, Worker};
 use futures::future::join_all;
 use quorate::Node;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -65,6 +66,25 @@ impl Recording {
             false => self.end,
         };
         Duration::from_nanos(dice.roll(end.as_nanos() as u64))
+    }
+
+    /// A moment right after a change of names, which counts for whoever starts next, and need not be synced.
+    /// Each kind of name as often as the others: what counts most is named least.
+    pub fn naming(&self, dice: &mut Dice) -> Moment {
+        let mut kinds: BTreeMap<String, Vec<Moment>> = BTreeMap::new();
+        for Entry { at, change, .. } in &self.journal {
+            if let Change::Rename { to: path, .. }
+            | Change::MakeFolder(path)
+            | Change::Create(path) = change
+            {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let kind = name.replace(|letter: char| letter.is_ascii_hexdigit(), "");
+                kinds.entry(kind).or_default().push(*at);
+            }
+        }
+        let kinds: Vec<_> = kinds.into_values().collect();
+        let moments = dice.pick(&kinds);
+        *dice.pick(moments)
     }
 
     pub fn make(setup: &Setup, root: &Path) -> Self {

@@ -70,7 +70,7 @@ named! {
     Bug {
         // Consensus and durability.
         LeaderRestore, AcknowledgeBeforeSync, StateAheadOfLog, PurgePastDurableState, VoteNotSynced,
-        WipedFounderVotes, TailNotRewritten,
+        WipedFounderVotes, TailNotRewritten, FoundNamesNotSynced,
         // What is applied and not flushed.
         OverlayDroppedEarly, ViewAfterTransaction, ShownBeforeVisible,
         // Reads.

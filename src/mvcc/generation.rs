@@ -49,8 +49,7 @@ impl Generations {
     /// Finds the state that counts, and removes what others left behind.
     pub(crate) fn open(folder: &Path) -> Result<Self, Fault> {
         lmdb::make_folder(folder)?;
-        // A process may have come to its end between giving a name and making sure of it.
-        lmdb::sync_folder(folder)?;
+        lmdb::sync_names_found(folder)?;
         Self::check_restored(folder)?;
         let current = match read_current(folder)? {
             Some(current) => current,

@@ -153,6 +153,7 @@ impl Nemesis {
             let soon = now + group.setup.heartbeat * self.dice.within(0, 40) as u32;
             if !group.members[index].is_running() && !is_awaited(ends) {
                 ends.push((soon, End::Restart(index)));
+                self.power_may_follow(group, index, soon);
             } else if group.members[index].is_paused() && !is_awaited(ends) {
                 ends.push((soon, End::Resume(index)));
             }
@@ -213,6 +214,7 @@ impl Nemesis {
                 group.kill(victim);
                 let until = group.now + beats(&mut self.dice, 0, 40);
                 self.ends.push((until, End::Restart(victim)));
+                self.power_may_follow(group, victim, until);
             }
             Fault::PowerLoss => {
                 group.lose_power(victim);
@@ -317,6 +319,14 @@ impl Nemesis {
                     self.ends.push((group.now, End::Restart(index)));
                 }
             }
+        }
+    }
+
+    /// What a killed process had not synced is there when the next one starts, and goes with the power, soon.
+    fn power_may_follow(&mut self, group: &Group, index: usize, start: Duration) {
+        if self.dice.percent(50) {
+            let later = group.setup.heartbeat.mul_f64(self.dice.roll(200) as f64 / 10.0);
+            self.ends.push((start + later, End::Power(index)));
         }
     }
 

@@ -110,7 +110,7 @@ pub fn one(seed: u64, images: u64) -> Report {
             image.try_on(&disks, &setup, &root, (net, points), &mut report);
         }
     }
-    if report.violations.is_empty() {
+    if report.violations.is_empty() || std::env::var_os("BUGS").is_some() {
         let _ = std::fs::remove_dir_all(&root);
     } else {
         // As they were before the members started on them.
@@ -121,6 +121,9 @@ pub fn one(seed: u64, images: u64) -> Report {
 
 /// How many ways of forgetting are tried at each moment.
 const LOSSES: u64 = 4;
+
+/// Within how many steps of the simulation members lose their power that have only just been started.
+const STEPS: u64 = 300;
 
 /// How the members end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +199,7 @@ impl Image<'_> {
         report.count("writes torn", lost.torn);
         report.count("names lost", lost.names);
         report.count("answers that had to hold", acknowledged as u64);
-        let found = self.start(setup, root, (net, points), pages, truth);
+        let found = self.start(setup, root, (net, points), pages, truth, &mut dice);
         report.simulated += found.1;
         if !found.0.is_empty() {
             for (index, image) in images.into_iter().enumerate() {
@@ -218,19 +221,24 @@ impl Image<'_> {
         (net, points): (Net, Points),
         pages: Pages,
         truth: Truth,
+        dice: &mut Dice,
     ) -> (Vec<String>, Duration) {
         let head = truth.head();
         let group = Group::new(setup.clone(), root, Book::of(pages), net, points);
         let nemesis = Nemesis::none(&group);
         let mut run = Run::new(group, nemesis, truth);
         (0..MEMBERS).for_each(|index| run.group.start(index));
-        run.recover(0);
         if self.end == End::KilledFirst {
+            // Some of them before they are half up.
+            match dice.percent(50) {
+                true => run.recover(0),
+                false => (0..dice.roll(STEPS)).for_each(|_| run.step()),
+            }
             run.group.book.pages().probed = 0;
             (0..MEMBERS).for_each(|index| run.group.lose_power(index));
             (0..MEMBERS).for_each(|index| run.group.restart(index));
-            run.recover(0);
         }
+        run.recover(0);
         let revisions = run.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision);
         let behind: Vec<u64> = revisions.filter(|revision| *revision < head).collect();
         let report = run.report();

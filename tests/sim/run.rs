@@ -142,7 +142,7 @@ impl Run {
         !self.group.book.pages().violations.is_empty()
     }
 
-    fn step(&mut self) {
+    pub fn step(&mut self) {
         self.group.step();
         let mut violations = Vec::new();
         self.consensus.observe(&self.group, &mut violations);

@@ -126,8 +126,7 @@ impl Disk {
         lmdb::make_folder(folder)?;
         let numbers = segment::find(folder)?;
         check_names(folder, &numbers)?;
-        // A process may have come to its end between giving a file its name and making sure of that.
-        lmdb::sync_folder(folder)?;
+        lmdb::sync_names_found(folder)?;
         let Replay { mut index, values, end } = Replay::of(folder, &numbers)?;
         let last = last_entry(&index, &values)?;
         let next = index.next();

@@ -2,7 +2,7 @@
 
 use super::{AtEnd, Worker};
 use crate::book::Lease;
-use quorate::{Client, Error, Op};
+use quorate::{Client, Error, Op, Reason};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -40,14 +40,16 @@ impl Worker {
                 break;
             }
             let asked = self.book.stamp();
-            let renewed = client.lease_keep_alive(id).await;
+            let renewed = client.lease_keep_alive(id).timeout(ttl / 2).await;
             if self.book.has_fallen(self.host) {
                 return Ok(());
             }
-            if renewed.is_err() {
-                break;
+            match renewed.map_err(|error| matches!(error.reason(), Reason::LeaseNotFound { .. })) {
+                Ok(_) => self.book.leased(number, |lease| lease.renewed = asked),
+                // The next leader may still have it, and give it its full time.
+                Err(false) => {}
+                Err(true) => break,
             }
-            self.book.leased(number, |lease| lease.renewed = asked);
         }
         if self.dice.percent(30) {
             self.book.leased(number, |lease| lease.is_revoked = true);

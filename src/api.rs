@@ -100,9 +100,9 @@ pub(crate) enum Command {
     Expire { deciding_term: u64, leases: Vec<LeaseId> },
     /// Forget the history before a revision.
     Compact(Revision),
-    /// A slice of the time has passed for which history is kept: forget what there was [`AGES`] slices ago. Proposed by the
-    /// leader alone, by its clock; nobody else needs one. Never forwarded.
-    Age,
+    /// A slice of the time has passed for which history is kept, by the clock of the leader of `deciding_term`: forget what
+    /// there was [`AGES`] slices ago. Void in any other term, whose leader has begun to count anew. Never forwarded.
+    Age { deciding_term: u64 },
     /// From here on, until it is said otherwise, there is no room for more. Proposed by the leader alone, by what its state
     /// takes. Never forwarded.
     Room { is_short: bool },
@@ -114,7 +114,7 @@ pub(crate) const AGES: usize = 10;
 impl Command {
     /// Whether only a leader may propose it, of itself.
     pub(crate) fn is_leaders(&self) -> bool {
-        matches!(self, Self::Expire { .. } | Self::Age | Self::Room { .. })
+        matches!(self, Self::Expire { .. } | Self::Age { .. } | Self::Room { .. })
     }
 
     /// Whether the group refuses it when there is no room: it may put a key, in whichever branch, or make a lease.
@@ -125,7 +125,7 @@ impl Command {
             Self::Revoke(_)
             | Self::Expire { .. }
             | Self::Compact(_)
-            | Self::Age
+            | Self::Age { .. }
             | Self::Room { .. } => false,
         }
     }
@@ -318,7 +318,7 @@ fn check_command(command: &Command, ttl_floor: Duration) -> Result<(), Reason> {
         Command::Grant { .. }
         | Command::Revoke(_)
         | Command::Compact(_)
-        | Command::Age
+        | Command::Age { .. }
         | Command::Room { .. } => Ok(()),
     }
 }

@@ -83,7 +83,7 @@ layout!(struct LeaseStatus { id, ttl, remaining, keys });
 layout!(struct Origin { client, sequence, lowest_outstanding });
 layout!(enum Command {
     1 => Txn(txn), 2 => Grant { id, ttl }, 3 => Revoke(lease), 4 => Expire { deciding_term, leases },
-    5 => Compact(revision), 6 => Age, 7 => Room { is_short },
+    5 => Compact(revision), 6 => Age { deciding_term }, 7 => Room { is_short },
 });
 layout!(enum Applied {
     1 => Txn(outcome), 2 => Granted { id, ttl, revision }, 3 => Revoked { revision },
@@ -353,7 +353,10 @@ mod tests {
         assert_eq!(Proposal::from(revoke).to_bytes()[..], [1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1]);
         let compact = Command::Compact(Revision::from(7));
         assert_eq!(Proposal::from(compact).to_bytes()[..], [1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 7]);
-        assert_eq!(Proposal::from(Command::Age).to_bytes()[..], [1, 0, 6]);
+        assert_eq!(
+            Proposal::from(Command::Age { deciding_term: 5 }).to_bytes()[..],
+            [1, 0, 6, 0, 0, 0, 0, 0, 0, 0, 5]
+        );
         let short = Command::Room { is_short: true };
         assert_eq!(Proposal::from(short).to_bytes()[..], [1, 0, 7, 1]);
     }

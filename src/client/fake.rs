@@ -381,7 +381,7 @@ impl World {
                 self.end_lease(lease)?;
                 Ok(Applied::Revoked { revision: Revision::from(self.revision) })
             }
-            Command::Expire { .. } | Command::Age | Command::Room { .. } => {
+            Command::Expire { .. } | Command::Age { .. } | Command::Room { .. } => {
                 unreachable!("never sent by a client")
             }
             Command::Compact(revision) => {

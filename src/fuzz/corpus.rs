@@ -197,7 +197,7 @@ fn each_command() -> Vec<Proposal> {
         Command::Revoke(lease).into(),
         Command::Expire { deciding_term: 5, leases: vec![lease, LeaseId::from(8)] }.into(),
         Command::Compact(Revision::from(u64::MAX)).into(),
-        Command::Age.into(),
+        Command::Age { deciding_term: 5 }.into(),
         Command::Room { is_short: true }.into(),
     ]
 }

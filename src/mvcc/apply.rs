@@ -181,7 +181,7 @@ impl Writer<'_> {
             Command::Revoke(id) => self.revoke(*id),
             Command::Expire { deciding_term, leases } => self.expire(*deciding_term, term, leases),
             Command::Compact(revision) => self.compact(*revision),
-            Command::Age => Ok(self.age()),
+            Command::Age { deciding_term } => self.age(*deciding_term, term),
             Command::Room { is_short } => {
                 self.head.is_short_of_room = *is_short;
                 Ok(Applied::Noted { revision: self.head.revision })

@@ -47,14 +47,17 @@ impl Writer<'_> {
     }
 
     /// Forgets what has become too old.
-    pub(super) fn age(&mut self) -> Applied {
+    pub(super) fn age(&mut self, deciding_term: u64, term: u64) -> Result<Applied, Stop> {
+        if term != deciding_term {
+            return Err(Reason::LeaderChanged.into());
+        }
         let revision = self.head.revision;
         let oldest = self.head.ages.pass(revision);
         // Before the first write there was nothing.
         if oldest > self.head.compact_revision.max(Revision::FIRST) {
             self.forget(oldest);
         }
-        Applied::Noted { revision }
+        Ok(Applied::Noted { revision })
     }
 
     fn forget(&mut self, before: Revision) {

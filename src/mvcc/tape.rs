@@ -92,6 +92,11 @@ impl<'bytes> Tape<'bytes> {
         self.once_in(4).then(|| self.revision())
     }
 
+    /// Mostly the term in which it is applied.
+    fn deciding_term(&mut self) -> u64 {
+        if self.once_in(4) { TERM - 1 } else { TERM }
+    }
+
     pub(super) fn lease(&mut self) -> LeaseId {
         let any = LeaseId::from(self.below(9) as u64);
         if self.leases.is_empty() || self.once_in(12) {
@@ -198,11 +203,11 @@ impl<'bytes> Tape<'bytes> {
             12 => Command::Grant { id: Some(LeaseId::from(self.below(9) as u64)), ttl },
             13 => Command::Revoke(self.lease()),
             14 => Command::Expire {
-                deciding_term: if self.once_in(4) { TERM - 1 } else { TERM },
+                deciding_term: self.deciding_term(),
                 leases: self.list(5, Self::lease),
             },
             15 if self.once_in(8) => Command::Room { is_short: self.once_in(3) },
-            _ if self.once_in(2) => Command::Age,
+            _ if self.once_in(2) => Command::Age { deciding_term: self.deciding_term() },
             _ => Command::Compact(self.revision()),
         }
     }

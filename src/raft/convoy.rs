@@ -292,7 +292,10 @@ fn is_small(command: &Command) -> bool {
     match command {
         Command::Txn(txn) => txn_is_small(txn),
         Command::Grant { .. } | Command::Revoke(_) => true,
-        Command::Expire { .. } | Command::Compact(_) | Command::Age | Command::Room { .. } => false,
+        Command::Expire { .. }
+        | Command::Compact(_)
+        | Command::Age { .. }
+        | Command::Room { .. } => false,
     }
 }
 

@@ -119,7 +119,8 @@ pub(super) async fn forget(shared: Arc<Shared>, history: History) {
                 // A slice counts only if all of it was of one leader, and began when everything before it was applied.
                 // What waits to be committed is not history yet, however long that takes.
                 if has_begun && shared.leadership() == before && !moment.is_ageless() {
-                    let _ = shared.raft.client_write(Proposal::from(Command::Age).into()).await;
+                    let age = Proposal::from(Command::Age { deciding_term: before.term });
+                    let _ = shared.raft.client_write(age.into()).await;
                 }
             }
             History::Revisions(kept) => {

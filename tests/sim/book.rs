@@ -19,6 +19,7 @@ pub struct Book(Arc<Inner>);
 struct Inner {
     pages: Mutex<Pages>,
     is_closing: AtomicBool,
+    is_tight: AtomicBool,
     speaks: AtomicBool,
 }
 
@@ -41,6 +42,8 @@ pub struct Pages {
     pub gone: BTreeSet<String>,
     /// How many have written after everything was healed.
     pub probed: usize,
+    /// How many writes were refused for want of room.
+    pub no_room: u64,
     /// The newest revision that the checks have seen.
     pub observed: u64,
     /// When each revision was first seen at any member.
@@ -168,6 +171,15 @@ impl Book {
 
     pub fn has_fallen(&self, host: HostId) -> bool {
         self.pages().fallen.contains(&host)
+    }
+
+    /// Values are so large that the group runs out of room.
+    pub fn fill_up(&self) {
+        self.0.is_tight.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_tight(&self) -> bool {
+        self.0.is_tight.load(Ordering::Relaxed)
     }
 
     /// Nobody is to begin anything new.

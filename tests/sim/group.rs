@@ -28,6 +28,9 @@ use tokio::time::Instant;
 /// The host of all remote clients.
 pub const CLIENTS: HostId = CLIENT_HOSTS;
 
+/// The quota of a group that is short of room.
+const TIGHT_BYTES: u64 = 1 << 20;
+
 /// What a group is like.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -37,6 +40,8 @@ pub struct Setup {
     pub step: Duration,
     pub snapshot_every: u64,
     pub history: History,
+    /// Values are large, and there is no room for many.
+    pub is_tight: bool,
     pub weather: Weather,
     /// How much faster than the simulation's each clock runs, in parts of a thousand; the clients' is the last.
     pub rates: Vec<i64>,
@@ -220,6 +225,9 @@ impl Group {
         let members = (0..setup.members).map(member).collect();
         let clients = Host::new(CLIENTS, setup.rates[setup.members]);
         let now = Moment::ZERO;
+        if setup.is_tight {
+            book.fill_up();
+        }
         Self { setup, now, net, book, members, clients, points, steps: 0 }
     }
 
@@ -243,6 +251,7 @@ impl Group {
             History::For(time) => builder.keep_history(time),
             History::Revisions(count) => builder.keep_revisions(count),
         };
+        let builder = if self.setup.is_tight { builder.quota(TIGHT_BYTES) } else { builder };
         let name = format!("m{index}.{}", member.starts);
         let seed = self.setup.seed;
         let workers = self.setup.workers;

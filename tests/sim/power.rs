@@ -58,6 +58,7 @@ pub fn setup(seed: u64) -> Setup {
         heartbeat: millis(50),
         step: millis(2),
         history: History::All,
+        is_tight: false,
         snapshot_every: *dice.pick(&[2, 5, 20, 100]),
         weather: Weather { latency: (millis(1), millis(2)), loss: 0, twice: 0, again: millis(200) },
         rates: vec![0; MEMBERS + 1],

@@ -18,12 +18,19 @@ pub fn setup(seed: u64) -> Setup {
     let mut dice = Dice::new(seed).fork("setup");
     let millis = Duration::from_millis;
     let members = *dice.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 7]);
+    let is_tight = Dice::new(seed).fork("room").percent(15);
+    let mut history = history(&mut Dice::new(seed).fork("history"));
+    if is_tight {
+        // What is deleted makes room only when it is forgotten.
+        history = History::Revisions(dice.clone().within(20, 200));
+    }
     Setup {
         seed,
         members,
         heartbeat: millis(50),
         step: millis(2),
-        history: history(&mut Dice::new(seed).fork("history")),
+        history,
+        is_tight,
         snapshot_every: *dice.pick(&[1, 2, 5, 20, 100, 500, 2000]),
         weather: Weather {
             latency: (millis(1), millis(dice.within(1, 10))),
@@ -178,7 +185,10 @@ impl Run {
             let since = |time: Duration| self.group.now.saturating_sub(time.mul_f64(0.95));
             let is_old = match self.group.setup.history {
                 History::All => false,
-                History::Revisions(count) => begin + count <= pages.newest(),
+                // A group that is short of room keeps none of it.
+                History::Revisions(count) => {
+                    self.group.setup.is_tight || begin + count <= pages.newest()
+                }
                 History::For(time) => pages.seen_at(begin).is_none_or(|seen| seen <= since(time)),
             };
             if !is_old {
@@ -289,6 +299,7 @@ impl Run {
             ("watches", pages.watches.len() as u64),
             ("batches told to watches", pages.watches.iter().map(|it| it.told.len() as u64).sum()),
             ("leases", pages.leases.len() as u64),
+            ("writes refused for want of room", pages.no_room),
             ("acts of holders", pages.acts.len() as u64),
             ("compactions asked for", pages.compactions.len() as u64),
             ("net: connections", net.connections),

@@ -13,10 +13,12 @@ use crate::book::{Book, RangeRead};
 use crate::dice::Dice;
 use crate::history::{Compare, Did, Do, Key, Mode, Outcome, Txn};
 use crate::net::{CLIENT_HOSTS, HostId};
-use quorate::{Client, Consistency, Error, Op, OpResult, Revision, TxnOutcome};
+use quorate::{Client, Consistency, Error, Op, OpResult, Reason, Revision, TxnOutcome};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
+/// How much longer values are where there is no room for many.
+const LARGE: usize = 6000;
 /// How many keys there are.
 const KEYS: u64 = 10;
 pub const PREFIX: &str = "k/";
@@ -58,7 +60,8 @@ impl Worker {
 
     fn value(&mut self) -> String {
         self.count += 1;
-        format!("{}.{}", self.name, self.count)
+        let padding = if self.book.is_tight() { LARGE } else { 0 };
+        format!("{}.{}{}", self.name, self.count, ".".repeat(padding))
     }
 
     async fn rest(&mut self) {
@@ -204,6 +207,9 @@ impl Worker {
             Err(error) if error.may_have_applied() => Outcome::Unknown,
             Err(_) => Outcome::Refused,
         });
+        if asked.as_ref().is_err_and(|error| *error.reason() == Reason::NoSpace) {
+            self.book.pages().no_room += 1;
+        }
         self.book.say(|| match &asked {
             Ok(outcome) => {
                 format!("{}: {:?} at {}: {:?}", self.name, mode, outcome.revision.get(), txn)

@@ -394,7 +394,10 @@ fn history_is_forgotten_ten_slices_of_time_after_it_was_the_present() {
     lab.put("k", "1");
     let age = |lab: &mut Lab| {
         let revision = lab.view().revision();
-        assert_eq!(lab.apply(Command::Age), Ok(Applied::Noted { revision }));
+        assert_eq!(
+            lab.apply(Command::Age { deciding_term: super::kit::TERM }),
+            Ok(Applied::Noted { revision })
+        );
         lab.view().compact_revision().get()
     };
     assert_eq!(age(&mut lab), 0);
@@ -408,6 +411,9 @@ fn history_is_forgotten_ten_slices_of_time_after_it_was_the_present() {
     assert_eq!(show(&lab.page(Op::range("k").at(rev(2))).entries[0]), "k{2,2,1}=1");
     assert_eq!(age(&mut lab), 3);
     assert_eq!(lab.watch(.., 2).unwrap_err(), Reason::Compacted { at: rev(3) });
+    // What a leader decided before is of no account under the next one, which counts anew.
+    let late = Command::Age { deciding_term: super::kit::TERM - 1 };
+    assert_eq!(lab.apply(late), Err(Reason::LeaderChanged));
     // Whatever somebody has compacted meanwhile stays so.
     lab.apply(Command::Compact(rev(4))).unwrap();
     lab.reopen();

@@ -99,7 +99,9 @@ impl Model {
                 Err(Reason::LeaseNotFound { lease: *lease })
             }
             Command::Revoke(lease) => Ok(Applied::Revoked { revision: self.end(*lease) }),
-            Command::Expire { deciding_term, .. } if *deciding_term != TERM => {
+            Command::Expire { deciding_term, .. } | Command::Age { deciding_term }
+                if *deciding_term != TERM =>
+            {
                 Err(Reason::LeaderChanged)
             }
             Command::Expire { leases, .. } => {
@@ -111,7 +113,7 @@ impl Model {
                 });
                 Ok(Applied::Expired { leases: due, revision: Revision::from(self.revision()) })
             }
-            Command::Age => {
+            Command::Age { .. } => {
                 self.ages.push(self.revision());
                 let oldest = self.ages.len().checked_sub(AGES + 1).map_or(0, |at| self.ages[at]);
                 if oldest > 1 {

@@ -82,7 +82,7 @@ impl State {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flush) = core.freeze() {
             flush.write()?;
-            drop(core.flushed());
+            drop(core.flushed(flush.recent()));
             self.moment.store(Arc::new(core.moment()));
         }
         Ok(())
@@ -94,7 +94,7 @@ impl State {
 
     /// Answers a question from a view of its own.
     pub fn ask(&self, question: &Question) -> Result<Answer> {
-        Ok(Answer(self.view()?.query(&question.0)??))
+        Ok(Answer(mvcc::read(|| Ok(self.moment.load_full()), &question.0)??))
     }
 
     /// Reads the events of a range from a revision on, in steps as a watch takes them. Returns how many there were.

@@ -72,7 +72,7 @@ named! {
         LeaderRestore, AcknowledgeBeforeSync, StateAheadOfLog, PurgePastDurableState, VoteNotSynced,
         WipedFounderVotes, TailNotRewritten, FoundNamesNotSynced,
         // What is applied and not flushed.
-        OverlayDroppedEarly, ViewAfterTransaction, ShownBeforeVisible,
+        OverlayDroppedEarly, ViewAfterTransaction, ShownBeforeVisible, RecentShowsOlder,
         // Reads.
         ReadWithoutIndex, LeaseReadWithoutConditions,
         // Leases, and what hangs on them.

@@ -19,7 +19,7 @@
 
 use super::budget;
 use super::flush::Flush;
-use super::overlay::{Front, Moment, Overlay, Step as Change};
+use super::overlay::{Front, Moment, Overlay, Recent, Step as Change};
 use super::plan::{Plan, Step};
 use super::read::Reader;
 use super::records::{FIRST_TURN, Head, Image, Membership, Value, next_turn};
@@ -44,6 +44,8 @@ pub(crate) struct Core {
     active: Arc<Overlay>,
     /// What is being flushed.
     frozen: Option<Arc<Overlay>>,
+    /// What was flushed lately.
+    recent: Recent,
     /// Where it was frozen last.
     frozen_at: Head,
     seed: u64,
@@ -60,7 +62,8 @@ impl Core {
     pub(crate) fn new(store: Store, seed: u64) -> Result<Self, Fault> {
         let (head, membership) = store.read_head()?;
         let active = Arc::new(Overlay::new(seed));
-        Ok(Self { store, head, membership, active, frozen: None, frozen_at: head, seed })
+        let recent = Recent::default();
+        Ok(Self { store, head, membership, active, frozen: None, recent, frozen_at: head, seed })
     }
 
     /// Applies entries, after those before them. After an `Err` there is nothing to do but to drop all of it.
@@ -71,6 +74,7 @@ impl Core {
             tables: self.store.tables,
             active: &self.active,
             frozen: self.frozen.as_ref(),
+            recent: &self.recent,
             head: &mut self.head,
             membership: &mut self.membership,
             changes: 0,
@@ -88,7 +92,8 @@ impl Core {
     /// All that there is now.
     pub(crate) fn moment(&self) -> Moment {
         let (head, membership) = (self.head, self.membership.clone());
-        Moment::new(self.store.clone(), head, membership, &self.active, self.frozen.clone())
+        let (frozen, recent) = (self.frozen.clone(), self.recent.clone());
+        Moment::new(self.store.clone(), head, membership, &self.active, frozen, recent)
     }
 
     /// About what is in memory and not being flushed.
@@ -117,12 +122,14 @@ impl Core {
         let frozen = std::mem::replace(&mut self.active, Arc::new(Overlay::new(self.seed)));
         self.frozen = Some(Arc::clone(&frozen));
         let (head, membership) = (self.head, self.membership.clone());
-        Some(Flush { store: self.store.clone(), head, membership, overlay: frozen })
+        let (store, recent) = (self.store.clone(), self.recent.clone());
+        Some(Flush { store, head, membership, overlay: frozen, recent })
     }
 
-    /// The tables have what was frozen. Returns it, for it may take a while to drop.
-    pub(crate) fn flushed(&mut self) -> impl Send + use<> {
-        self.frozen.take()
+    /// The tables have what was frozen, and `recent` is what [`Flush::recent`] says of it. Returns what is not needed any
+    /// more, for it may take a while to drop.
+    pub(crate) fn flushed(&mut self, recent: Recent) -> impl Send + use<> {
+        (self.frozen.take(), std::mem::replace(&mut self.recent, recent))
     }
 }
 
@@ -132,6 +139,7 @@ pub(super) struct Writer<'core> {
     tables: Tables,
     pub(super) active: &'core Overlay,
     frozen: Option<&'core Arc<Overlay>>,
+    recent: &'core Recent,
     pub(super) head: &'core mut Head,
     membership: &'core mut Option<Membership>,
     /// How many changes the revision in the making has.
@@ -323,6 +331,7 @@ impl Writer<'_> {
     pub(super) fn reader(&self) -> Reader<'_> {
         Reader {
             front: Front::of_writer(self.active, self.frozen),
+            recent: self.recent,
             txn: self.txn,
             tables: self.tables,
             revision: self.revision(),

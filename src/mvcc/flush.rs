@@ -14,7 +14,7 @@
 
 use super::Store;
 use super::keys;
-use super::overlay::{Overlay, Step};
+use super::overlay::{Overlay, Recent, Step};
 use super::records::{Change, Gone, Head, LargeValue, Membership, Table};
 use super::tables::Tables;
 use crate::error::Fault;
@@ -31,6 +31,8 @@ pub(crate) struct Flush {
     pub(super) head: Head,
     pub(super) membership: Option<Membership>,
     pub(super) overlay: Arc<Overlay>,
+    /// What was flushed before it.
+    pub(super) recent: Recent,
 }
 
 impl Flush {
@@ -39,12 +41,17 @@ impl Flush {
         self.head.applied.map(|at| at.index)
     }
 
+    /// What is kept in memory once it is written.
+    pub(crate) fn recent(&self) -> Recent {
+        self.recent.followed_by(&self.overlay)
+    }
+
     /// Writes it to the tables. Only the state's one writer thread may call this.
     ///
     /// After a loss of power the last flush may be gone, whole; the one before it is there. [`Store::force_sync`] makes
     /// sure of the last one too.
     pub(crate) fn write(&self) -> Result<(), Fault> {
-        let Self { store, head, membership, overlay } = self;
+        let Self { store, head, membership, overlay, .. } = self;
         let mut txn = store.env.write_txn()?;
         point(Point::FlushBegun);
         let tables = store.tables;

@@ -68,10 +68,10 @@ pub(crate) use backup::{BackupReader, Inspector, Origin};
 pub(crate) use events::Events;
 pub(crate) use flush::Flush;
 pub(crate) use generation::{Generations, Restoring};
-pub(crate) use overlay::Moment;
+pub(crate) use overlay::{Moment, Recent};
 pub(crate) use restore::Restorer;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
-pub(crate) use view::View;
+pub(crate) use view::{View, read};
 
 use crate::api::{Applied, Proposal};
 use crate::codec::layout::layout;

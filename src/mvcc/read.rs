@@ -23,7 +23,7 @@
 //! - no answer depends on how far physical compaction or a flush has come: rows of compacted revisions are never looked at.
 
 use super::keys;
-use super::overlay::{Front, Step as Made};
+use super::overlay::{Front, Recent, Step as Made};
 use super::plan::{Plan, Step};
 use super::records::{Gone, Image, LeaseRow, Record, Table, Value};
 use super::tables::{self, Row, RowsIter, Tables};
@@ -39,6 +39,7 @@ use std::ops::ControlFlow;
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) front: Front<'a>,
+    pub(super) recent: &'a Recent,
     pub(super) txn: &'a RoTxn<'a>,
     pub(super) tables: Tables,
     /// The newest revision that is visible, the one in the making included.
@@ -102,7 +103,7 @@ impl<'a> Reader<'a> {
 
     /// The latest state of a key.
     pub(super) fn image(&self, key: &[u8]) -> Result<Option<Image>, Fault> {
-        match self.front.newest_step(key) {
+        match self.front.newest_step(key).or_else(|| self.recent.newest_step(key)) {
             Some(made) => Ok(made.new.clone()),
             None => self.tables.find(self.txn, key),
         }

@@ -37,7 +37,7 @@ use crate::lmdb::Worker;
 use crate::mvcc::{
     self, Core, Generations, LoadError, Moment, SnapshotLoader, Store, VERIFIED_BYTES, View,
 };
-use crate::types::{GetOp, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
+use crate::types::{Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
@@ -178,22 +178,7 @@ impl State {
 
     /// Reads the newest state.
     pub(crate) fn read(&self, txn: &TxnOp) -> Result<Result<TxnOutcome, Reason>, Fault> {
-        if let Some(outcome) = self.peek(txn)? {
-            return Ok(Ok(outcome));
-        }
-        self.view()?.query(txn)
-    }
-
-    /// The same, of what needs no look into the tables.
-    fn peek(&self, txn: &TxnOp) -> Result<Option<TxnOutcome>, Fault> {
-        let moment = self.moment()?;
-        let revision = moment.revision();
-        let found = |results| Some(TxnOutcome { succeeded: true, revision, results });
-        Ok(match single_get(txn) {
-            Some(get) => moment.peek(&get.key).and_then(|kv| found(vec![OpResult::Get(kv)])),
-            None if *txn == TxnOp::default() => found(Vec::new()),
-            None => None,
-        })
+        mvcc::read(|| self.moment(), txn)
     }
 
     /// Whether this member has not failed.
@@ -582,13 +567,5 @@ impl Head {
     fn of(moment: &Moment) -> Self {
         let applied = moment.applied().map(|at| at.index);
         Self { revision: moment.revision(), applied }
-    }
-}
-
-/// The key that a transaction reads, if it reads the newest state of one and does nothing else.
-fn single_get(txn: &TxnOp) -> Option<&GetOp> {
-    match (&txn.when[..], &txn.then[..]) {
-        ([], [Op(OpKind::Get(get))]) if get.at.is_none() => Some(get),
-        _ => None,
     }
 }

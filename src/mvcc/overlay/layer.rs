@@ -66,6 +66,11 @@ impl<V> Layer<V> {
         Self { entries: Shelf::new(), index: Index::new(seed), order }
     }
 
+    /// The seed that it was made with.
+    pub(in crate::mvcc) fn seed(&self) -> u64 {
+        self.index.seed
+    }
+
     /// How many entries there are.
     pub(in crate::mvcc) fn len(&self) -> u32 {
         self.entries.length.load(Memory::Acquire)

@@ -11,6 +11,8 @@
 //!            apply
 //! ```
 //!
+//! What was flushed lately is kept for those who look up a key ([`recent`]).
+//!
 //! A [`Moment`] is what there was at one time: how much of each overlay counts, and the head. Publishing one is all that
 //! it takes to show what was applied.
 //!
@@ -23,12 +25,14 @@
 //! - history in the overlays is the end of history, without a gap.
 
 pub(super) mod layer;
+mod recent;
 
 use super::Store;
 use super::records::{Head, Image, LeaseRow, Membership, Value};
 use crate::api::Position;
 use bytes::Bytes;
 use layer::{Layer, Range};
+pub(crate) use recent::Recent;
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -155,6 +159,7 @@ pub(crate) struct Moment {
     pub(super) membership: Option<Membership>,
     active: Option<(Arc<Overlay>, Marks)>,
     frozen: Option<Arc<Overlay>>,
+    pub(super) recent: Recent,
 }
 
 impl Moment {
@@ -164,14 +169,16 @@ impl Moment {
         membership: Option<Membership>,
         active: &Arc<Overlay>,
         frozen: Option<Arc<Overlay>>,
+        recent: Recent,
     ) -> Self {
         let active = (!active.is_empty()).then(|| (Arc::clone(active), active.marks()));
-        Self { store, head, membership, active, frozen }
+        Self { store, head, membership, active, frozen, recent }
     }
 
     /// What the tables hold, and nothing else.
     pub(super) fn settled(store: Store, head: Head, membership: Option<Membership>) -> Self {
-        Self { store, head, membership, active: None, frozen: None }
+        let recent = Recent::default();
+        Self { store, head, membership, active: None, frozen: None, recent }
     }
 
     pub(super) fn front(&self) -> Front<'_> {

@@ -9,7 +9,7 @@ use crate::api::{AGES, Applied, Command, Cursor, Position, check_txn};
 use crate::error::Reason;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::tape::Tape;
-use crate::mvcc::{Body, Core, Entry, Flush, LeaseChange, Outcome, View};
+use crate::mvcc::{Body, Core, Entry, Flush, LeaseChange, Outcome, Recent, View};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page, PutOp,
     RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
@@ -370,13 +370,15 @@ struct Lazy {
     folder: tempfile::TempDir,
     core: Core,
     flush: Option<Flush>,
+    /// What is kept of flushes that were written.
+    recent: Recent,
 }
 
 impl Lazy {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let core = Core::new(super::kit::open(folder.path(), super::kit::MAP_BYTES), 7).unwrap();
-        Self { folder, core, flush: None }
+        Self { folder, core, flush: None, recent: Recent::default() }
     }
 
     fn view(&self) -> View {
@@ -390,11 +392,9 @@ impl Lazy {
         match tape.below(6) {
             0 if !self.core.is_flushing() => self.flush = self.core.freeze(),
             1 | 2 => {
-                if let Some(flush) = self.flush.take() {
-                    flush.write().unwrap();
-                }
+                self.write();
             }
-            3 if self.flush.is_none() => drop(self.core.flushed()),
+            3 if self.flush.is_none() => self.flushed(),
             4 => drop(self.core.moment().store().compact_step(1 + tape.below(4)).unwrap()),
             5 if tape.once_in(4) => self.reopen(log),
             _ => {}
@@ -411,14 +411,22 @@ impl Lazy {
     }
 
     fn settle(&mut self) {
+        self.write();
+        self.flushed();
+        self.flush = self.core.freeze();
+        self.write();
+        self.flushed();
+    }
+
+    fn write(&mut self) {
         if let Some(flush) = self.flush.take() {
             flush.write().unwrap();
+            self.recent = flush.recent();
         }
-        drop(self.core.flushed());
-        if let Some(flush) = self.core.freeze() {
-            flush.write().unwrap();
-        }
-        drop(self.core.flushed());
+    }
+
+    fn flushed(&mut self) {
+        drop(self.core.flushed(self.recent.clone()));
     }
 }
 

@@ -5,7 +5,7 @@ use super::*;
 use crate::api::Command;
 use crate::mvcc::Body;
 use crate::raft::machine::copy;
-use crate::types::TxnOp;
+use crate::types::{Op, OpResult, TxnOp};
 use futures::FutureExt;
 use std::pin::pin;
 use std::sync::mpsc;

@@ -18,7 +18,7 @@ use super::{Loaded, State};
 use crate::error::Fault;
 use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::{self, Inbox};
-use crate::mvcc::{self, Core};
+use crate::mvcc::{self, Core, Recent};
 use crate::raft::Types;
 use openraft::storage::ApplyResponder;
 use std::collections::VecDeque;
@@ -40,7 +40,7 @@ pub(super) enum Work {
     /// To be done on the other thread, after what was handed in before was flushed.
     Flush(Arc<State>, Run),
     /// It was, in the state with this number, or never will be.
-    Flushed(Arc<State>, u64),
+    Flushed(Arc<State>, u64, Recent),
     /// A state to take the place of this one.
     Swap(Arc<State>, Box<Loaded>, oneshot::Sender<Result<(), Fault>>),
 }
@@ -71,7 +71,7 @@ impl Work {
             Self::Apply(share) => &share.state,
             Self::Look(state, _)
             | Self::Flush(state, _)
-            | Self::Flushed(state, _)
+            | Self::Flushed(state, ..)
             | Self::Swap(state, ..) => state,
         }
     }
@@ -124,7 +124,9 @@ impl Applier {
                 Work::Swap(state, loaded, done) => {
                     unless_it_panics(&state, || self.swap(&state, *loaded, done));
                 }
-                Work::Flushed(state, generation) => self.flushed(&state, generation),
+                Work::Flushed(state, generation, recent) => {
+                    self.flushed(&state, generation, recent);
+                }
             }
         }
     }
@@ -138,7 +140,9 @@ impl Applier {
             }
             for work in inbox.next()? {
                 match work {
-                    Work::Flushed(state, generation) => self.flushed(&state, generation),
+                    Work::Flushed(state, generation, recent) => {
+                        self.flushed(&state, generation, recent);
+                    }
                     work => self.queue.push_back(work),
                 }
             }
@@ -220,7 +224,7 @@ impl Applier {
         }
         let flush = if is_well { self.core.freeze() } else { None };
         if bug(Bug::OverlayDroppedEarly) {
-            drop(self.core.flushed());
+            drop(self.core.flushed(Recent::default()));
             state.show(self.core.moment());
         }
         let index = flush.as_ref().and_then(mvcc::Flush::index);
@@ -241,14 +245,14 @@ impl Applier {
     }
 
     /// Goes on without what is in the tables now. After a failure everything stays, for those who still read.
-    fn flushed(&mut self, state: &Arc<State>, generation: u64) {
+    fn flushed(&mut self, state: &Arc<State>, generation: u64, recent: Recent) {
         if state.check().is_err() {
             return self.freeze(state);
         }
         if generation != self.generation {
             return;
         }
-        let old = self.core.flushed();
+        let old = self.core.flushed(recent);
         state.show(self.core.moment());
         point(Point::FlushShown);
         // It may be much, and nobody waits for the other thread.
@@ -281,7 +285,10 @@ pub(super) fn flush(jobs: Vec<Job>) {
             Job::Flush(state, flush, generation) => unless_it_panics(&state, || {
                 match state.check().and_then(|()| flush.write()).and_then(|()| state.measure()) {
                     // If the other thread has ended there is nothing to go on with.
-                    Ok(()) => drop(state.send(Work::Flushed(Arc::clone(&state), generation))),
+                    Ok(()) => {
+                        let recent = flush.recent();
+                        drop(state.send(Work::Flushed(Arc::clone(&state), generation, recent)));
+                    }
                     Err(fault) => not_flushed(&state, generation, fault),
                 }
             }),
@@ -294,7 +301,7 @@ pub(super) fn flush(jobs: Vec<Job>) {
 fn not_flushed(state: &Arc<State>, generation: u64, fault: Fault) {
     state.fail(fault);
     // If the other thread has ended, so have they.
-    let _ = state.send(Work::Flushed(Arc::clone(state), generation));
+    let _ = state.send(Work::Flushed(Arc::clone(state), generation, Recent::default()));
 }
 
 /// A panic ends the thread. Its cause is known before those who wait are let go.

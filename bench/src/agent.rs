@@ -26,7 +26,13 @@ use tokio::sync::mpsc;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Role {
     /// A member of a quorate group, with callers in its process.
-    Member { folder: PathBuf, address: String, founders: Vec<String>, heartbeat_ms: u64 },
+    Member {
+        folder: PathBuf,
+        address: String,
+        founders: Vec<String>,
+        heartbeat_ms: u64,
+        history: Option<Duration>,
+    },
     /// Remote callers of a quorate group; the leader's address comes first.
     Remote { addresses: Vec<String>, connections: usize },
     /// Callers of an etcd cluster; the leader's address comes first.
@@ -70,12 +76,15 @@ pub(crate) fn run(role: &str) -> Result {
 
 async fn serve(role: Role) -> Result {
     match role {
-        Role::Member { folder, address, founders, heartbeat_ms } => {
+        Role::Member { folder, address, founders, heartbeat_ms, history } => {
             let node = Node::builder(folder)
                 .listen(address)
-                .heartbeat(Duration::from_millis(heartbeat_ms))
-                .form(founders)
-                .await?;
+                .heartbeat(Duration::from_millis(heartbeat_ms));
+            let node = match history {
+                Some(time) => node.keep_history(time),
+                None => node,
+            };
+            let node = node.form(founders).await?;
             obey(vec![vec![Quorate(node.client())]], Here::Quorate(Box::new(node))).await
         }
         Role::Remote { addresses, connections } => {

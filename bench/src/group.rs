@@ -41,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) etcd: Option<PathBuf>,
     /// Connections of remote callers to each member.
     pub(crate) connections: usize,
+    /// How long quorate keeps history, if not as long as it does by itself.
+    pub(crate) history: Option<Duration>,
 }
 
 /// Whose group.
@@ -182,6 +184,7 @@ impl Group {
                     address,
                     founders,
                     heartbeat_ms,
+                    history: self.settings.history,
                 })?))
             }
             Side::Etcd => {
@@ -397,6 +400,11 @@ impl Group {
 
     // ----------------------------------------------------------------------------------------------- what they use
 
+    /// Where the members are for their clients.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        (0..self.ports.len()).map(|index| self.address(index)).collect()
+    }
+
     fn pids(&self) -> Vec<u32> {
         self.members.iter().flatten().filter_map(Member::pid).collect()
     }
@@ -408,6 +416,15 @@ impl Group {
         let mean =
             |of: fn(&Memory) -> u64| all.iter().map(of).sum::<u64>() / all.len().max(1) as u64;
         Memory { resident: mean(|it| it.resident), anonymous: mean(|it| it.anonymous) }
+    }
+
+    /// The threads and open files of a member, on average.
+    pub(crate) fn threads_and_descriptors(&self) -> (f64, f64) {
+        let pids = self.pids();
+        let mean = |of: fn(u32) -> u64| {
+            pids.iter().map(|pid| of(*pid)).sum::<u64>() as f64 / pids.len().max(1) as f64
+        };
+        (mean(proc::threads), mean(proc::descriptors))
     }
 
     /// Processor time of all members so far.

@@ -22,6 +22,7 @@ mod plots;
 mod proc;
 mod report;
 mod scale;
+mod soak;
 mod store;
 mod table;
 mod work;
@@ -51,6 +52,8 @@ enum Command {
     Compare(Compare),
     /// Run one workload on groups that grow: keys, watches, values, members.
     Scale(scale::Options),
+    /// Have a group work for a long time, and say what has grown; fails if anything has.
+    Soak(soak::Options),
     /// Run one workload steadily, for a profiler to look at.
     Profile(Profile),
     /// Measure the physical limits of this machine.
@@ -141,6 +144,7 @@ fn main() -> ExitCode {
     let done = match Options::parse().command {
         Command::Compare(options) => in_runtime(compare(options)),
         Command::Scale(options) => in_runtime(scale::run(options)),
+        Command::Soak(options) => in_runtime(soak::soak(options)),
         Command::Profile(options) => in_runtime(profile(options)),
         Command::Limit { data } => limits(&data),
         Command::Show { report, markdown } => show(&report, markdown),
@@ -177,6 +181,7 @@ fn settings(common: &Common, etcd: Option<PathBuf>) -> Settings {
         data: common.data.clone(),
         etcd,
         connections: common.connections,
+        history: None,
     }
 }
 

@@ -29,6 +29,20 @@ pub(crate) fn memory(pid: u32) -> Memory {
     Memory { resident: bytes("VmRSS:"), anonymous: bytes("RssAnon:") }
 }
 
+/// How many threads a process has.
+pub(crate) fn threads(pid: u32) -> u64 {
+    names(format!("/proc/{pid}/task"))
+}
+
+/// How many files and sockets a process has open.
+pub(crate) fn descriptors(pid: u32) -> u64 {
+    names(format!("/proc/{pid}/fd"))
+}
+
+fn names(folder: String) -> u64 {
+    fs::read_dir(folder).map_or(0, |names| names.count() as u64)
+}
+
 /// Nanoseconds that all threads of a process have run.
 pub(crate) fn processor_ns(pid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };

@@ -78,6 +78,7 @@ struct Member {
     /// Its process ended, and what was not synced is still not.
     is_killed: bool,
     trouble: Trouble,
+    failing: Option<Failing>,
     counts: Counts,
 }
 
@@ -90,6 +91,16 @@ pub struct Trouble {
     pub writes_fail: Option<c_int>,
     /// Every sync fails with this error.
     pub syncs_fail: Option<c_int>,
+}
+
+/// When a disk fails that counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing {
+    /// After so many changes and syncs.
+    pub after: u64,
+    pub error: c_int,
+    /// Only that one fails, and not all that follow.
+    pub is_once: bool,
 }
 
 /// What has happened to a disk.
@@ -146,6 +157,17 @@ pub fn recorded() -> Vec<Entry> {
 /// What is wrong with the disk of the member in `folder` from now on.
 pub fn trouble(folder: &Path, trouble: Trouble) {
     with(|disk| disk.members.entry(folder.to_owned()).or_default().trouble = trouble);
+}
+
+/// The disk of the member in `folder` fails by and by.
+pub fn fail(folder: &Path, failing: Failing) {
+    with(|disk| disk.members.entry(folder.to_owned()).or_default().failing = Some(failing));
+}
+
+/// It does not any more. Returns whether it has.
+pub fn heal(folder: &Path) -> bool {
+    let failing = with(|disk| disk.members.get_mut(folder)?.failing.take());
+    failing.flatten().is_none_or(|failing| failing.after == 0 && !failing.is_once)
 }
 
 pub fn counts(folder: &Path) -> Counts {
@@ -229,6 +251,28 @@ pub fn is_right(folder: &Path) -> bool {
     .unwrap_or(true)
 }
 
+impl Member {
+    /// Whether something can be written.
+    fn may_write(&mut self) -> Result<(), c_int> {
+        let fails = self.failing_now().or(self.trouble.writes_fail);
+        fails.map_or(Ok(()), Err)
+    }
+
+    /// What becomes of the next change or sync, of a disk that counts them.
+    fn failing_now(&mut self) -> Option<c_int> {
+        let failing = self.failing.as_mut()?;
+        if failing.after > 0 {
+            failing.after -= 1;
+            return None;
+        }
+        let error = failing.error;
+        if failing.is_once {
+            self.failing = None;
+        }
+        Some(error)
+    }
+}
+
 impl Disk {
     /// The member whose file this is, unless it has lost its power.
     fn member_of(&mut self, path: &Path) -> Option<(PathBuf, &mut Member)> {
@@ -265,7 +309,7 @@ pub fn before_open(path: &Path, flags: c_int) -> Result<Option<Change>, c_int> {
             Some(content) if flags & libc::O_TRUNC == 0 || content.is_empty() => return Ok(None),
             None if flags & libc::O_CREAT == 0 => return Ok(None),
             Some(_) => {}
-            None => member.trouble.writes_fail.map_or(Ok(()), Err)?,
+            None => member.may_write()?,
         }
         Ok(Some(Change::Create(path.to_owned())))
     })
@@ -309,7 +353,8 @@ pub fn write(
     with(|disk| {
         let Some((_, member)) = disk.member_of(&path) else { return Ok(()) };
         let syncs_fail = member.trouble.syncs_fail.filter(|_| is_durable);
-        member.trouble.writes_fail.or(syncs_fail).map_or(Ok(()), Err)
+        member.may_write()?;
+        syncs_fail.map_or(Ok(()), Err)
     })
     .unwrap_or(Ok(()))?;
     let written = write();
@@ -343,7 +388,9 @@ pub fn sync(file: c_int) -> Synced {
         }
         let Some((_, member)) = disk.member_of(&path) else { return Some((path, None)) };
         member.counts.syncs += 1;
-        let begun = (member.trouble, member.model.last(), recorded);
+        let fails = member.failing_now().or(member.trouble.syncs_fail);
+        let trouble = Trouble { syncs_fail: fails, ..member.trouble };
+        let begun = (trouble, member.model.last(), recorded);
         Some((path, Some(begun)))
     });
     let Some((path, begun)) = found.flatten() else { return Synced::Elsewhere };
@@ -379,7 +426,7 @@ fn is_data(path: &Path) -> bool {
 pub fn before_rename(from: &Path, to: &Path) -> Result<(), c_int> {
     with(|disk| {
         let Some((folder, member)) = disk.member_of(to) else { return Ok(()) };
-        member.trouble.writes_fail.map_or(Ok(()), Err)?;
+        member.may_write()?;
         disk.note(folder, Change::Rename { from: from.to_owned(), to: to.to_owned() });
         // Who has it open goes on writing to it under its new name.
         for open in disk.open.values_mut().filter(|open| open.path == from) {

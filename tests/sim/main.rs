@@ -20,6 +20,7 @@ mod book;
 mod check;
 mod dice;
 mod disk;
+mod failing;
 mod group;
 mod history;
 mod many;
@@ -31,6 +32,8 @@ mod restoring;
 mod run;
 mod system;
 mod work;
+
+use std::sync::Mutex;
 
 /// As many seeds as `SEEDS` says, from `FROM` on; or the one that is `SEED`, in this process.
 #[test]
@@ -58,8 +61,19 @@ fn number(name: &str) -> Option<u64> {
 /// The power goes at any change of the disk that restoring a backup makes.
 #[test]
 fn restoring() {
+    let _disk = DISK.lock();
     restoring::at_every_change();
 }
+
+/// The disk of a node fails at any of its changes.
+#[test]
+fn failing() {
+    let _disk = DISK.lock();
+    failing::at_every_change();
+}
+
+/// A process has one simulated disk.
+static DISK: Mutex<()> = Mutex::new(());
 
 /// Each bug that was put back is found, by some check, within so many seeds.
 #[test]

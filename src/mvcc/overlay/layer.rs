@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::cmp::Ordering;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering as Memory};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering as Memory};
 use std::sync::{Arc, OnceLock};
 
 /// The entries of the first piece; each further one has twice as many.
@@ -79,12 +79,13 @@ impl<V> Layer<V> {
     /// Puts a value over whatever the key had. For one thread only.
     pub(in crate::mvcc) fn put(&self, key: Bytes, value: V) {
         let number = self.len();
-        let slot = self.index.slot(&self.entries, &key);
-        let back = slot.load(Memory::Acquire).checked_sub(1).map(|before| self.back_to(before));
+        let place = self.index.place(&key);
+        let (slot, before) = self.index.slot(&self.entries, place, &key);
+        let back = before.map(|before| self.back_to(before));
         self.entries.push(Entry { key, value, back });
-        slot.store(number + 1, Memory::Release);
+        slot.store(filled(place, number), Memory::Release);
         if back.is_none() {
-            self.index.grow(&self.entries);
+            self.index.grow();
         }
     }
 
@@ -108,7 +109,7 @@ impl<V> Layer<V> {
 
     /// The number of the newest entry of a key as of a moment.
     pub(in crate::mvcc) fn newest(&self, key: &[u8], moment: u32) -> Option<u32> {
-        let newest = self.index.slot(&self.entries, key).load(Memory::Acquire).checked_sub(1);
+        let (_, newest) = self.index.slot(&self.entries, self.index.place(key), key);
         match newest.and_then(|newest| self.oldest(newest, |number, _| number >= moment)) {
             Some(later) => self.before(later),
             None => newest,
@@ -303,14 +304,28 @@ impl<T> Shelf<T> {
     }
 }
 
-/// Leads from a key to its newest entry. A table of numbers plus one; zero is none.
+/// Leads from a key to its newest entry.
+///
+/// A slot holds the place of its key and the number of the entry, so that a key which is not the one is mostly passed over
+/// without a look at it: who looks through several layers finds nothing in most of them.
 #[derive(Debug)]
 struct Index {
     seed: u64,
     /// Each is twice as large as the one before it, and takes over from it.
-    tables: [OnceLock<Box<[AtomicU32]>>; PIECES],
+    tables: [OnceLock<Box<[AtomicU64]>>; PIECES],
     current: AtomicUsize,
     keys: AtomicU32,
+}
+
+/// What stands in the slot of a key with an entry: its place, and the number plus one. Zero is none.
+fn filled(place: u32, number: u32) -> u64 {
+    u64::from(place) << 32 | (u64::from(number) + 1)
+}
+
+/// The place of the key in a slot, and the number of its newest entry.
+fn parsed(slot: u64) -> Option<(u32, u32)> {
+    let number = (slot as u32).checked_sub(1)?;
+    Some(((slot >> 32) as u32, number))
 }
 
 impl Index {
@@ -321,38 +336,39 @@ impl Index {
         index
     }
 
-    fn table(&self, number: usize) -> &[AtomicU32] {
+    fn table(&self, number: usize) -> &[AtomicU64] {
         let length = (FIRST << number) as usize;
-        let empty = || std::iter::repeat_with(|| AtomicU32::new(0)).take(length).collect();
+        let empty = || std::iter::repeat_with(|| AtomicU64::new(0)).take(length).collect();
         self.tables[number].get_or_init(empty)
     }
 
-    /// Where the number of a key's newest entry stands, or would.
-    fn slot<V>(&self, entries: &Shelf<Entry<V>>, key: &[u8]) -> &AtomicU32 {
-        self.slot_in(self.table(self.current.load(Memory::Acquire)), entries, key)
+    /// Where a key comes to lie, in a table of any size.
+    fn place(&self, key: &[u8]) -> u32 {
+        hash::of_place(self.seed, key) as u32
     }
 
-    fn slot_in<'a, V>(
+    /// The slot of a key, and the number of its newest entry, if it has one.
+    fn slot<V>(
         &self,
-        table: &'a [AtomicU32],
         entries: &Shelf<Entry<V>>,
+        place: u32,
         key: &[u8],
-    ) -> &'a AtomicU32 {
-        let mask = table.len() - 1;
-        let mut at = hash::of_place(self.seed, key) as usize & mask;
+    ) -> (&AtomicU64, Option<u32>) {
+        let table = self.table(self.current.load(Memory::Acquire));
+        let is_it = |number: u32| entries.get(number).is_some_and(|entry| entry.key == key);
+        let mut at = place as usize;
         loop {
-            let slot = &table[at];
-            match slot.load(Memory::Acquire).checked_sub(1) {
-                Some(number) if entries.get(number).is_none_or(|entry| entry.key != key) => {
-                    at = (at + 1) & mask;
-                }
-                _ => return slot,
+            let slot = &table[at & (table.len() - 1)];
+            match parsed(slot.load(Memory::Acquire)) {
+                None => return (slot, None),
+                Some((of, number)) if of == place && is_it(number) => return (slot, Some(number)),
+                Some(_) => at += 1,
             }
         }
     }
 
     /// Takes note of a new key, and makes room for more. For one thread only.
-    fn grow<V>(&self, entries: &Shelf<Entry<V>>) {
+    fn grow(&self) {
         let keys = self.keys.load(Memory::Relaxed) + 1;
         self.keys.store(keys, Memory::Relaxed);
         let current = self.current.load(Memory::Relaxed);
@@ -361,11 +377,11 @@ impl Index {
             return;
         }
         let larger = self.table(current + 1);
-        for slot in now {
-            let newest = slot.load(Memory::Relaxed);
-            if let Some(entry) = newest.checked_sub(1).and_then(|number| entries.get(number)) {
-                self.slot_in(larger, entries, &entry.key).store(newest, Memory::Release);
-            }
+        for slot in now.iter().map(|slot| slot.load(Memory::Relaxed)) {
+            let Some((place, _)) = parsed(slot) else { continue };
+            let places = (place as usize..).map(|at| &larger[at & (larger.len() - 1)]);
+            let mut free = places.skip_while(|it| it.load(Memory::Relaxed) != 0);
+            free.next().expect("it is half empty").store(slot, Memory::Release);
         }
         self.current.store(current + 1, Memory::Release);
     }

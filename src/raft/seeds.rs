@@ -93,3 +93,56 @@ impl State {
         self.seeds.put(to, Seed { reader: SnapshotReader::new(view), sent: 0, at: Instant::now() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mvcc::{Body, Entry, LogPosition};
+
+    fn filled(folder: &std::path::Path) -> Arc<State> {
+        let state = State::open_unsynced(folder);
+        let position = LogPosition { term: 1, node: 1, index: 1 };
+        state.apply_for_test(&[Entry { position, body: Body::Blank }]);
+        state
+    }
+
+    fn is_malformed(piece: Result<Bytes, LoadError>) -> bool {
+        matches!(piece, Err(LoadError::Malformed(_)))
+    }
+
+    #[tokio::test]
+    async fn each_member_gets_one_from_the_beginning_and_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = filled(folder.path());
+        assert!(is_malformed(state.seeds.next(2, 0)), "it has not begun");
+        state.begin_seed(2).await.unwrap();
+        let first = state.seeds.next(2, 0).unwrap();
+        state.begin_seed(2).await.unwrap();
+        assert!(is_malformed(state.seeds.next(2, first.len() as u64)), "it has begun anew");
+        state.begin_seed(2).await.unwrap();
+        assert_eq!(state.seeds.next(2, 0).unwrap(), first);
+        assert_eq!(state.seeds.next(2, first.len() as u64).unwrap(), Bytes::new(), "that was all");
+        assert!(is_malformed(state.seeds.next(2, first.len() as u64)));
+    }
+
+    /// Each keeps pages from being reused.
+    #[tokio::test]
+    async fn there_are_few_and_none_outlives_its_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = filled(folder.path());
+        for to in [2, 3, 2] {
+            state.begin_seed(to).await.unwrap();
+        }
+        let refused = state.begin_seed(4).await.unwrap_err();
+        assert_eq!(*refused.reason(), Reason::TooManyRequests);
+        state.seeds.drop_idle();
+        assert!(state.begin_seed(4).await.is_err(), "they are young");
+        tokio::time::pause();
+        tokio::time::advance(REST_MAX).await;
+        state.seeds.drop_idle();
+        tokio::time::resume();
+        state.begin_seed(4).await.unwrap();
+        assert!(state.close(Duration::from_secs(10)), "it is not kept open");
+        assert!(state.begin_seed(4).await.is_err());
+    }
+}

@@ -79,6 +79,8 @@ impl Group {
         let other = self.node((index + 1) % self.nodes.len());
         let client = other.client();
         client.put("split", "right").await.unwrap();
+        // It has applied it as well then, whoever leads.
+        client.get("split").await.unwrap();
         let position = other.shared().state.moment().unwrap().applied().unwrap();
         self.apply_elsewhere(index, position);
         self.restart(index).await;
@@ -136,8 +138,9 @@ async fn a_member_whose_state_differs_says_so_and_gets_that_of_another() {
     assert!(group.data(astray).join(MARK).exists(), "the next start has to know");
     let refused = local(group.node(astray), "split".to_owned()).await.unwrap_err();
     assert_eq!(refused.reason(), cause.reason());
-    let refused = group.node(astray).client().put("k", "v").await.unwrap_err();
+    let refused = group.node(astray).client().get("split").await.unwrap_err();
     assert!(!refused.is_retryable(), "{refused:?}");
+    assert!(group.node(astray).backup(Vec::new()).await.is_err(), "it is no state to keep");
     group.stop(astray).await;
     assert!(group.data(astray).join(MARK).exists());
 

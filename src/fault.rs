@@ -81,6 +81,8 @@ named! {
         WatchSkipsWhenItResumes, LateFollowIsAnswered, CompactionOneTooFar,
         // Snapshots.
         SnapshotWithOtherMeta,
+        // A state that is not trusted.
+        UntrustedIsOpened, TrustedTooEarly,
         // Answers.
         RefusedMayHaveHappened,
     }

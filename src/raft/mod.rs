@@ -45,6 +45,8 @@ pub(crate) mod state;
 pub(crate) mod watch;
 
 #[cfg(test)]
+pub(crate) mod astray;
+#[cfg(test)]
 mod leader_restore;
 #[cfg(test)]
 mod suite;

@@ -106,7 +106,7 @@ mod tests {
         state
     }
 
-    fn is_malformed(piece: Result<Bytes, LoadError>) -> bool {
+    fn is_malformed(piece: &Result<Bytes, LoadError>) -> bool {
         matches!(piece, Err(LoadError::Malformed(_)))
     }
 
@@ -114,15 +114,15 @@ mod tests {
     async fn each_member_gets_one_from_the_beginning_and_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let state = filled(folder.path());
-        assert!(is_malformed(state.seeds.next(2, 0)), "it has not begun");
+        assert!(is_malformed(&state.seeds.next(2, 0)), "it has not begun");
         state.begin_seed(2).await.unwrap();
         let first = state.seeds.next(2, 0).unwrap();
         state.begin_seed(2).await.unwrap();
-        assert!(is_malformed(state.seeds.next(2, first.len() as u64)), "it has begun anew");
+        assert!(is_malformed(&state.seeds.next(2, first.len() as u64)), "it has begun anew");
         state.begin_seed(2).await.unwrap();
         assert_eq!(state.seeds.next(2, 0).unwrap(), first);
         assert_eq!(state.seeds.next(2, first.len() as u64).unwrap(), Bytes::new(), "that was all");
-        assert!(is_malformed(state.seeds.next(2, first.len() as u64)));
+        assert!(is_malformed(&state.seeds.next(2, first.len() as u64)));
     }
 
     /// Each keeps pages from being reused.

@@ -185,6 +185,11 @@ impl Member {
         self.host.runtime.is_some()
     }
 
+    /// Whether its next start gets the state of another, or this one does right now.
+    pub fn is_distrusted(&self) -> bool {
+        self.folder.join("UNTRUSTED").exists()
+    }
+
     pub fn is_paused(&self) -> bool {
         self.host.paused
     }
@@ -354,6 +359,24 @@ impl Group {
         self.members[index].is_wiped = true;
         self.book.pages().gone.insert(self.members[index].address.clone());
         disk::wipe(&self.members[index].folder);
+    }
+
+    /// A member has found that its state is wrong, and has ended. There is nothing in that state that could be opened.
+    pub fn distrust(&mut self, index: usize) {
+        self.kill(index);
+        self.book.say(|| format!("the state of m{index} is not trusted"));
+        let folder = &self.members[index].folder;
+        disk::trouble(folder, Trouble::default());
+        let write = |path: PathBuf, content: &[u8]| {
+            let mut file = std::fs::File::create(path)?;
+            std::io::Write::write_all(&mut file, content)?;
+            file.sync_all()
+        };
+        let written = write(folder.join("UNTRUSTED"), b"by the simulation")
+            .and_then(|()| std::fs::File::open(folder)?.sync_all())
+            .and_then(|()| std::fs::read_to_string(folder.join("CURRENT")))
+            .and_then(|current| write(folder.join(current).join("data.mdb"), b"rubbish"));
+        written.expect("the disk of a member that has a state can be written");
     }
 
     /// The members that are to be well in the end.

@@ -34,6 +34,8 @@ enum Fault {
     DiskFails,
     /// The disk of a member is lost.
     Wipe,
+    /// The state of a member is found to be wrong.
+    Distrust,
     /// The leader is cut off, and all others begin anew, without a memory of it.
     Usurp,
     /// The leader is cut off, and what it goes on to write will have to go again; its disk may be slow at that.
@@ -42,8 +44,9 @@ enum Fault {
     Point,
 }
 
-const ALL: [Fault; 20] = [
+const ALL: [Fault; 21] = [
     Fault::Wipe,
+    Fault::Distrust,
     Fault::Usurp,
     Fault::Depose,
     Fault::Point,
@@ -241,10 +244,21 @@ impl Nemesis {
             }
             Fault::Wipe => {
                 // Whoever has lost its disk is not let in again, so a majority has to be left.
-                let wiped = group.members.iter().filter(|member| member.is_wiped).count();
-                if (wiped + 1) * 2 < group.members.len() {
+                if can_spare_one(group) {
                     group.wipe(victim);
                     self.ends.push((until, End::Restart(victim)));
+                }
+            }
+            Fault::Distrust => {
+                // As in a group that has found it out by itself: there is a majority without it.
+                let member = &group.members[victim];
+                let has_state = member.peek().is_some_and(|peek| peek.applied.is_some());
+                if has_state && !member.is_paused() && !member.is_in_trouble && can_spare_one(group)
+                {
+                    group.distrust(victim);
+                    let until = group.now + beats(&mut self.dice, 0, 40);
+                    self.ends.push((until, End::Restart(victim)));
+                    self.power_may_follow(group, victim, until);
                 }
             }
             Fault::Usurp => {
@@ -395,4 +409,10 @@ impl Nemesis {
             group.net.cut(CLIENTS, hosts[0]);
         }
     }
+}
+
+/// Whether a majority has its disk and a state, also without one more.
+fn can_spare_one(group: &Group) -> bool {
+    let without = group.members.iter().filter(|it| it.is_wiped || it.is_distrusted()).count();
+    (without + 1) * 2 < group.members.len()
 }

@@ -1,11 +1,9 @@
-//! Members whose states differ. One of them has applied something else than the others: what it has on the disk is sealed,
-//! whole, and adds up to its own hash, so that nothing but comparing can find it.
+//! Members whose states differ, because one of them has applied something else than the others.
 
 use super::*;
-use crate::api::{Command, Proposal};
-use crate::mvcc::{self, Body, Generations};
+use crate::raft::astray;
 use crate::raft::marks::Verdict;
-use crate::types::{Consistency, TxnOp};
+use crate::types::Consistency;
 use futures::future::try_join_all;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -81,17 +79,9 @@ impl Group {
         client.put("split", "right").await.unwrap();
         // It has applied it as well then, whoever leads.
         client.get("split").await.unwrap();
-        let position = other.shared().state.moment().unwrap().applied().unwrap();
-        self.apply_elsewhere(index, position);
+        let position = astray::applied(&other.shared().state);
+        astray::apply(&self.data(index), position, Some(("split", "wrong")));
         self.restart(index).await;
-    }
-
-    fn apply_elsewhere(&self, index: usize, position: mvcc::LogPosition) {
-        let put = Proposal::from(Command::Txn(TxnOp::single(Op::put("split", "wrong").0)));
-        let state = State::open(&self.data(index), 64 << 20).unwrap();
-        state.apply_for_test(&[mvcc::Entry { position, body: Body::Command(put.into()) }]);
-        futures::executor::block_on(state.durable_view()).map(drop).unwrap();
-        assert!(state.close(LONG));
     }
 
     async fn judged(&self, index: usize, verdict: impl Fn(&Verdict) -> bool) {
@@ -131,7 +121,8 @@ async fn a_member_whose_state_differs_says_so_and_gets_that_of_another() {
     group.lead_astray(astray).await;
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writing = write(group.node(healthy).client(), Arc::clone(&stop), Arc::clone(&written));
-    let writing = tokio::spawn(writing);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(writing);
 
     let cause = timeout(LONG, group.node(astray).failed()).await.expect("it is never found");
     assert!(matches!(cause.reason(), Reason::StateDiffers { own, others, .. } if own != others));
@@ -150,7 +141,7 @@ async fn a_member_whose_state_differs_says_so_and_gets_that_of_another() {
     timeout(LONG, group.node(astray).ready()).await.expect("it hangs").unwrap();
     group.judged(astray, |found| *found == Verdict::Equal).await;
     stop.store(true, Ordering::Relaxed);
-    writing.await.unwrap();
+    tasks.join_next().await.expect("it was spawned").unwrap();
 
     // Nothing that was acknowledged is lost, and the states are the same.
     let node = group.node(astray);
@@ -179,19 +170,12 @@ async fn without_a_majority_nobody_is_at_fault_and_all_say_so() {
     let astray = group.follower();
     group.stop(astray).await;
     group.stop(1 - astray).await;
-    let position = {
-        let state = State::open(&group.data(astray), 64 << 20).unwrap();
-        let applied = state.moment().unwrap().applied().unwrap();
-        assert!(state.close(LONG));
-        applied
-    };
     // Both get the next entry, and it is not the same one.
-    let next = mvcc::LogPosition { index: position.index + 1, ..position };
-    group.apply_elsewhere(astray, next);
-    let state = State::open(&group.data(1 - astray), 64 << 20).unwrap();
-    state.apply_for_test(&[mvcc::Entry { position: next, body: Body::Blank }]);
-    futures::executor::block_on(state.durable_view()).map(drop).unwrap();
-    assert!(state.close(LONG));
+    let applied = [0, 1].map(|index| astray::applied_in(&group.data(index)));
+    let last = applied.into_iter().max_by_key(|position| position.index).expect("there are two");
+    let next = astray::next(last);
+    astray::apply(&group.data(astray), next, Some(("split", "wrong")));
+    astray::apply(&group.data(1 - astray), next, None);
     group.start_all().await;
     for index in 0..2 {
         group.judged(index, |found| matches!(found, Verdict::Undecided { .. })).await;
@@ -213,7 +197,7 @@ async fn a_state_that_is_not_trusted_is_not_opened_while_nobody_has_another() {
     for index in 0..3 {
         group.stop(index).await;
     }
-    Generations::open(&group.data(0)).unwrap().distrust(b"whatever").unwrap();
+    astray::distrust(&group.data(0));
     // It is no state any more that could be opened.
     std::fs::write(group.data(0).join("state-000001/data.mdb"), "rubbish").unwrap();
     let alone = group.builder(0).patience(HEARTBEAT).form(group.addresses.clone());

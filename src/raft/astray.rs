@@ -19,9 +19,13 @@ pub(crate) fn applied_in(folder: &Path) -> LogPosition {
 }
 
 /// Has a member that does not run apply an entry of its own, as that at a position: a put, or nothing.
-pub(crate) fn apply(folder: &Path, position: LogPosition, put: Option<(&str, &str)>) {
-    let command = |(key, value): (&str, &str)| {
-        let put = Op::put(key.to_string(), value.to_string());
+pub(crate) fn apply(
+    folder: &Path,
+    position: LogPosition,
+    put: Option<(&'static str, &'static str)>,
+) {
+    let command = |(key, value)| {
+        let put = Op::put(key, value);
         Body::Command(Proposal::from(Command::Txn(TxnOp::single(put.0))).into())
     };
     let body = put.map_or(Body::Blank, command);

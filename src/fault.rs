@@ -82,7 +82,7 @@ named! {
         // Snapshots.
         SnapshotWithOtherMeta,
         // A state that is not trusted.
-        UntrustedIsOpened, TrustedTooEarly,
+        ReportsAnotherHash, UntrustedIsOpened, TrustedTooEarly,
         // Answers.
         RefusedMayHaveHappened,
     }

@@ -142,7 +142,7 @@ impl PeerServer {
     fn marks(&self, body: &Bytes) -> Result<Bytes, Error> {
         is_empty(body)?;
         self.shared.state.check()?;
-        Ok(self.shared.state.report().to_bytes())
+        Ok(self.shared.report().to_bytes())
     }
 
     async fn begin_seed(&self, from: u64, body: &Bytes) -> Result<Bytes, Error> {

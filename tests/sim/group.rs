@@ -91,6 +91,8 @@ pub struct Member {
     pub is_wiped: bool,
     /// Its disk may fail it.
     pub is_in_trouble: bool,
+    /// It says another hash of its state than that has, so that it is to find itself at fault.
+    pub differs: bool,
 }
 
 /// How a start went.
@@ -220,6 +222,7 @@ impl Group {
             starts: 0,
             sync_takes: setup.sync_takes[index],
             is_in_trouble: false,
+            differs: false,
             is_wiped: false,
         };
         let members = (0..setup.members).map(member).collect();
@@ -230,6 +233,10 @@ impl Group {
 
     /// Starts a member, on whatever its disk holds.
     pub fn start(&mut self, index: usize) {
+        if self.members[index].is_distrusted() {
+            // It has found out.
+            self.differ(index, false);
+        }
         let addresses: Vec<String> = self.members.iter().map(|it| it.address.clone()).collect();
         let member = &mut self.members[index];
         let takes = Trouble { sync_takes: member.sync_takes, ..Trouble::default() };
@@ -359,6 +366,12 @@ impl Group {
         self.members[index].is_wiped = true;
         self.book.pages().gone.insert(self.members[index].address.clone());
         disk::wipe(&self.members[index].folder);
+    }
+
+    /// From now on the state of a member seems to differ from those of the others, or does not any more.
+    pub fn differ(&mut self, index: usize, differs: bool) {
+        self.members[index].differs = differs;
+        self.points.differ(index, differs);
     }
 
     /// A member has found that its state is wrong, and has ended. There is nothing in that state that could be opened.

@@ -247,6 +247,7 @@ impl Run {
                     && peek.leader.is_some()
                     && peek.applied == first.applied
                     && peek.hash == first.hash
+                    && peek.states_differ_at.is_none()
                     && peek.revision <= self.truth.head()
             })
         })
@@ -291,6 +292,7 @@ impl Run {
             ("leases", pages.leases.len() as u64),
             ("acts of holders", pages.acts.len() as u64),
             ("compactions asked for", pages.compactions.len() as u64),
+            ("states found to differ", self.nemesis.found),
             ("net: connections", net.connections),
             ("net: chunks sent", net.chunks),
             ("net: chunks lost once", net.lost),

@@ -14,7 +14,8 @@
 //! group that answers.
 //!
 //! Invariants
-//! - a member that finds itself at fault is marked on the disk before it fails, so that no start opens that state again;
+//! - a member that finds itself at fault is marked on the disk before it fails, so that no start opens that state again, unless
+//!   its disk does not answer;
 //! - it fails by the way of every other fault: it applies nothing more, its reads are refused, and its consensus ends.
 
 use super::marks::{Report, Verdict, judge};
@@ -29,6 +30,7 @@ use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// How often members compare, in heartbeats: every 4 s with the default.
 const EVERY_HEARTBEATS: u32 = 20;
@@ -77,9 +79,11 @@ fn pause(time: Duration) -> Duration {
 /// Marks the folder, and ends this member's part in the group.
 async fn isolate(shared: &Arc<Shared>, membership: &Membership, reason: Reason) {
     tracing::error!(node = shared.identity.node, %reason, "this member's state is not that of the group");
-    let fault = match shared.state.distrust(super::reseed::word(membership)).await {
-        Ok(()) => Fault::from_reason(reason),
-        Err(fault) => fault,
+    let marked = shared.state.distrust(super::reseed::word(membership));
+    let fault = match timeout(shared.timing.election_max(), marked).await {
+        Ok(Err(fault)) => fault,
+        // A disk that stalls must not keep a wrong state in service. Without a mark the next life finds out again.
+        Ok(Ok(())) | Err(_) => Fault::from_reason(reason),
     };
     shared.state.fail(fault);
 }

@@ -1,7 +1,7 @@
 //! openraft's messages to the other members.
 //!
 //! Three connections to each member: votes and entries, heartbeats, snapshots. A heartbeat never waits behind data, and
-//! a snapshot delays neither. Every connection says for which group, from whom and to whom it is (`wire`'s hello), so
+//! a snapshot delays neither. (A fourth, of [`super::compare`], is not openraft's.) Every connection says for which group, from whom and to whom it is (`wire`'s hello), so
 //! that a wrong address is a refusal and not a vote.
 //!
 //! Every call has a timeout, for openraft sets none: a call that hangs would hold the log's purge for ever.

@@ -179,6 +179,8 @@ impl Reseed {
     ) -> Result<LogId, Refused> {
         let Asker { identity, timing, plaintext } = *asker;
         let mut client = client(PeerKind::Snapshot, identity, timing, plaintext, from);
+        call(&mut client, method::SEED_BEGIN, Bytes::new()).await?;
+        // Only for somebody who answers: it is an environment of its own.
         let draft = Draft::beside(&mut self.generations, self.map_bytes)?;
         let loaded = pull(&mut client, draft).await?;
         let at = loaded.view()?.applied().map(log_id);
@@ -198,9 +200,8 @@ impl Reseed {
     }
 }
 
-/// Receives a state, and verifies it.
+/// Receives a state that a member has begun to hand out, and verifies it.
 async fn pull(client: &mut PeerClient, mut draft: Draft) -> Result<Loaded, Refused> {
-    call(client, method::SEED_BEGIN, Bytes::new()).await?;
     let mut offset = 0u64;
     loop {
         let piece = call(client, method::SEED_NEXT, offset.to_bytes()).await?;

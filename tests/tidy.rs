@@ -29,7 +29,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 
 /// For each dependency, the only modules that may name it.
 const LIVES_IN: &[(&str, &[&str])] = &[
-    ("arc_swap", &["mvcc", "raft"]),
+    ("arc_swap", &["mvcc", "raft", "bench"]),
     ("bincode", &["codec"]),
     (
         "bytes",

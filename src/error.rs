@@ -310,6 +310,17 @@ pub enum Reason {
         /// The folder.
         path: String,
     },
+    /// This member has applied the same entries as the others and has another state than most of them: its memory or its disk
+    /// has failed it, or there is a bug. It takes no part any more. Start it again: it then gets the state of another member
+    /// before it does anything else.
+    StateDiffers {
+        /// The log index at which they were compared.
+        index: u64,
+        /// The hash of this member's state there.
+        own: u128,
+        /// The hash that a majority has.
+        others: u128,
+    },
     /// An assertion of this crate failed, and stopped the node before it could do harm. This is a bug: report it.
     AssertionFailed {
         /// Which.
@@ -373,6 +384,7 @@ impl Reason {
             | Self::BackupDamaged { .. }
             | Self::RestoreInterrupted { .. }
             | Self::AlreadyOpen { .. }
+            | Self::StateDiffers { .. }
             | Self::AssertionFailed { .. } => ErrorKind::Storage,
             Self::Closed => ErrorKind::Closed,
         }
@@ -483,6 +495,13 @@ impl fmt::Display for Reason {
             }
             Self::RestoreInterrupted { path } => {
                 write!(f, "restoring a backup into {path} did not end: restore it again")
+            }
+            Self::StateDiffers { index, own, others } => {
+                write!(
+                    f,
+                    "the state at log index {index} has hash {own:032x} and that of a majority {others:032x}: \
+                     start this member again, and it gets the state of another"
+                )
             }
             Self::Closed => f.write_str("shut down"),
             Self::Unrecognized { text } => f.write_str(text),

@@ -47,7 +47,7 @@ named! {
         // Snapshots, and small files.
         SnapshotAsked, SnapshotBuild, SnapshotSynced, SnapshotSend, SnapshotSendsChunk, SnapshotSent,
         SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotValid, SnapshotInstall, SnapshotLogFlushed,
-        SnapshotPublished, SnapshotSwapped, SnapshotInstalled, FileDrafted, FileSynced, FileRenamed,
+        SnapshotPublished, SnapshotSwapped, SnapshotInstalled, SeedBegin, SeedChunk, SeedFits, SeedTrusted, FileDrafted, FileSynced, FileRenamed,
         EnvDrafted, EnvRenamed, FolderSynced,
         // Compaction.
         CompactApplied, CompactStep, CompactStepWritten, CompactStepDone,
@@ -81,6 +81,8 @@ named! {
         WatchSkipsWhenItResumes, LateFollowIsAnswered, CompactionOneTooFar,
         // Snapshots.
         SnapshotWithOtherMeta,
+        // A state that is not trusted.
+        ReportsAnotherHash, UntrustedIsOpened, TrustedTooEarly,
         // Answers.
         RefusedMayHaveHappened,
     }

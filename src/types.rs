@@ -877,6 +877,9 @@ pub struct Status {
     pub is_short_of_room: bool,
     /// The members of the group, with their addresses.
     pub members: Vec<(NodeId, String)>,
+    /// The log index at which members have different states, and no majority has the same one, so that nobody can tell which
+    /// is right. All go on. Compare what they answer, and rebuild those that are wrong; until then do not trust the group.
+    pub states_differ_at: Option<u64>,
 }
 
 /// What a backup holds: what [`Node::backup`](crate::Node::backup) has written, or [`Backup::inspect`](crate::Backup::inspect)

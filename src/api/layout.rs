@@ -121,7 +121,7 @@ layout!(enum Followed { 1 => Step { number, progress, news }, 2 => Unknown });
 layout!(enum News { 1 => Changes { changes, next, fragment }, 2 => Ended(reason) });
 layout!(struct Status {
     id, group, leader, term, revision, applied_index, state_hash,
-    bytes_in_use, bytes_on_disk, quota, is_short_of_room, members,
+    bytes_in_use, bytes_on_disk, quota, is_short_of_room, members, states_differ_at,
 });
 
 /// The version of the layout of [`Proposal`]. A new field goes to the end of a new version.
@@ -313,6 +313,7 @@ reasons! {
     49 => BackupDamaged { offset, detail },
     50 => FolderNotEmpty { path },
     51 => RestoreInterrupted { path },
+    52 => StateDiffers { index, own, others },
 }
 
 #[cfg(test)]

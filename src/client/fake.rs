@@ -312,6 +312,7 @@ impl Fake {
                 quota: 0,
                 is_short_of_room: false,
                 members: Vec::new(),
+                states_differ_at: None,
             })),
             Request::ReadIndex | Request::Founding(_) => {
                 return Err(Error::new(Reason::Closed));

@@ -332,6 +332,7 @@ fn responses() -> Seeds {
         quota: 8,
         is_short_of_room: true,
         members: vec![(NodeId::from(1), "a:1".into())],
+        states_differ_at: Some(9),
     };
     let followed = Followed::Step { number: 1, progress: revision, news };
     let alive = vec![Ok(Duration::from_secs(9)), Err(Reason::LeaseNotFound { lease: 7.into() })];
@@ -350,9 +351,9 @@ fn responses() -> Seeds {
     ];
     let mut seeds: Seeds = all.iter().map(|(name, it)| seed(name, it.to_bytes())).collect();
     // Each reason that there is, with numbers for whatever it names.
-    for number in 1..=46 {
-        let fields = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2];
-        for length in [0, 1, 4, 8, 16] {
+    for number in 1..=52 {
+        let fields = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2][..], &[0; 24]].concat();
+        for length in [0, 1, 4, 8, 12, 16, 40] {
             let reason = [&[number], &fields[..length]].concat();
             let length = (reason.len() as u32).to_be_bytes();
             let bytes = [&[0, 1, 0, 0, 0, 0][..], &length, &reason].concat();

@@ -25,7 +25,8 @@ use super::read::Reader;
 use super::records::{FIRST_TURN, Head, Image, Membership, Value, next_turn};
 use super::tables::Tables;
 use super::{
-    Batch, Body, Entry, LeaseChange, LogPosition, Outcome, Stop, Store, hash, keys, split,
+    Batch, Body, Entry, LeaseChange, LogPosition, MARK_EVERY, Mark, Outcome, Stop, Store, hash,
+    keys, split,
 };
 use crate::api::{Applied, Command, Position, check_txn};
 use crate::error::{Fault, Reason};
@@ -82,11 +83,17 @@ impl Core {
             leases: Vec::new(),
             compacted: None,
         };
-        let outcomes = entries.iter().map(|entry| writer.entry(entry));
+        let mut marks = Vec::new();
+        let outcomes = entries.iter().map(|entry| {
+            let outcome = writer.entry(entry);
+            // Here and not after the batch: members batch differently.
+            marks.extend(writer.mark(entry.position.index));
+            outcome
+        });
         let outcomes = outcomes.collect::<Result<_, Fault>>()?;
         assert_eq!(writer.changes, 0, "a revision is ended by the command that began it");
         let Writer { touched, leases, compacted, .. } = writer;
-        Ok(Batch { outcomes, revision: self.head.revision, touched, leases, compacted })
+        Ok(Batch { outcomes, revision: self.head.revision, touched, leases, compacted, marks })
     }
 
     /// All that there is now.
@@ -166,6 +173,11 @@ impl Writer<'_> {
                 split(applied).map(Some)
             }
         }
+    }
+
+    /// The hash after an entry, if it is one of those that are noted down.
+    fn mark(&self, index: u64) -> Option<Mark> {
+        index.is_multiple_of(MARK_EVERY).then(|| Mark { index, hash: hash::of_state(self.head) })
     }
 
     fn membership(&mut self, new: Membership) {

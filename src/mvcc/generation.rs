@@ -9,6 +9,7 @@
 //! state-000007/    the state
 //! state-000008/    a draft: a snapshot is being loaded; rubbish, if the node dies before it is published
 //! RESTORING        a backup is being restored, and the rest is rubbish until this is gone
+//! UNTRUSTED        the state that counts is not to be opened: another one has to take its place first
 //! ```
 //!
 //! Invariants
@@ -17,7 +18,8 @@
 //! - without `CURRENT` there is no state; a folder with one that lost its `CURRENT`, or the other way round, was meddled
 //!   with, and a member that began anew there would forget what it has promised;
 //! - a folder into which a backup is being restored is no data folder: `RESTORING` is there before the first thing that is
-//!   restored, and goes when all of it is on the disk.
+//!   restored, and goes when all of it is on the disk;
+//! - a state that is not trusted is not opened: `UNTRUSTED` goes after `CURRENT` names another one, and not before.
 
 use crate::error::{Fault, Reason};
 use crate::fault::{Point, point};
@@ -31,6 +33,7 @@ const FIRST: u64 = 1;
 /// The number of a state that was restored. That one must be there from its first day; the first may not have been made.
 const RESTORED: u64 = FIRST + 1;
 const MARK: &str = "RESTORING";
+const UNTRUSTED: &str = "UNTRUSTED";
 /// What a file is called before it replaces another.
 const DRAFT: &str = "draft";
 /// The lock of the folder, which is no part of what is in it.
@@ -98,6 +101,27 @@ impl Generations {
         point(Point::SnapshotPublished);
         self.current = number;
         Ok(())
+    }
+
+    /// Marks the state that counts as one that is not to be opened again, and keeps a word about that. Who does so names
+    /// another one, and then [trusts](Self::trust) that.
+    pub(crate) fn distrust(&self, word: &[u8]) -> Result<(), Fault> {
+        lmdb::replace_file(&self.folder.join(UNTRUSTED), word)
+    }
+
+    /// The word about the state that counts in a folder, if that is not to be opened.
+    pub(crate) fn untrusted(folder: &Path) -> Result<Option<Vec<u8>>, Fault> {
+        let mark = folder.join(UNTRUSTED);
+        match fs::read(&mark) {
+            Ok(word) => Ok(Some(word)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Fault::disk(format!("cannot read {}", mark.display()), error)),
+        }
+    }
+
+    /// Another state counts now. If the power goes first, that one is replaced once more.
+    pub(crate) fn trust(&self) -> Result<(), Fault> {
+        remove_file(&self.folder, UNTRUSTED)
     }
 
     /// Removes the states before the one that counts. Only when they are closed.
@@ -186,11 +210,16 @@ impl Restoring {
     }
 
     fn remove_mark(&self) -> Result<(), Fault> {
-        let mark = self.0.join(MARK);
-        let tried = |error| Fault::disk(format!("cannot remove {}", mark.display()), error);
-        fs::remove_file(&mark).map_err(tried)?;
-        lmdb::sync_folder(&self.0)
+        remove_file(&self.0, MARK)
     }
+}
+
+/// Removes a file for good.
+fn remove_file(folder: &Path, name: &str) -> Result<(), Fault> {
+    let path = folder.join(name);
+    let tried = |error| Fault::disk(format!("cannot remove {}", path.display()), error);
+    fs::remove_file(&path).map_err(tried)?;
+    lmdb::sync_folder(folder)
 }
 
 /// Whether a name is of something that restoring makes.
@@ -297,6 +326,32 @@ mod tests {
         let states = Generations::open(folder.path()).unwrap();
         assert!(states.current().join("data.mdb").exists() && !draft.exists());
         assert!(folder.path().join("state-7").exists(), "not ours");
+    }
+
+    /// At whatever step the power goes, there is the mark, or a state that another one has taken the place of.
+    #[test]
+    fn a_state_that_is_not_trusted_stays_so_until_another_one_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let untrusted = || Generations::untrusted(folder.path()).unwrap();
+        let mut states = Generations::open(folder.path()).unwrap();
+        fill(&states.current());
+        assert_eq!(untrusted(), None);
+        states.distrust(b"why").unwrap();
+        let draft = states.draft();
+        fill(&draft);
+        Generations::open(folder.path()).unwrap();
+        assert_eq!(untrusted().as_deref(), Some(&b"why"[..]), "the draft was not named");
+        fill(&draft);
+        states.publish(&draft).unwrap();
+        assert_eq!(
+            untrusted().as_deref(),
+            Some(&b"why"[..]),
+            "it is named, and may go with the power"
+        );
+        let states = Generations::open(folder.path()).unwrap();
+        assert_eq!(states.current(), draft);
+        states.trust().unwrap();
+        assert_eq!(untrusted(), None);
     }
 
     #[test]

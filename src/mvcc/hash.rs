@@ -20,6 +20,10 @@ use super::records::{Head, Image, LeaseRow, Membership};
 use crate::codec::layout::Layout;
 use crate::types::LeaseId;
 
+/// What members compare that have the same. It goes up whenever a state of the same rows gets another hash, so that a group
+/// whose members are replaced by those of another version, one after the other, does not take that for damage.
+pub(crate) const HASH_FORMAT: u8 = 1;
+
 const KEY: u8 = 1;
 const LEASE: u8 = 2;
 const SETTINGS: u8 = 3;

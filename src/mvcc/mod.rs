@@ -68,6 +68,7 @@ pub(crate) use backup::{BackupReader, Inspector, Origin};
 pub(crate) use events::Events;
 pub(crate) use flush::Flush;
 pub(crate) use generation::{Generations, Restoring};
+pub(crate) use hash::HASH_FORMAT;
 pub(crate) use overlay::{Moment, Recent};
 pub(crate) use restore::Restorer;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
@@ -138,7 +139,20 @@ pub(crate) struct Batch {
     pub(crate) leases: Vec<LeaseChange>,
     /// The revision below which there is no history any more, if it has moved.
     pub(crate) compacted: Option<Revision>,
+    /// The hash after each entry whose index is a multiple of [`MARK_EVERY`].
+    pub(crate) marks: Vec<Mark>,
 }
+
+/// After how many entries the hash is noted down, for members to compare. A mark costs a hash of a hundred bytes.
+pub(crate) const MARK_EVERY: u64 = 16;
+
+/// The hash of the state after the entry at an index of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) index: u64,
+    pub(crate) hash: u128,
+}
+layout!(struct Mark { index, hash });
 
 /// What became of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use crate::raft::founding::{Desk, Founders};
 use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
 use crate::raft::member::{Member, Parts};
+use crate::raft::reseed::{Asker, Reseed};
 use crate::raft::state::State;
 use crate::wire::{self, Endpoint, Listener, RpcClient, check_plaintext};
 use std::collections::BTreeMap;
@@ -182,8 +183,8 @@ impl NodeBuilder {
         self
     }
 
-    /// How long [`form`](Self::form) waits for the other founders when the group is founded; five minutes unless said
-    /// otherwise.
+    /// How long [`form`](Self::form) waits for the other founders when the group is founded, and for another member when this
+    /// one's [state differs](Reason::StateDiffers); five minutes unless said otherwise.
     pub fn patience(mut self, founders: Duration) -> Self {
         self.patience = founders;
         self
@@ -229,7 +230,8 @@ impl NodeBuilder {
     ///   was [restored](crate::Backup::restore) into the folder of one founder and not of another, or not the same;
     /// - [`Reason::IncarnationRefused`] if the group exists and this folder is not the one that founded it: its data was
     ///   lost, and with it the votes it gave. It must not come back under the old id;
-    /// - [`Reason::Unreachable`], with the addresses, if founders do not answer within [`patience`](Self::patience);
+    /// - [`Reason::Unreachable`], with the addresses, if founders do not answer within [`patience`](Self::patience); or if this
+    ///   member's state [differed](Reason::StateDiffers) from that of the group, and no other hands its own out in that time;
     /// - if the folder is in use, damaged or from a newer version; if the address cannot be listened on.
     ///
     /// # Cancel safety
@@ -307,17 +309,13 @@ impl NodeBuilder {
         point(Point::StartLogOpen);
         let map_bytes = self.map_bytes.min(STATE_MAP_BYTES_MAX).next_multiple_of(MAP_STEP);
         let map_bytes = usize::try_from(map_bytes).unwrap_or(usize::MAX);
-        let state = State::open(&self.folder, map_bytes)?;
-        if log.is_pristine() && state.head().borrow().applied.is_some() {
-            // Begun anew, it would be another group with the same data, or a member that has forgotten its votes.
-            let folder = self.folder.display();
-            let lost = format!("{folder} has a state, and has lost the log that led to it");
-            return Err(Fault::corrupt(lost).into());
-        }
-        point(Point::StartStateOpen);
+        // A state that is not to be opened is replaced as soon as it is known who asks for another.
+        let reseed = Reseed::find(&self.folder, map_bytes)?;
+        let open = || self.open_state(map_bytes, &log);
+        let state = if reseed.is_none() { Some(open()?) } else { None };
         let records = Records::open(&log).await?;
-        let base = state.base();
-        if state.now().applied.is_none() {
+        let base = state.as_ref().and_then(|state| state.base());
+        if state.as_ref().is_some_and(|state| state.now().applied.is_none()) {
             records.check_base(base)?;
         }
         let solo = founders.is_none();
@@ -327,6 +325,14 @@ impl NodeBuilder {
         let server = listener.map(|it| wire::serve(it, Arc::new(Doorkeeper(Arc::clone(&door)))));
         let identity = self.identify(&desk, &log, solo).await?;
         point(Point::StartFounded);
+        if let Some(reseed) = reseed {
+            let asker = Asker { identity, timing: self.timing, plaintext: self.plaintext };
+            reseed.run(&log, &asker, desk.members(), self.patience).await?;
+        }
+        let state = match state {
+            Some(state) => state,
+            None => open()?,
+        };
         let parts = Parts {
             identity,
             timing: self.timing,
@@ -348,6 +354,19 @@ impl NodeBuilder {
             member.leads().await?;
         }
         Ok(Running { member, server, door, lock })
+    }
+
+    /// Opens the state, if there is the log that led to it.
+    fn open_state(&self, map_bytes: usize, log: &LogStore) -> Result<Arc<State>> {
+        let state = State::open(&self.folder, map_bytes)?;
+        if log.is_pristine() && state.head().borrow().applied.is_some() {
+            // Begun anew, it would be another group with the same data, or a member that has forgotten its votes.
+            let folder = self.folder.display();
+            let lost = format!("{folder} has a state, and has lost the log that led to it");
+            return Err(Fault::corrupt(lost).into());
+        }
+        point(Point::StartStateOpen);
+        Ok(state)
     }
 
     /// Locks the folder. The threads of a node that has just ended may hold it for another moment.

@@ -215,10 +215,12 @@ impl Node {
         self.runtime.run(unless_failed(failed, ready)).await
     }
 
-    /// Completes when the node has failed, with the cause: a failed disk, or bytes on it that have changed.
+    /// Completes when the node has failed, with the cause: a failed disk, bytes on it that have changed, or a state that
+    /// [differs](Reason::StateDiffers) from that of the group.
     ///
     /// A node that has failed takes no part in the group any more, and its process goes on. Shut it down and start it
-    /// again, or replace its folder and let it join as a new member.
+    /// again, or replace its folder and let it join as a new member. If its state differed, the start gets that of another
+    /// member first.
     ///
     /// # Cancel safety
     ///

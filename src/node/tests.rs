@@ -1,5 +1,7 @@
 //! A disk that fails under a running node, an end that is not waited for, and an entry that no message could carry.
 
+mod integrity;
+
 use super::*;
 use crate::error::ErrorKind;
 use crate::raft::log::tests::seam::{self, Disk};

@@ -13,6 +13,7 @@
 use super::format::{entry_bytes, log_id, position};
 use super::founding::{Answer, Ask};
 use super::identity::Founding;
+use super::marks::{Report, Verdict, judge};
 use super::network::method;
 use super::server::speaks_for;
 use super::{Entry, LogId, Membership, StoredMembership, Types, Vote};
@@ -77,6 +78,18 @@ pub(crate) fn peer_call(input: &[u8]) {
             None
         }
         (method::SNAPSHOT_END, _) => comes_back::<Vote>(body),
+        (method::MARKS, true) => {
+            if let Some(report) = comes_back::<Report>(body) {
+                let others = [(2, report.clone()), (3, report.clone())].into();
+                let judged = judge(FROM, &[FROM, 2, 3].into(), &report, &others);
+                assert!(matches!(judged, Verdict::Equal | Verdict::Unknown), "{judged:?}");
+            }
+            None
+        }
+        (method::SEED_NEXT, false) => {
+            comes_back::<u64>(body);
+            None
+        }
         _ => None,
     };
     if let Some(vote) = vote {
@@ -135,7 +148,7 @@ pub(crate) mod seeds {
     use super::super::{EntryPayload, Peer};
     use super::*;
     use crate::api::{Command, Proposal};
-    use crate::mvcc::LogPosition;
+    use crate::mvcc::{HASH_FORMAT, LogPosition, Mark};
     use crate::types::{LeaseId, Op, TxnOp};
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -200,6 +213,8 @@ pub(crate) mod seeds {
         let higher = AppendEntriesResponse::<Types>::HigherVote(vote());
         let granted = VoteResponse::<Types>::new(vote(), Some(at(4)), true);
         let chunk = [&[0; 8], &b"QSNP\x01"[..]].concat();
+        let mark = |index: u64| Mark { index, hash: u128::from(index) << 64 };
+        let report = Report { format: HASH_FORMAT, marks: vec![mark(1024), mark(1040)] };
         vec![
             seed(1, "append", &append.to_bytes()),
             seed(129, "append-partly", &partly.to_bytes()),
@@ -212,6 +227,10 @@ pub(crate) mod seeds {
             seed(5, "snapshot-begin", &[]),
             seed(6, "snapshot-chunk", &chunk),
             seed(7, "snapshot-end", &vote().to_bytes()),
+            seed(8, "marks", &[]),
+            seed(136, "marks-answered", &report.to_bytes()),
+            seed(9, "seed-begin", &[]),
+            seed(10, "seed-next", &(512u64 << 10).to_bytes()),
         ]
     }
 

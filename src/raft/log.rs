@@ -181,6 +181,32 @@ impl LogStore {
         shared.last.is_none() && shared.vote.is_none()
     }
 
+    /// The vote that was given last.
+    pub(super) fn vote(&self) -> Option<Vote> {
+        self.shared().vote
+    }
+
+    /// What is known to be committed.
+    pub(super) fn committed(&self) -> Option<LogId> {
+        self.shared().committed
+    }
+
+    /// What was cut off last at the front, and the end.
+    pub(super) fn ends(&self) -> (Option<LogId>, Option<LogId>) {
+        let shared = self.shared();
+        (shared.purged, shared.last)
+    }
+
+    /// The entry at an index by name, if it is there, or the last that was cut off.
+    pub(super) fn id_at(&self, index: u64) -> Result<Option<LogId>, Fault> {
+        let (purged, _) = self.ends();
+        if let Some(purged) = purged.filter(|purged| purged.index == index) {
+            return Ok(Some(purged));
+        }
+        let Some(end) = index.checked_add(1) else { return Ok(None) };
+        Ok(self.read(index, end, usize::MAX)?.first().map(|entry| entry.log_id))
+    }
+
     /// Reads a record of this member's own, such as its identity.
     pub(crate) fn read_meta(&self, name: Meta) -> Option<Bytes> {
         self.shared().values.get(&name).cloned()

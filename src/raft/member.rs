@@ -10,6 +10,7 @@
 //! executor must not cost the group its leader.
 
 use super::Types;
+use super::compare;
 use super::config::{History, Quota, Retention, Timing, config};
 use super::convoy::{Convoy, travel};
 use super::duties;
@@ -17,6 +18,7 @@ use super::founding::Desk;
 use super::identity::Identity;
 use super::log::{Health, LogStore};
 use super::machine::Machine;
+use super::marks::Verdict;
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
 use super::state::{FLUSH_EVERY, Head, State};
@@ -70,10 +72,12 @@ pub(crate) struct Shared {
     disk: Health,
     leadership: watch::Sender<Leadership>,
     refusals: Refusals,
+    /// What came of comparing the state with those of the others.
+    pub(crate) compared: watch::Sender<Verdict>,
     /// The first cause that has ended this member.
-    pub(super) failed: watch::Receiver<Option<Error>>,
+    pub(crate) failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
-    plaintext: bool,
+    pub(super) plaintext: bool,
     runtime: Handle,
 }
 
@@ -133,6 +137,13 @@ impl Shared {
             quota: self.quota.0,
             is_short_of_room: self.is_short_of_room(),
             members: members.collect(),
+            states_differ_at: match *self.compared.borrow() {
+                Verdict::Undecided { index } => Some(index),
+                Verdict::Unknown
+                | Verdict::Equal
+                | Verdict::Others { .. }
+                | Verdict::OwnFault { .. } => None,
+            },
         }
     }
 
@@ -250,6 +261,7 @@ impl Member {
             disk: log.health(),
             leadership: watch::Sender::new(Leadership::default()),
             refusals,
+            compared: watch::Sender::new(Verdict::Unknown),
             failed: failures,
             clients: Mutex::default(),
             plaintext,
@@ -264,6 +276,7 @@ impl Member {
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
         tasks.spawn(duties::watch_room(Arc::clone(&shared)));
+        tasks.spawn(compare::compare(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })

@@ -19,6 +19,7 @@
 //! - nothing here is `Err` to openraft unless this node must stop.
 
 pub(crate) mod backup;
+mod compare;
 pub(crate) mod config;
 pub(crate) mod convoy;
 mod duties;
@@ -31,15 +32,20 @@ pub(crate) mod identity;
 pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod machine;
+pub(crate) mod marks;
 pub(crate) mod member;
 pub(crate) mod network;
 #[cfg(feature = "sim")]
 pub(crate) mod peek;
 pub(crate) mod reads;
+pub(crate) mod reseed;
+mod seeds;
 pub(crate) mod server;
 pub(crate) mod state;
 pub(crate) mod watch;
 
+#[cfg(test)]
+pub(crate) mod astray;
 #[cfg(test)]
 mod leader_restore;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! openraft's messages to the other members.
 //!
 //! Three connections to each member: votes and entries, heartbeats, snapshots. A heartbeat never waits behind data, and
-//! a snapshot delays neither. Every connection says for which group, from whom and to whom it is (`wire`'s hello), so
+//! a snapshot delays neither. (A fourth, of [`super::compare`], is not openraft's.) Every connection says for which group, from whom and to whom it is (`wire`'s hello), so
 //! that a wrong address is a refusal and not a vote.
 //!
 //! Every call has a timeout, for openraft sets none: a call that hangs would hold the log's purge for ever.
@@ -41,12 +41,18 @@ pub(crate) mod method {
     pub(crate) const SNAPSHOT_CHUNK: u16 = 6;
     /// `vote`: validate and install it.
     pub(crate) const SNAPSHOT_END: u16 = 7;
+    /// The hashes that the state had on the way, to be compared.
+    pub(crate) const MARKS: u16 = 8;
+    /// Begin to hand out a whole state, whoever leads; what was handed out to this member before is dropped.
+    pub(crate) const SEED_BEGIN: u16 = 9;
+    /// `offset u64`: the bytes from there on, and none after the last.
+    pub(crate) const SEED_NEXT: u16 = 10;
 }
 
 /// The bytes of a snapshot in one message.
-const CHUNK_BYTES: usize = 512 << 10;
+pub(super) const CHUNK_BYTES: usize = 512 << 10;
 /// How long the receiver of a snapshot may take for one chunk, and for the installation.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Which members refuse to talk to this one, and why: not for now, as one that is down, but for who it is.
@@ -94,12 +100,23 @@ impl Network {
     }
 
     fn connection(&self, kind: PeerKind, target: u64, peer: &Peer) -> Connection {
-        let hello = hello(self.identity, self.timing, target, peer.incarnation);
-        let who = Endpoint { group: self.identity.group, node: self.identity.node };
-        let introduce = Arc::new(move || (who, hello.clone()));
-        let client = PeerClient::new(kind, peer.address.clone(), self.plaintext, introduce);
+        let client = client(kind, self.identity, self.timing, self.plaintext, (target, peer));
         Connection { client, target, timing: self.timing, refusals: self.refusals.clone() }
     }
+}
+
+/// Calls of one kind to a member, which is told who calls, and has to be who is called.
+pub(super) fn client(
+    kind: PeerKind,
+    own: Identity,
+    timing: Timing,
+    plaintext: bool,
+    (target, peer): (u64, &Peer),
+) -> PeerClient {
+    let hello = hello(own, timing, target, peer.incarnation);
+    let who = Endpoint { group: own.group, node: own.node };
+    let introduce = Arc::new(move || (who, hello.clone()));
+    PeerClient::new(kind, peer.address.clone(), plaintext, introduce)
 }
 
 /// What a member says first to another.
@@ -182,7 +199,7 @@ impl Connection {
     }
 }
 
-fn read_answer<A: Layout>(bytes: Bytes) -> Result<A, Error> {
+pub(super) fn read_answer<A: Layout>(bytes: Bytes) -> Result<A, Error> {
     let malformed = |_| Reason::Malformed { what: "answer of a member".to_owned() }.into();
     A::from_bytes(bytes).map_err(malformed)
 }

@@ -48,6 +48,8 @@ pub struct Peek {
     pub compacted: u64,
     /// The hash of the state there.
     pub hash: u128,
+    /// Where it has found that members differ, with no majority that has the same.
+    pub states_differ_at: Option<u64>,
     /// Why it has failed, if it has.
     pub failed: Option<Error>,
 }
@@ -76,6 +78,7 @@ impl Shared {
             revision: head.revision.get(),
             compacted: self.state.moment().map_or(0, |moment| moment.compact_revision().get()),
             hash,
+            states_differ_at: self.status().states_differ_at,
             failed: self.failed.borrow().clone(),
         }
     }

@@ -96,6 +96,9 @@ impl PeerServer {
             (PeerKind::Raft, method::VOTE) => self.vote(from, body, false).await,
             (PeerKind::Raft, method::PRE_VOTE) => self.vote(from, body, true).await,
             (PeerKind::Raft, method::TRANSFER) => self.transfer(from, body).await,
+            (PeerKind::Raft, method::MARKS) => self.marks(&body),
+            (PeerKind::Snapshot, method::SEED_BEGIN) => self.begin_seed(from, &body).await,
+            (PeerKind::Snapshot, method::SEED_NEXT) => self.next_of_seed(from, body).await,
             (PeerKind::Snapshot, method::SNAPSHOT_BEGIN) => self.begin(from).await,
             (PeerKind::Snapshot, method::SNAPSHOT_CHUNK) => self.chunk(from, body).await,
             (PeerKind::Snapshot, method::SNAPSHOT_END) => self.end(from, body).await,
@@ -133,6 +136,27 @@ impl PeerServer {
         speaks_for(from, request.from_leader())?;
         let answer = self.shared.raft.handle_transfer_leader(request).await;
         answer.map(|accepted| accepted.is_ok().to_bytes()).map_err(|_| self.shared.stopped())
+    }
+
+    /// What this member has to say of its state, unless it has no right to speak any more.
+    fn marks(&self, body: &Bytes) -> Result<Bytes, Error> {
+        is_empty(body)?;
+        self.shared.state.check()?;
+        Ok(self.shared.report().to_bytes())
+    }
+
+    async fn begin_seed(&self, from: u64, body: &Bytes) -> Result<Bytes, Error> {
+        is_empty(body)?;
+        point(Point::SeedBegin);
+        self.shared.state.begin_seed(from).await.map_err(|fault| self.shared.state.fail(fault))?;
+        Ok(Bytes::new())
+    }
+
+    async fn next_of_seed(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        point(Point::SeedChunk);
+        let offset: u64 = read(body)?;
+        let state = Arc::clone(&self.shared.state);
+        self.blocking(move || state.seeds.next(from, offset)).await
     }
 
     async fn begin(self: &Arc<Self>, from: u64) -> Result<Bytes, Error> {
@@ -247,6 +271,10 @@ fn finish(draft: Draft) -> Result<(SnapshotMetaOf, Loaded), LoadError> {
 
 fn read<T: Layout>(body: Bytes) -> Result<T, Error> {
     T::from_bytes(body).map_err(|_| malformed("message of a member"))
+}
+
+fn is_empty(body: &Bytes) -> Result<(), Error> {
+    if body.is_empty() { Ok(()) } else { Err(malformed("message of a member")) }
 }
 
 fn malformed(what: &str) -> Error {

@@ -30,12 +30,14 @@ use super::Types;
 use super::identity::Base;
 use super::leases::Lessor;
 use super::log::LogStore;
+use super::marks::{Marks, Report};
+use super::seeds::Seeds;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::Worker;
 use crate::mvcc::{
-    self, Core, Generations, LoadError, Moment, SnapshotLoader, Store, VERIFIED_BYTES, View,
+    self, Core, Generations, LoadError, Mark, Moment, SnapshotLoader, Store, VERIFIED_BYTES, View,
 };
 use crate::types::{Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
@@ -43,7 +45,7 @@ use bytes::Bytes;
 use openraft::storage::ApplyResponder;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 #[cfg(feature = "bench")]
 pub(crate) use thread::FLUSH_BYTES;
@@ -55,6 +57,9 @@ const COMPACT_ROWS: usize = 1000;
 
 /// How much of the log may wait to be applied, in kilobytes.
 const ROOM_UNITS: u32 = 32 << 10;
+
+/// How long a state that nobody reads may take to be closed.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// What is applied is flushed after so long, whether or not anybody needs it.
 pub(crate) const FLUSH_EVERY: Duration = Duration::from_millis(100);
@@ -86,6 +91,10 @@ pub(crate) struct State {
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
+    /// What was said of it to members that get a whole state.
+    pub(super) seeds: Seeds,
+    /// The hashes that it had on the way.
+    marks: Mutex<Marks>,
     fault: watch::Sender<Option<Error>>,
     /// The same in the words of whoever found it.
     first: OnceLock<Fault>,
@@ -134,6 +143,8 @@ impl State {
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
+            seeds: Seeds::default(),
+            marks: Mutex::default(),
             fault: watch::Sender::new(None),
             first: OnceLock::new(),
             #[cfg(feature = "sim")]
@@ -166,8 +177,11 @@ impl State {
         }
     }
 
-    /// All that is applied.
+    /// All that is applied; nothing of it, once it is known to be wrong.
     pub(crate) fn moment(&self) -> Result<Arc<Moment>, Fault> {
+        if let Some(fault) = self.first.get().filter(|it| is_wrong(it)) {
+            return Err(fault.clone());
+        }
         self.moment.load_full().ok_or_else(|| Fault::from_reason(Reason::Closed))
     }
 
@@ -182,7 +196,7 @@ impl State {
     }
 
     /// Whether this member has not failed.
-    fn check(&self) -> Result<(), Fault> {
+    pub(super) fn check(&self) -> Result<(), Fault> {
         self.first.get().cloned().map_or(Ok(()), Err)
     }
 
@@ -263,6 +277,30 @@ impl State {
     pub(crate) fn summary(&self) -> (Head, u128) {
         let moment = self.moment.load();
         moment.as_ref().map_or((self.now(), 0), |moment| (Head::of(moment), moment.hash()))
+    }
+
+    /// The hashes that the state had on the way, and the one that it has.
+    pub(super) fn report(&self) -> Report {
+        let (head, hash) = self.summary();
+        let now = head.applied.map(|index| Mark { index, hash });
+        self.marks().report(now)
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks the state as one that is not to be opened again, with a word for the next start. The mark is on the disk when
+    /// this returns.
+    pub(super) async fn distrust(self: &Arc<Self>, word: Bytes) -> Result<(), Fault> {
+        let (done, result) = oneshot::channel();
+        let mark = move |state: &Arc<Self>| {
+            let generations = state.generations.lock().unwrap_or_else(PoisonError::into_inner);
+            generations.distrust(&word)
+        };
+        // On that thread, so that it is done before the folder can be somebody else's.
+        self.send_to_disk(Job::Run(Arc::clone(self), answering(done, mark)))?;
+        result.await.unwrap_or_else(|_| Err(self.cause()))
     }
 
     /// The state, if it is one that no log leads to: nothing was applied to it, and yet it is not empty.
@@ -437,8 +475,7 @@ impl State {
         generations.remove_older()?;
         let folder = DraftFolder(generations.draft());
         drop(generations);
-        let loader = SnapshotLoader::new(&folder.0, self.map_bytes)?;
-        Ok(Draft { loader, folder })
+        Draft::new(folder, self.map_bytes)
     }
 
     /// Puts a loaded state in the place of the current one, after everything that was handed in.
@@ -464,6 +501,7 @@ impl State {
         drop(generations);
         let moment = core.moment();
         let revision = moment.revision();
+        self.marks().clear();
         self.show(moment);
         // The node may have ended meanwhile.
         self.measure()?;
@@ -492,9 +530,15 @@ impl State {
         let flusher = self.flusher.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Only now: nothing may be flushed without asking the log.
         self.follow(None);
+        self.seeds.close();
         let moment = self.moment.swap(None);
         (applier, flusher, moment.map(|moment| moment.store()))
     }
+}
+
+/// Whether a fault is that the state is not that of the group. What any other fault has left can still be read.
+fn is_wrong(fault: &Fault) -> bool {
+    matches!(fault.reason(), Reason::StateDiffers { .. })
 }
 
 /// Work whose result somebody waits for, who may have gone.
@@ -521,6 +565,16 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    fn new(folder: DraftFolder, map_bytes: usize) -> Result<Self, Fault> {
+        let loader = SnapshotLoader::new(&folder.0, map_bytes)?;
+        Ok(Self { loader, folder })
+    }
+
+    /// The same, before there is a state to be beside of.
+    pub(super) fn beside(generations: &mut Generations, map_bytes: usize) -> Result<Self, Fault> {
+        Self::new(DraftFolder(generations.draft()), map_bytes)
+    }
+
     pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), LoadError> {
         self.loader.push(chunk)
     }
@@ -558,6 +612,15 @@ impl Drop for DraftFolder {
 }
 
 impl Loaded {
+    /// Closes it, and makes it the state that the next opening finds.
+    pub(super) fn become_current(self, generations: &mut Generations) -> Result<(), Fault> {
+        let Self { store, folder } = self;
+        if !store.close(CLOSING) {
+            return Err(Fault::already_open(&folder.0));
+        }
+        generations.publish(&folder.keep())
+    }
+
     pub(crate) fn view(&self) -> Result<View, Fault> {
         self.store.view()
     }

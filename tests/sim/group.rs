@@ -96,6 +96,8 @@ pub struct Member {
     pub is_wiped: bool,
     /// Its disk may fail it.
     pub is_in_trouble: bool,
+    /// It says another hash of its state than that has, so that it is to find itself at fault.
+    pub differs: bool,
 }
 
 /// How a start went.
@@ -190,6 +192,11 @@ impl Member {
         self.host.runtime.is_some()
     }
 
+    /// Whether its next start gets the state of another, or this one does right now.
+    pub fn is_distrusted(&self) -> bool {
+        self.folder.join("UNTRUSTED").exists()
+    }
+
     pub fn is_paused(&self) -> bool {
         self.host.paused
     }
@@ -220,6 +227,7 @@ impl Group {
             starts: 0,
             sync_takes: setup.sync_takes[index],
             is_in_trouble: false,
+            differs: false,
             is_wiped: false,
         };
         let members = (0..setup.members).map(member).collect();
@@ -233,6 +241,10 @@ impl Group {
 
     /// Starts a member, on whatever its disk holds.
     pub fn start(&mut self, index: usize) {
+        if self.members[index].is_distrusted() {
+            // It has found out.
+            self.differ(index, false);
+        }
         let addresses: Vec<String> = self.members.iter().map(|it| it.address.clone()).collect();
         let member = &mut self.members[index];
         let takes = Trouble { sync_takes: member.sync_takes, ..Trouble::default() };
@@ -363,6 +375,30 @@ impl Group {
         self.members[index].is_wiped = true;
         self.book.pages().gone.insert(self.members[index].address.clone());
         disk::wipe(&self.members[index].folder);
+    }
+
+    /// From now on the state of a member seems to differ from those of the others, or does not any more.
+    pub fn differ(&mut self, index: usize, differs: bool) {
+        self.members[index].differs = differs;
+        self.points.differ(index, differs);
+    }
+
+    /// A member has found that its state is wrong, and has ended. There is nothing in that state that could be opened.
+    pub fn distrust(&mut self, index: usize) {
+        self.kill(index);
+        self.book.say(|| format!("the state of m{index} is not trusted"));
+        let folder = &self.members[index].folder;
+        disk::trouble(folder, Trouble::default());
+        let write = |path: PathBuf, content: &[u8]| {
+            let mut file = std::fs::File::create(path)?;
+            std::io::Write::write_all(&mut file, content)?;
+            file.sync_all()
+        };
+        let written = write(folder.join("UNTRUSTED"), b"by the simulation")
+            .and_then(|()| std::fs::File::open(folder)?.sync_all())
+            .and_then(|()| std::fs::read_to_string(folder.join("CURRENT")))
+            .and_then(|current| write(folder.join(current).join("data.mdb"), b"rubbish"));
+        written.expect("the disk of a member that has a state can be written");
     }
 
     /// The members that are to be well in the end.

@@ -170,6 +170,8 @@ pub fn recordings(images: u64) {
 fn mix_for(bug: Bug) -> Option<&'static str> {
     match bug {
         Bug::LateFollowIsAnswered => Some("Twice"),
+        Bug::ReportsAnotherHash => Some("Kill"),
+        Bug::UntrustedIsOpened | Bug::TrustedTooEarly => Some("Distrust,PowerLoss,Point"),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::dice::Dice;
 use crate::disk::Trouble;
-use crate::group::{CLIENTS, Group};
+use crate::group::{CLIENTS, Group, Member};
 use crate::net::{HostId, Weather};
 use crate::points::Happens;
 use quorate::Reason;
@@ -34,6 +34,10 @@ enum Fault {
     DiskFails,
     /// The disk of a member is lost.
     Wipe,
+    /// The state of a member was found to be wrong.
+    Distrust,
+    /// The state of a member seems to be wrong, which it has to find out.
+    Differ,
     /// The leader is cut off, and all others begin anew, without a memory of it.
     Usurp,
     /// The leader is cut off, and what it goes on to write will have to go again; its disk may be slow at that.
@@ -42,8 +46,10 @@ enum Fault {
     Point,
 }
 
-const ALL: [Fault; 20] = [
+const ALL: [Fault; 22] = [
     Fault::Wipe,
+    Fault::Distrust,
+    Fault::Differ,
     Fault::Usurp,
     Fault::Depose,
     Fault::Point,
@@ -77,6 +83,8 @@ pub struct Nemesis {
     ends: Vec<(Duration, End)>,
     calm: Weather,
     pub counts: Vec<(String, u64)>,
+    /// How many members have found their own states to differ.
+    pub found: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +118,17 @@ impl Nemesis {
         let quiet = group.setup.heartbeat * dice.within(10, 100) as u32;
         let next = group.setup.heartbeat * 60;
         let calm = group.setup.weather;
-        Self { dice, mix, points, quiet, next, ends: Vec::new(), calm, counts: Vec::new() }
+        Self {
+            dice,
+            mix,
+            points,
+            quiet,
+            next,
+            ends: Vec::new(),
+            calm,
+            counts: Vec::new(),
+            found: 0,
+        }
     }
 
     /// Nothing goes wrong any more.
@@ -118,7 +136,17 @@ impl Nemesis {
         let calm = group.setup.weather;
         let dice = Dice::new(0);
         let (mix, points, ends, counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { dice, mix, points, quiet: Duration::ZERO, next: Duration::MAX, ends, calm, counts }
+        Self {
+            dice,
+            mix,
+            points,
+            quiet: Duration::ZERO,
+            next: Duration::MAX,
+            ends,
+            calm,
+            counts,
+            found: 0,
+        }
     }
 
     /// Between two steps.
@@ -169,9 +197,10 @@ impl Nemesis {
         group.net.set_weather(self.calm);
         for index in 0..group.members.len() {
             group.pause(index, false);
-            if group.members[index].is_in_trouble {
+            if group.members[index].is_in_trouble || group.members[index].differs {
                 group.kill(index);
             }
+            group.differ(index, false);
             let sync_takes = group.members[index].sync_takes;
             group.trouble(index, Trouble { sync_takes, ..Trouble::default() });
             group.restart(index);
@@ -241,10 +270,27 @@ impl Nemesis {
             }
             Fault::Wipe => {
                 // Whoever has lost its disk is not let in again, so a majority has to be left.
-                let wiped = group.members.iter().filter(|member| member.is_wiped).count();
-                if (wiped + 1) * 2 < group.members.len() {
+                if can_spare_one(group) {
                     group.wipe(victim);
                     self.ends.push((until, End::Restart(victim)));
+                }
+            }
+            Fault::Differ => {
+                // As if it had applied something else: but what it answers is right, so that all other checks hold.
+                if can_spare_one(group) {
+                    group.differ(victim, true);
+                }
+            }
+            Fault::Distrust => {
+                // As in a group that has found it out by itself: there is a majority without it.
+                let member = &group.members[victim];
+                let has_state = member.peek().is_some_and(|peek| peek.applied.is_some());
+                if has_state && !member.is_paused() && !member.is_in_trouble && can_spare_one(group)
+                {
+                    group.distrust(victim);
+                    let until = group.now + beats(&mut self.dice, 0, 40);
+                    self.ends.push((until, End::Restart(victim)));
+                    self.power_may_follow(group, victim, until);
                 }
             }
             Fault::Usurp => {
@@ -356,7 +402,11 @@ impl Nemesis {
                 // As it should be.
                 continue;
             }
-            if !member.is_in_trouble {
+            let is_found = matches!(error.reason(), Reason::StateDiffers { .. }) && member.differs;
+            if is_found {
+                self.found += 1;
+            }
+            if !member.is_in_trouble && !is_found {
                 group.book.violation(format!("m{index} has failed without a reason: {error:?}"));
             }
             group.kill(index);
@@ -395,4 +445,11 @@ impl Nemesis {
             group.net.cut(CLIENTS, hosts[0]);
         }
     }
+}
+
+/// Whether a majority has its disk and a state, also without one more.
+fn can_spare_one(group: &Group) -> bool {
+    let is_without = |it: &&Member| it.is_wiped || it.differs || it.is_distrusted();
+    let without = group.members.iter().filter(is_without).count();
+    (without + 1) * 2 < group.members.len()
 }

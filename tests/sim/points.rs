@@ -10,7 +10,7 @@ use crate::disk;
 use crate::group::folder;
 use crate::net::{CLIENT_HOSTS, HostId, NOBODY, Net};
 use quorate::sim::{Bug, Hook, Point};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,6 +43,8 @@ struct State {
     happened: BTreeMap<usize, Happens>,
     passed: BTreeMap<Point, u64>,
     fired: BTreeMap<(Point, &'static str), u64>,
+    /// Members that say another hash of their states than those have.
+    differing: BTreeSet<usize>,
 }
 
 struct Armed {
@@ -76,6 +78,7 @@ impl Points {
             happened: BTreeMap::new(),
             passed: BTreeMap::new(),
             fired: BTreeMap::new(),
+            differing: BTreeSet::new(),
         };
         Self(Arc::new(Inner { net, book, folders, bugs, state: Mutex::new(state) }))
     }
@@ -91,6 +94,15 @@ impl Points {
             state.armed.remove(0);
         }
         state.armed.push(Armed { point, happens, skip });
+    }
+
+    /// From now on a member says another hash of its state than that has, or does not any more.
+    pub fn differ(&self, member: usize, differs: bool) {
+        let mut state = self.state();
+        match differs {
+            true => state.differing.insert(member),
+            false => state.differing.remove(&member),
+        };
     }
 
     pub fn disarm(&self) {
@@ -161,6 +173,10 @@ impl Hook for Points {
     }
 
     fn bug(&self, bug: Bug) -> bool {
+        let differs = |host: HostId| {
+            host != NOBODY && self.state().differing.contains(&(usize::from(host) - 1))
+        };
         self.0.bugs.contains(&bug)
+            || (bug == Bug::ReportsAnotherHash && differs(self.0.net.running()))
     }
 }

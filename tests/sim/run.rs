@@ -257,6 +257,7 @@ impl Run {
                     && peek.leader.is_some()
                     && peek.applied == first.applied
                     && peek.hash == first.hash
+                    && peek.states_differ_at.is_none()
                     && peek.revision <= self.truth.head()
             })
         })
@@ -302,6 +303,7 @@ impl Run {
             ("writes refused for want of room", pages.no_room),
             ("acts of holders", pages.acts.len() as u64),
             ("compactions asked for", pages.compactions.len() as u64),
+            ("states found to differ", self.nemesis.found),
             ("net: connections", net.connections),
             ("net: chunks sent", net.chunks),
             ("net: chunks lost once", net.lost),

@@ -195,3 +195,51 @@ async fn a_snapshot_is_not_installed_before_what_it_contradicts_is_gone_from_the
     assert_eq!(install.await, leader.vote());
     assert_eq!(member.shared.head().applied, Some(3));
 }
+
+/// Whoever has failed has no right to say what others are judged by, or to hand a state on.
+#[tokio::test]
+async fn a_member_says_what_its_state_was_and_hands_it_out_until_it_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(folder.path()).await;
+    let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+    let leader = Leader { server: Arc::clone(&server), node: 1, term: 3 };
+    leader.append(0, 20, Some(19)).await;
+    timeout(LONG, member.shared.applied(19)).await.expect("it hangs").unwrap();
+    let said = leader.call(PeerKind::Raft, method::MARKS, Bytes::new()).await;
+    assert_eq!(said, member.shared.state.report().to_bytes());
+    leader.call(PeerKind::Snapshot, method::SEED_BEGIN, Bytes::new()).await;
+    let mut draft = member.shared.state.draft().unwrap();
+    let mut offset = 0u64;
+    loop {
+        let next = leader.call(PeerKind::Snapshot, method::SEED_NEXT, offset.to_bytes()).await;
+        if next.is_empty() {
+            break;
+        }
+        offset += next.len() as u64;
+        draft.push(&next).unwrap();
+    }
+    let seeded = draft.finish().unwrap().view().unwrap();
+    assert_eq!(
+        (seeded.applied().map(|at| at.index), seeded.hash()),
+        (Some(19), member.shared.state.summary().1)
+    );
+
+    let call = async |kind, number, body: &'static [u8]| {
+        let answer = Arc::clone(&server).call(kind, 1, number, Bytes::from_static(body));
+        timeout(LONG, answer).await.expect("it hangs").unwrap_err().reason().clone()
+    };
+    let calls = [(PeerKind::Raft, method::MARKS), (PeerKind::Snapshot, method::SEED_BEGIN)];
+    for (kind, number) in calls {
+        let reason = call(kind, number, b"more").await;
+        assert!(matches!(reason, Reason::Malformed { .. }), "{reason:?}");
+    }
+    for body in [&b"\0\0\0\0\0\0\0\x01"[..], b"short"] {
+        let reason = call(PeerKind::Snapshot, method::SEED_NEXT, body).await;
+        assert!(matches!(reason, Reason::Malformed { .. }), "{reason:?}");
+    }
+    let differs = Reason::StateDiffers { index: 1, own: 1, others: 2 };
+    member.shared.state.fail(crate::error::Fault::from_reason(differs.clone()));
+    for (kind, number) in calls {
+        assert_eq!(call(kind, number, b"").await, differs);
+    }
+}

@@ -342,3 +342,57 @@ async fn a_snapshot_that_comes_after_the_end_opens_nothing() {
             .close(limit)
     );
 }
+
+/// Members batch differently, and have to have the same to compare.
+#[tokio::test]
+async fn hashes_are_noted_at_the_same_indexes_however_entries_come() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [state, other] = folders.each_ref().map(|folder| State::open_unsynced(folder.path()));
+    hand_in(&state, 0..40).await;
+    let report = state.report();
+    let indexes: Vec<u64> = report.marks.iter().map(|mark| mark.index).collect();
+    assert_eq!(indexes, [0, 0, 16, 32, 39], "the first is one of both kinds");
+    for index in 0..40 {
+        hand_in(&other, index..index + 1).await;
+        if index == 16 {
+            assert_eq!(report.marks[2], Mark { index, hash: other.summary().1 });
+        }
+    }
+    assert_eq!(other.report(), report);
+}
+
+/// What had been noted is of a state that does not count any more.
+#[tokio::test]
+async fn a_state_that_takes_the_place_of_another_clears_its_hashes() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [state, source] = folders.each_ref().map(|folder| State::open_unsynced(folder.path()));
+    hand_in(&state, 0..40).await;
+    hand_in(&source, 0..50).await;
+    let loaded = copy(&state, source.durable_view().await.unwrap()).unwrap();
+    state.swap(loaded).await.unwrap();
+    let (head, hash) = source.summary();
+    assert_eq!(state.report().marks, [Mark { index: head.applied.unwrap(), hash }]);
+    hand_in(&state, 50..65).await;
+    let indexes: Vec<u64> = state.report().marks.iter().map(|mark| mark.index).collect();
+    assert_eq!(indexes, [64, 64]);
+}
+
+/// Nobody is shown a state that is known to be wrong. After any other fault what was applied can still be read.
+#[tokio::test]
+async fn a_state_that_is_wrong_is_shown_to_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    hand_in(&state, 0..5).await;
+    state.fail(Fault::from_reason(Reason::StateDiffers { index: 4, own: 1, others: 2 }));
+    let refused = [
+        state.read(&TxnOp::default()).map(drop).unwrap_err(),
+        state.read(&TxnOp::single(Op::get("k1").0)).map(drop).unwrap_err(),
+        state.view().map(drop).unwrap_err(),
+        state.flushed_view().await.map(drop).unwrap_err(),
+        state.begin_seed(2).await.unwrap_err(),
+    ];
+    for fault in refused {
+        assert!(matches!(fault.reason(), Reason::StateDiffers { .. }), "{fault}");
+    }
+    assert!(state.close(Duration::from_secs(10)));
+}

@@ -196,6 +196,7 @@ impl Applier {
         let batch = self.core.apply(&entries)?;
         point(Point::StateApplied);
         state.lessor.note(&batch.leases);
+        state.marks().note(&batch.marks);
         state.show(self.core.moment());
         point(Point::StateShown);
         point(Point::WatchWake);

@@ -1,0 +1,141 @@
+//! Comparing states: every few seconds each member asks all others for the hashes that theirs had, and judges itself.
+//!
+//! ```text
+//! marks ⇄ marks of the others ─▶ judge ─┬─ equal
+//!                                       ├─ others differ: say so
+//!                                       ├─ nobody can tell: say so, and in `Status`
+//!                                       └─ own fault: mark the folder ─▶ fail ─▶ (the next start) reseed
+//! ```
+//!
+//! Checksums find what has changed on a disk. This finds what was wrong before it was sealed: a bug of ours in how a command is
+//! applied, a row that is gone together with what would have told of it, memory that lies.
+//!
+//! A member judges nobody but itself. It asks over connections that name both ends, like those for votes, so that it is its own
+//! group that answers.
+//!
+//! Invariants
+//! - a member that finds itself at fault is marked on the disk before it fails, so that no start opens that state again, unless
+//!   its disk does not answer;
+//! - it fails by the way of every other fault: it applies nothing more, its reads are refused, and its consensus ends.
+
+use super::marks::{Report, Verdict, judge};
+use super::member::Shared;
+use super::network::{client, method, read_answer};
+use super::{Membership, Peer};
+use crate::error::{Fault, Reason};
+use crate::fault::{Bug, bug};
+use crate::wire::{PeerClient, PeerKind};
+use bytes::Bytes;
+use futures::future::join_all;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How often members compare, in heartbeats: every 4 s with the default.
+const EVERY_HEARTBEATS: u32 = 20;
+
+/// Compares this member's state with those of the others, as long as it lives.
+pub(super) async fn compare(shared: Arc<Shared>) {
+    let mut peers = Peers::default();
+    loop {
+        tokio::time::sleep(pause(shared.timing.heartbeat * EVERY_HEARTBEATS)).await;
+        shared.state.seeds.drop_idle();
+        let membership = shared.membership();
+        let reports = peers.ask(&shared, &membership).await;
+        // What was applied meanwhile is more to find in common.
+        let own = shared.report();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let verdict = judge(shared.identity.node, &voters, &own, &reports);
+        if let Verdict::OwnFault { index, own, others } = verdict {
+            isolate(&shared, &membership, Reason::StateDiffers { index, own, others }).await;
+            return;
+        }
+        tell(&shared, verdict);
+    }
+}
+
+impl Shared {
+    /// What this member has to say of its state.
+    pub(super) fn report(&self) -> Report {
+        let mut report = self.state.report();
+        if bug(Bug::ReportsAnotherHash) {
+            // Nobody has the same.
+            let other = u128::from(self.identity.incarnation);
+            report.marks.iter_mut().for_each(|mark| mark.hash ^= other);
+        }
+        report
+    }
+}
+
+/// Between half of the time and once and a half, so that members do not fall into step.
+fn pause(time: Duration) -> Duration {
+    let half = u64::try_from(time.as_millis() / 2).unwrap_or(u64::MAX);
+    // Without randomness there is no jitter, which harms nobody.
+    let more = getrandom::u64().unwrap_or(half) % (2 * half).max(1);
+    Duration::from_millis(half + more)
+}
+
+/// Marks the folder, and ends this member's part in the group.
+async fn isolate(shared: &Arc<Shared>, membership: &Membership, reason: Reason) {
+    tracing::error!(node = shared.identity.node, %reason, "this member's state is not that of the group");
+    let marked = shared.state.distrust(super::reseed::word(membership));
+    let fault = match timeout(shared.timing.election_max(), marked).await {
+        Ok(Err(fault)) => fault,
+        // A disk that stalls must not keep a wrong state in service. Without a mark the next life finds out again.
+        Ok(Ok(())) | Err(_) => Fault::from_reason(reason),
+    };
+    shared.state.fail(fault);
+}
+
+/// Says what there is to say about others, once. What was found stays found until members were seen to be equal again.
+fn tell(shared: &Shared, verdict: Verdict) {
+    if verdict == Verdict::Unknown {
+        return;
+    }
+    let node = shared.identity.node;
+    let was = shared.compared.send_replace(verdict.clone());
+    match (was, verdict) {
+        (Verdict::Undecided { .. }, Verdict::Undecided { .. }) => {}
+        (_, Verdict::Undecided { index }) => {
+            tracing::error!(node, index, "members have different states, and no majority has one");
+        }
+        (Verdict::Others { nodes: before, .. }, Verdict::Others { nodes, .. })
+            if nodes == before => {}
+        (_, Verdict::Others { index, nodes }) => {
+            tracing::warn!(node, index, ?nodes, "these members have another state than a majority");
+        }
+        (_, Verdict::Unknown | Verdict::Equal | Verdict::OwnFault { .. }) => {}
+    }
+}
+
+/// The connections to the other members.
+#[derive(Default)]
+struct Peers(BTreeMap<u64, (Peer, PeerClient)>);
+
+impl Peers {
+    /// Asks all of them at once. Who does not answer has nothing to say.
+    async fn ask(&mut self, shared: &Shared, membership: &Membership) -> BTreeMap<u64, Report> {
+        self.follow(shared, membership);
+        let patience = shared.timing.election_min();
+        let asked = self.0.iter_mut().map(|(node, (_, client))| async move {
+            let answer = client.call(method::MARKS, Bytes::new(), patience).await;
+            Some((*node, answer.and_then(read_answer::<Report>).ok()?))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// One connection to each member that there is now.
+    fn follow(&mut self, shared: &Shared, membership: &Membership) {
+        let Shared { identity, timing, plaintext, .. } = *shared;
+        let others = membership.nodes().filter(|(node, _)| **node != identity.node);
+        let others: BTreeMap<u64, &Peer> = others.map(|(node, peer)| (*node, peer)).collect();
+        self.0.retain(|node, (peer, _)| others.get(node).is_some_and(|now| *now == peer));
+        for (node, peer) in others {
+            self.0.entry(node).or_insert_with(|| {
+                let client = client(PeerKind::Raft, identity, timing, plaintext, (node, peer));
+                (peer.clone(), client)
+            });
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A state that is not trusted is replaced by that of another member, before this one takes part again.
+//!
+//! ```text
+//! UNTRUSTED: the members  ─▶  ask one after the other  ─▶  a draft, verified  ─▶  does the log lead on from it?
+//!                                                                                   │ yes
+//!        the node starts  ◀─  the mark goes  ◀─  CURRENT names it  ◀─  the log ends where it does not contradict
+//! ```
+//!
+//! Only the state is not trusted. The log and the vote have checksums of their own and are read back as they were written, so
+//! this member has forgotten nothing that it promised: what it acknowledged is in its log, or in what it gets. It must not
+//! vote before, all the same, because consensus wants to know at its start how far the state is.
+//!
+//! Where the state may stand, beside the own log:
+//!
+//! ```text
+//! before its first entry    there would be a hole: another member has to be asked, or the same one later
+//! at one of its entries     the log goes on from there
+//! behind its end            openraft cuts the log up to it at the start, as after a snapshot whose log was not cut yet
+//! at an index where the     that entry was never committed, nor was any after it, for the state is of what was: they
+//! log has another entry     go, as they would with the leader's next message
+//! ```
+//!
+//! The state is believed as a snapshot is: its rows add up to its own hash. That the hash is the group's is what comparing finds
+//! out, again and again.
+//!
+//! Invariants
+//! - at whatever step the power goes, the mark is there, or the new state counts; with the mark nothing of the old state is
+//!   opened, and all begins anew;
+//! - of the log nothing goes but what was never committed.
+
+use super::config::Timing;
+use super::format::log_id;
+use super::identity::Identity;
+use super::log::LogStore;
+use super::network::{CHUNK_TIMEOUT, client, method};
+use super::state::{Draft, Loaded};
+use super::{LogId, Membership, Peer, aside};
+use crate::codec::layout::Layout;
+use crate::error::{Error, Fault, Reason};
+use crate::fault::{Bug, Point, bug, point};
+use crate::mvcc::{Generations, LoadError};
+use crate::wire::{PeerClient, PeerKind};
+use bytes::Bytes;
+use openraft::storage::RaftLogStorage;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What the mark says: whom to ask.
+pub(super) fn word(membership: &Membership) -> Bytes {
+    let members = membership.to_bytes();
+    [&crc32c::crc32c(&members).to_be_bytes()[..], &members].concat().into()
+}
+
+/// The members that a mark names. One that cannot be read is a mark all the same.
+fn read_word(word: Vec<u8>) -> Option<Membership> {
+    let mut word = Bytes::from(word);
+    let members = (word.len() > 4).then(|| word.split_off(4))?;
+    let is_whole = crc32c::crc32c(&members).to_be_bytes() == word[..];
+    Membership::from_bytes(members).ok().filter(|_| is_whole)
+}
+
+/// A data folder whose state is not to be opened.
+#[derive(Debug)]
+pub(crate) struct Reseed {
+    generations: Generations,
+    map_bytes: usize,
+    members: Option<Membership>,
+}
+
+/// Who gets a state, and how it is known to the others.
+#[derive(Debug)]
+pub(crate) struct Asker {
+    pub(crate) identity: Identity,
+    pub(crate) timing: Timing,
+    pub(crate) plaintext: bool,
+}
+
+/// Why a member's state was not taken.
+enum Refused {
+    /// Another may do better, or the same one later.
+    Now(Error),
+    /// This member's own disk.
+    Fault(Fault),
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<LoadError> for Refused {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Malformed(_) => Self::Now(Fault::from(error).into()),
+            LoadError::Fault(fault) => Self::Fault(fault),
+        }
+    }
+}
+
+impl Reseed {
+    /// Looks whether the state in a folder is one that is not to be opened.
+    pub(crate) fn find(folder: &Path, map_bytes: usize) -> Result<Option<Self>, Fault> {
+        let word = Generations::untrusted(folder)?;
+        let Some(word) = word.filter(|_| !bug(Bug::UntrustedIsOpened)) else { return Ok(None) };
+        let generations = Generations::open(folder)?;
+        Ok(Some(Self { generations, map_bytes, members: read_word(word) }))
+    }
+
+    /// Puts the state of another member in its place. `founders` are asked as well.
+    ///
+    /// # Errors
+    /// If no member hands a state out within `patience`, or this one's disk fails. Then it can be tried again.
+    ///
+    /// # Cancel safety
+    /// May be dropped: the next start begins anew.
+    pub(crate) async fn run(
+        mut self,
+        log: &LogStore,
+        asker: &Asker,
+        founders: impl Iterator<Item = (u64, Peer)>,
+        patience: Duration,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        let others = self.others(log, asker, founders);
+        tracing::warn!(
+            node = asker.identity.node,
+            "the state is not trusted: another member is asked for its own"
+        );
+        loop {
+            let mut refused = Vec::new();
+            for (node, peer) in &others {
+                match self.try_from(log, asker, (*node, peer)).await {
+                    Ok(at) => {
+                        tracing::info!(
+                            node = asker.identity.node,
+                            from = node,
+                            ?at,
+                            "the state was replaced"
+                        );
+                        return Ok(());
+                    }
+                    Err(Refused::Now(error)) => refused.push(format!("{}: {error}", peer.address)),
+                    Err(Refused::Fault(fault)) => return Err(fault.into()),
+                }
+            }
+            if started.elapsed() > patience {
+                return Err(no_seed(&refused));
+            }
+            tokio::time::sleep(asker.timing.heartbeat).await;
+        }
+    }
+
+    /// The other members, whoever led last before the rest.
+    fn others(
+        &self,
+        log: &LogStore,
+        asker: &Asker,
+        founders: impl Iterator<Item = (u64, Peer)>,
+    ) -> Vec<(u64, Peer)> {
+        let mut others: BTreeMap<u64, Peer> = founders.collect();
+        let known = self.members.iter().flat_map(|members| members.nodes());
+        others.extend(known.map(|(node, peer)| (*node, peer.clone())));
+        others.remove(&asker.identity.node);
+        let led = log.vote().map(|vote| vote.leader_id.node_id);
+        let mut others: Vec<_> = others.into_iter().collect();
+        others.sort_by_key(|(node, _)| Some(*node) != led);
+        others
+    }
+
+    /// Gets the state of one member, and makes it the one that counts.
+    async fn try_from(
+        &mut self,
+        log: &LogStore,
+        asker: &Asker,
+        from: (u64, &Peer),
+    ) -> Result<LogId, Refused> {
+        let Asker { identity, timing, plaintext } = *asker;
+        let mut client = client(PeerKind::Snapshot, identity, timing, plaintext, from);
+        call(&mut client, method::SEED_BEGIN, Bytes::new()).await?;
+        // Only for somebody who answers: it is an environment of its own.
+        let draft = Draft::beside(&mut self.generations, self.map_bytes)?;
+        let loaded = pull(&mut client, draft).await?;
+        let at = loaded.view()?.applied().map(log_id);
+        let at =
+            at.ok_or(LoadError::Malformed("the state of a member that has applied nothing"))?;
+        fit(log, at).await?;
+        if bug(Bug::TrustedTooEarly) {
+            self.generations.trust()?;
+        }
+        point(Point::SeedFits);
+        loaded.become_current(&mut self.generations)?;
+        if !bug(Bug::TrustedTooEarly) {
+            self.generations.trust()?;
+        }
+        point(Point::SeedTrusted);
+        Ok(at)
+    }
+}
+
+/// Receives a state that a member has begun to hand out, and verifies it.
+async fn pull(client: &mut PeerClient, mut draft: Draft) -> Result<Loaded, Refused> {
+    let mut offset = 0u64;
+    loop {
+        let piece = call(client, method::SEED_NEXT, offset.to_bytes()).await?;
+        if piece.is_empty() {
+            break;
+        }
+        offset += piece.len() as u64;
+        let pushed = aside(move || draft.push(&piece).map(|()| draft));
+        draft = pushed.await.map_err(Refused::Now)??;
+    }
+    Ok(aside(move || draft.finish()).await.map_err(Refused::Now)??)
+}
+
+async fn call(client: &mut PeerClient, method: u16, body: Bytes) -> Result<Bytes, Refused> {
+    client.call(method, body, CHUNK_TIMEOUT).await.map_err(Refused::Now)
+}
+
+/// Has the log end where it does not contradict a state at a committed entry, if it can lead on from there at all.
+async fn fit(log: &LogStore, at: LogId) -> Result<(), Refused> {
+    let (purged, last) = log.ends();
+    if purged.is_some_and(|purged| purged.index > at.index) {
+        return Err(unfit("the state of that member ends before the own log begins"));
+    }
+    if log.id_at(at.index)? == Some(at) {
+        return Ok(());
+    }
+    let mut kept = before(log, at.index)?;
+    // Before a committed entry there is none of a later term, so such ones were never committed.
+    while let Some(id) = kept.filter(|id| id.leader_id > at.leader_id) {
+        kept = before(log, id.index)?;
+    }
+    if kept == last {
+        return Ok(());
+    }
+    if kept < purged || kept < log.committed() {
+        return Err(unfit(
+            "the own log has committed something else than the state of that member",
+        ));
+    }
+    log.clone()
+        .truncate_after(kept)
+        .await
+        .map_err(|error| Fault::disk("cannot cut the log", error))?;
+    log.flush().await?;
+    Ok(())
+}
+
+/// The last entry before an index that the log knows of.
+fn before(log: &LogStore, index: u64) -> Result<Option<LogId>, Fault> {
+    let (_, Some(last)) = log.ends() else { return Ok(None) };
+    let Some(below) = index.checked_sub(1) else { return Ok(None) };
+    log.id_at(below.min(last.index))
+}
+
+fn unfit(what: &str) -> Refused {
+    Refused::Now(Reason::Malformed { what: what.to_owned() }.into())
+}
+
+/// Who was asked, and why in vain.
+fn no_seed(refused: &[String]) -> Error {
+    let why = if refused.is_empty() { "there is none".to_owned() } else { refused.join("; ") };
+    let detail = format!(
+        "the state of this member is not that of the group, and no other member hands its own out: {why}"
+    );
+    Reason::Unreachable { detail }.into()
+}
+
+#[cfg(test)]
+mod tests;

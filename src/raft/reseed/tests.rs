@@ -1,0 +1,91 @@
+//! Which states a log leads on from, and what of it goes.
+
+use super::*;
+use crate::mvcc::LogPosition;
+use crate::raft::{Entry, EntryPayload};
+use openraft::storage::IOFlushed;
+use std::collections::BTreeSet;
+
+fn id(term: u64, index: u64) -> LogId {
+    log_id(LogPosition { term, node: term, index })
+}
+
+/// A log with entries of these terms, from index 0 on.
+async fn log(folder: &Path, terms: &[u64]) -> LogStore {
+    let mut log = LogStore::open(folder, 64 << 20).unwrap();
+    let entry = |(index, term)| Entry { log_id: id(term, index), payload: EntryPayload::Blank };
+    let entries: Vec<_> = (0..).zip(terms.iter().copied()).map(entry).collect();
+    log.append(entries, IOFlushed::noop()).await.unwrap();
+    log
+}
+
+/// Where a log ends after it was made to fit a state; none, if that state is not for it.
+async fn end_after_fitting(log: &LogStore, at: LogId) -> Option<Option<LogId>> {
+    match fit(log, at).await {
+        Ok(()) => Some(log.ends().1),
+        Err(Refused::Now(_)) => None,
+        Err(Refused::Fault(fault)) => panic!("{fault}"),
+    }
+}
+
+#[tokio::test]
+async fn a_log_goes_on_from_a_state_at_one_of_its_entries() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = log(folder.path(), &[0, 1, 1, 2, 2]).await;
+    for at in [id(0, 0), id(1, 2), id(2, 4)] {
+        assert_eq!(end_after_fitting(&log, at).await, Some(Some(id(2, 4))), "{at}");
+    }
+    // Behind its end nothing contradicts it.
+    assert_eq!(end_after_fitting(&log, id(2, 9)).await, Some(Some(id(2, 4))));
+    assert_eq!(end_after_fitting(&log, id(5, 5)).await, Some(Some(id(2, 4))));
+}
+
+#[tokio::test]
+async fn entries_that_contradict_a_state_go_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&[u64], LogId, Option<LogId>); 5] = [
+        (&[0, 1, 2, 2, 2], id(3, 3), Some(id(2, 2))),
+        // The state is behind the end, and of a term below the last ones.
+        (&[0, 1, 5, 5], id(4, 9), Some(id(1, 1))),
+        (&[0, 1, 5, 5, 6], id(4, 3), Some(id(1, 1))),
+        (&[0, 1, 1, 2], id(3, 1), Some(id(0, 0))),
+        (&[5, 5], id(4, 0), None),
+    ];
+    for (number, (terms, at, end)) in cases.into_iter().enumerate() {
+        let folder = folder.path().join(number.to_string());
+        let log = log(&folder, terms).await;
+        assert_eq!(end_after_fitting(&log, at).await, Some(end), "case {number}");
+        assert!(log.close(Duration::from_secs(10)));
+        let log = LogStore::open(&folder, 64 << 20).unwrap();
+        assert_eq!(log.ends().1, end, "case {number}: it is on the disk");
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_the_log_does_not_lead_on_from_is_not_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = log(folder.path(), &[0, 1, 1, 2, 2, 3]).await;
+    log.purge(id(2, 3)).await.unwrap();
+    log.save_committed(Some(id(2, 4))).await.unwrap();
+    assert_eq!(end_after_fitting(&log, id(1, 2)).await, None, "there would be a hole");
+    assert_eq!(end_after_fitting(&log, id(1, 3)).await, None, "another entry was cut off");
+    assert_eq!(end_after_fitting(&log, id(4, 4)).await, None, "another entry was committed");
+    assert_eq!(log.ends().1, Some(id(3, 5)), "and nothing is lost");
+    assert_eq!(end_after_fitting(&log, id(2, 3)).await, Some(Some(id(3, 5))));
+    assert_eq!(end_after_fitting(&log, id(4, 5)).await, Some(Some(id(2, 4))), "its end was not");
+}
+
+#[test]
+fn a_mark_names_members_and_is_one_without() {
+    let peer = |id: u64| (id, Peer { address: format!("a:{id}"), incarnation: id });
+    let voters = vec![BTreeSet::from([1, 2])];
+    let members = Membership::new(voters, BTreeMap::from([1, 2].map(peer))).unwrap();
+    let said = word(&members);
+    assert_eq!(read_word(said.to_vec()), Some(members));
+    for length in 0..said.len() {
+        assert_eq!(read_word(said[..length].to_vec()), None);
+    }
+    let mut changed = said.to_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    assert_eq!(read_word(changed), None);
+}

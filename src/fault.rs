@@ -49,6 +49,9 @@ named! {
         SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotValid, SnapshotInstall, SnapshotLogFlushed,
         SnapshotPublished, SnapshotSwapped, SnapshotInstalled, FileDrafted, FileSynced, FileRenamed,
         EnvDrafted, EnvRenamed, FolderSynced,
+        // A smaller copy of the tables takes their place.
+        ShrinkBegins, ShrinkCopies, ShrinkCopied, ShrinkCatchesUp, ShrinkAsks, ShrinkSwitches, ShrinkSynced,
+        ShrinkAnnounced, ShrinkPublished, ShrinkShown, ShrinkRemoved,
         // Compaction.
         CompactApplied, CompactStep, CompactStepWritten, CompactStepDone,
         // Leases.

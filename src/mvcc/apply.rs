@@ -120,6 +120,26 @@ impl Core {
         Some(Flush { store: self.store.clone(), head, membership, overlay: frozen })
     }
 
+    /// The tables that everything is applied on top of.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Goes on with a copy of the tables in their place. Only when nothing is being flushed, and the copy stands where they
+    /// do: what is in memory is on top of the one as it was on top of the other.
+    pub(crate) fn move_to(&mut self, copy: Store) -> Result<(), Fault> {
+        assert!(
+            self.frozen.is_none(),
+            "what is being flushed goes to the tables that it was frozen for"
+        );
+        let (head, _) = copy.read_head()?;
+        if head != self.frozen_at {
+            return Err(Fault::assertion("a copy of the tables stands for another moment"));
+        }
+        self.store = copy;
+        Ok(())
+    }
+
     /// The tables have what was frozen. Returns it, for it may take a while to drop.
     pub(crate) fn flushed(&mut self) -> impl Send + use<> {
         self.frozen.take()

@@ -39,12 +39,27 @@ impl Flush {
         self.head.applied.map(|at| at.index)
     }
 
+    /// About how many bytes it keeps in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.overlay.bytes()
+    }
+
+    /// Whether it is for these tables.
+    pub(crate) fn is_for(&self, store: &Store) -> bool {
+        self.store.is(store)
+    }
+
     /// Writes it to the tables. Only the state's one writer thread may call this.
     ///
     /// After a loss of power the last flush may be gone, whole; the one before it is there. [`Store::force_sync`] makes
     /// sure of the last one too.
     pub(crate) fn write(&self) -> Result<(), Fault> {
-        let Self { store, head, membership, overlay } = self;
+        self.write_to(&self.store)
+    }
+
+    /// The same, to a copy of the tables that stands where they stood before this flush.
+    pub(crate) fn write_to(&self, store: &Store) -> Result<(), Fault> {
+        let Self { head, membership, overlay, .. } = self;
         let mut txn = store.env.write_txn()?;
         point(Point::FlushBegun);
         let tables = store.tables;

@@ -19,7 +19,7 @@ use super::log::{Health, LogStore};
 use super::machine::Machine;
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
-use super::state::{FLUSH_EVERY, Head, State};
+use super::state::{FLUSH_EVERY, Head, State, shrink_in_time};
 use crate::error::{Error, Fault, Reason};
 use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
@@ -262,6 +262,7 @@ impl Member {
         tasks.spawn(duties::reign(Arc::clone(&shared)));
         tasks.spawn(duties::expire(Arc::clone(&shared)));
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
+        tasks.spawn(shrink_in_time(Arc::clone(&shared.state)));
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
         tasks.spawn(duties::watch_room(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));

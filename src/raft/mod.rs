@@ -33,6 +33,7 @@ pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod member;
 pub(crate) mod network;
+mod pace;
 #[cfg(feature = "sim")]
 pub(crate) mod peek;
 pub(crate) mod reads;

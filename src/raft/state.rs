@@ -19,9 +19,11 @@
 //! - what is flushed next does not take more than [`FLUSH_BYTES`](thread::FLUSH_BYTES) and a share: then applying waits
 //!   until the flush before it is done;
 //! - nothing is flushed before the log is on the disk as far;
+//! - the tables are moved to a smaller file between two flushes ([`shrink`]), and readers follow with the next moment;
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
+mod shrink;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -41,6 +43,8 @@ use crate::types::{GetOp, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
+pub(crate) use shrink::shrink_in_time;
+use shrink::{Receiving, Shrinking};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -72,7 +76,8 @@ pub(crate) struct Head {
 pub(crate) struct State {
     /// All that there is. Gone once the node is shut down, so that a client that outlives it does not keep the folder open.
     moment: ArcSwapOption<Moment>,
-    generations: Mutex<Generations>,
+    generations: Generations,
+    shrinking: Shrinking,
     map_bytes: usize,
     /// The thread that applies, and the one that flushes.
     applier: Mutex<Option<Worker<Work>>>,
@@ -122,7 +127,8 @@ impl State {
         let applier = Applier::new(core);
         let state = Arc::new(Self {
             moment: ArcSwapOption::from_pointee(moment),
-            generations: Mutex::new(generations),
+            generations,
+            shrinking: Shrinking::default(),
             map_bytes,
             applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| {
                 applier.run(inbox)
@@ -447,12 +453,11 @@ impl State {
 
     /// An empty state beside the current one, to load a snapshot into.
     pub(crate) fn draft(&self) -> Result<Draft, Fault> {
-        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        // What an earlier snapshot replaced has no readers any more.
-        generations.remove_older()?;
-        let folder = DraftFolder(generations.draft());
-        drop(generations);
-        let loader = SnapshotLoader::new(&folder.0, self.map_bytes)?;
+        // Before it has a number: a copy that gets one later sees it, and gives way.
+        let receiving = self.shrinking.receiving();
+        self.generations.remove_older()?;
+        let folder = DraftFolder { path: self.generations.draft(), _receiving: Some(receiving) };
+        let loader = SnapshotLoader::new(&folder.path, self.map_bytes)?;
         Ok(Draft { loader, folder })
     }
 
@@ -474,9 +479,7 @@ impl State {
             .fetch_max(core.moment().applied().map_or(0, |at| at.index), Ordering::Relaxed);
         // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
         let folder = loaded.folder.keep();
-        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        generations.publish(&folder)?;
-        drop(generations);
+        self.generations.publish(&folder)?;
         let moment = core.moment();
         let revision = moment.revision();
         self.show(moment);
@@ -555,19 +558,23 @@ pub(crate) struct Loaded {
 
 /// A folder that goes away with its owner, unless it has become the current state.
 #[derive(Debug)]
-struct DraftFolder(PathBuf);
+struct DraftFolder {
+    path: PathBuf,
+    /// If it is for a snapshot.
+    _receiving: Option<Receiving>,
+}
 
 impl DraftFolder {
     fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.path)
     }
 }
 
 impl Drop for DraftFolder {
     fn drop(&mut self) {
-        if !self.0.as_os_str().is_empty() {
+        if !self.path.as_os_str().is_empty() {
             // What stays is removed when the node starts again.
-            let _ = std::fs::remove_dir_all(&self.0);
+            let _ = std::fs::remove_dir_all(&self.path);
         }
     }
 }

@@ -46,7 +46,7 @@ named! {
         FlushFrozen, FlushBegun, FlushWritten, FlushCommitted, FlushShown,
         // Snapshots, and small files.
         SnapshotAsked, SnapshotBuild, SnapshotSynced, SnapshotSend, SnapshotSendsChunk, SnapshotSent,
-        SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotValid, SnapshotInstall, SnapshotLogFlushed,
+        SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotResumes, SnapshotResumed, SnapshotValid, SnapshotInstall, SnapshotLogFlushed,
         SnapshotPublished, SnapshotSwapped, SnapshotInstalled, FileDrafted, FileSynced, FileRenamed,
         EnvDrafted, EnvRenamed, FolderSynced,
         // A smaller copy of the tables takes their place.

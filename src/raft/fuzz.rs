@@ -71,6 +71,14 @@ pub(crate) fn peer_call(input: &[u8]) {
             comes_back::<bool>(body);
             None
         }
+        (method::SNAPSHOT_BEGIN | method::SNAPSHOT_RESUME, false) => {
+            comes_back::<u64>(body);
+            None
+        }
+        (method::SNAPSHOT_RESUME, true) => {
+            comes_back::<Option<u64>>(body);
+            None
+        }
         (method::SNAPSHOT_CHUNK, false) => {
             let mut input = Input::new(body);
             let _ = (u64::read(&mut input), input.rest());

@@ -71,6 +71,8 @@ pub(super) fn meta(view: &View) -> Result<SnapshotMetaOf, Fault> {
 pub(crate) struct Machine {
     state: Arc<State>,
     log: Option<LogStore>,
+    /// What the log may take while it is not cut.
+    log_bytes_max: u64,
     /// The log index that was handed in last.
     handed_in: Option<u64>,
 }
@@ -80,7 +82,19 @@ impl Machine {
     pub(crate) fn new(state: Arc<State>, log: Option<LogStore>) -> Self {
         let handed_in = state.head().borrow().applied;
         state.follow(log.clone());
-        Self { state, log, handed_in }
+        Self { state, log, log_bytes_max: 0, handed_in }
+    }
+
+    /// The log may take so many bytes before it is cut although somebody is going to need it.
+    pub(crate) fn sparing(self, log_bytes_max: u64) -> Self {
+        Self { log_bytes_max, ..self }
+    }
+
+    /// Whether the log had better not be cut now: whoever gets a snapshot that is being sent needs what comes behind it, and
+    /// would need another snapshot if that were gone. As many bytes as a log has anyway are kept for that.
+    fn spares_log(&self) -> bool {
+        let has_room = |log: &LogStore| log.bytes() <= self.log_bytes_max;
+        self.state.sending.is_any() && self.log.as_ref().is_some_and(has_room)
     }
 
     async fn hand_in(&mut self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
@@ -183,6 +197,14 @@ impl RaftStateMachine<Types> for Machine {
     {
         let batch = entries.try_collect().await?;
         self.hand_in(batch).await.map_err(|fault| self.stop(fault))
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        // openraft asks again after as many entries.
+        if !force && self.spares_log() {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {

@@ -43,10 +43,10 @@ use crate::types::{GetOp, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
+use shrink::Shrinking;
 pub(crate) use shrink::shrink_in_time;
-use shrink::{Receiving, Shrinking};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 #[cfg(feature = "bench")]
@@ -71,6 +71,32 @@ pub(crate) struct Head {
     pub(crate) applied: Option<u64>,
 }
 
+/// How many snapshots of this member's are being sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sending(Arc<AtomicUsize>);
+
+impl Sending {
+    /// Another one is, until what this returns is dropped.
+    pub(crate) fn begin(&self) -> impl Drop + Send + use<> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Counted(Arc::clone(&self.0))
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// One of those that there are of something.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// The applied state, shared by all who read it.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -91,6 +117,7 @@ pub(crate) struct State {
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
+    pub(crate) sending: Sending,
     fault: watch::Sender<Option<Error>>,
     /// The same in the words of whoever found it.
     first: OnceLock<Fault>,
@@ -140,6 +167,7 @@ impl State {
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
+            sending: Sending::default(),
             fault: watch::Sender::new(None),
             first: OnceLock::new(),
             #[cfg(feature = "sim")]
@@ -561,7 +589,7 @@ pub(crate) struct Loaded {
 struct DraftFolder {
     path: PathBuf,
     /// If it is for a snapshot.
-    _receiving: Option<Receiving>,
+    _receiving: Option<Counted>,
 }
 
 impl DraftFolder {

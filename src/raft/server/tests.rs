@@ -9,6 +9,7 @@ use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
 use crate::raft::log::tests::seam::{self, Disk};
 use crate::raft::member::{Member, Parts};
+use crate::raft::network::SNAPSHOT_RATE;
 use crate::raft::state::State;
 use crate::raft::{Entry, EntryPayload, Membership, Peer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,8 +34,19 @@ async fn member(folder: &Path) -> Member {
     let timing = Timing::default();
     let history = History::All;
     let quota = Quota::default();
-    let parts =
-        Parts { identity, timing, quota, history, retention, log, state, desk, plaintext: true };
+    let (plaintext, snapshot_rate) = (true, SNAPSHOT_RATE);
+    let parts = Parts {
+        identity,
+        timing,
+        quota,
+        history,
+        retention,
+        snapshot_rate,
+        log,
+        state,
+        desk,
+        plaintext,
+    };
     Member::start(parts).await.unwrap()
 }
 

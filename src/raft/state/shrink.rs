@@ -30,7 +30,7 @@
 //! - the tail takes [`TAIL_BYTES`] at most. Who writes faster than a copy is made is not held up: the copy is given up.
 
 use super::thread::{Job, Work};
-use super::{Draft, DraftFolder, Loaded, State, answering};
+use super::{Counted, Draft, DraftFolder, Loaded, State, answering};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Point, point};
 use crate::mvcc::{Flush, LoadError, SnapshotLoader, SnapshotReader, Store, View};
@@ -99,10 +99,10 @@ impl Limits {
         free_percent: 10,
         free_bytes: 16 << 10,
         piece_bytes: 4 << 10,
-        bytes_per_second: NonZeroU64::new(256 << 10).unwrap(),
-        tail_bytes: 256 << 10,
+        bytes_per_second: NonZeroU64::new(64 << 10).unwrap(),
+        tail_bytes: 64 << 10,
         look_every: Duration::from_millis(50),
-        rest: Duration::from_millis(400),
+        rest: Duration::from_millis(200),
         map_bytes: None,
     };
 
@@ -192,20 +192,11 @@ impl Tail {
     }
 }
 
-/// A snapshot that is being received. It counts until it is dropped.
-#[derive(Debug)]
-pub(super) struct Receiving(Arc<AtomicUsize>);
-
-impl Drop for Receiving {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 impl Shrinking {
-    pub(super) fn receiving(&self) -> Receiving {
+    /// A snapshot is being received, until what this returns is dropped.
+    pub(super) fn receiving(&self) -> Counted {
         self.receiving.fetch_add(1, Ordering::SeqCst);
-        Receiving(Arc::clone(&self.receiving))
+        Counted(Arc::clone(&self.receiving))
     }
 
     fn with_tail<T>(&self, look: impl FnOnce(&mut Option<Tail>) -> T) -> T {
@@ -435,7 +426,7 @@ impl State {
             Ok(Copying { reader: SnapshotReader::new(view), draft })
         };
         let mut copying = beside(begin).await?;
-        let mut pace = Pace::new(bytes_per_second);
+        let pace = Pace::new(bytes_per_second);
         loop {
             let state = Arc::clone(self);
             let (next, length) = beside(move || copying.step(&state, piece_bytes)).await?;

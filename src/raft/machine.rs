@@ -348,6 +348,24 @@ mod tests {
         assert_eq!(machine.state.view().unwrap().applied().map(|at| at.index), Some(0));
     }
 
+    /// Whoever is getting a snapshot needs the log behind it; but not without bound.
+    #[tokio::test]
+    async fn the_log_is_not_cut_while_a_snapshot_is_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, machine) = open(folder.path());
+        let mut machine = machine.sparing(1 << 30);
+        log.append([put(0)], IOFlushed::noop()).await.unwrap();
+        apply(&mut machine, vec![put(0)]).await.unwrap();
+        assert!(machine.try_create_snapshot_builder(false).await.is_some());
+        let sending = machine.state.sending.begin();
+        assert!(machine.try_create_snapshot_builder(false).await.is_none());
+        assert!(machine.try_create_snapshot_builder(true).await.is_some());
+        let mut strict = machine.clone().sparing(0);
+        assert!(strict.try_create_snapshot_builder(false).await.is_some(), "it takes too much");
+        drop(sending);
+        assert!(machine.try_create_snapshot_builder(false).await.is_some());
+    }
+
     /// What is built and what is installed are the same state, also while it is written to, and the old one is gone.
     #[tokio::test]
     async fn an_installed_snapshot_is_the_state_it_was_made_of() {

@@ -332,3 +332,6 @@ impl RaftNetworkV2<Types> for Connection {
         Err(RPCError::Unreachable(Unreachable::new(&refused)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,6 +76,8 @@ named! {
         WipedFounderVotes, TailNotRewritten, FoundNamesNotSynced,
         // What is applied and not flushed.
         OverlayDroppedEarly, ViewAfterTransaction, ShownBeforeVisible,
+        // A smaller copy of it.
+        ShrinkWithoutTail, ShrinkNotSynced,
         // Reads.
         ReadWithoutIndex, LeaseReadWithoutConditions,
         // Leases, and what hangs on them.

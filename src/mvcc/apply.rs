@@ -113,11 +113,11 @@ impl Core {
         if self.head == self.frozen_at {
             return None;
         }
-        self.frozen_at = self.head;
+        let from = std::mem::replace(&mut self.frozen_at, self.head);
         let frozen = std::mem::replace(&mut self.active, Arc::new(Overlay::new(self.seed)));
         self.frozen = Some(Arc::clone(&frozen));
         let (head, membership) = (self.head, self.membership.clone());
-        Some(Flush { store: self.store.clone(), head, membership, overlay: frozen })
+        Some(Flush { store: self.store.clone(), from, head, membership, overlay: frozen })
     }
 
     /// The tables that everything is applied on top of.

@@ -28,6 +28,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Flush {
     pub(super) store: Store,
+    /// Where the tables stood before.
+    pub(super) from: Head,
     pub(super) head: Head,
     pub(super) membership: Option<Membership>,
     pub(super) overlay: Arc<Overlay>,
@@ -37,6 +39,11 @@ impl Flush {
     /// The log index that the tables will stand for.
     pub(crate) fn index(&self) -> Option<u64> {
         self.head.applied.map(|at| at.index)
+    }
+
+    /// Whether tables stand where this goes on: none before it is missing, and it was not written before.
+    pub(crate) fn is_next_for(&self, store: &Store) -> Result<bool, Fault> {
+        Ok(store.read_head()?.0 == self.from)
     }
 
     /// About how many bytes it keeps in memory.

@@ -73,7 +73,7 @@ pub(crate) use restore::Restorer;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::View;
 
-use crate::api::{Applied, Proposal};
+use crate::api::{Applied, Position, Proposal};
 use crate::codec::layout::layout;
 use crate::error::{Fault, Reason};
 use crate::lmdb;
@@ -198,9 +198,21 @@ impl Store {
         self.env.path() == other.env.path()
     }
 
-    /// Whether both stand for the same moment, to the hash of all rows.
+    /// Whether both stand for the same moment: heads, members, the number of rows of the present, and the end of history. How
+    /// much of its beginning waits to be removed is each one's own.
     pub(crate) fn stands_where(&self, other: &Self) -> Result<bool, Fault> {
-        Ok(self.read_head()? == other.read_head()?)
+        Ok(self.read_head()? == other.read_head()? && self.outline()? == other.outline()?)
+    }
+
+    fn outline(&self) -> Result<(Vec<u64>, Option<Position>), Fault> {
+        const PRESENT: [Table; 4] =
+            [Table::Latest, Table::Leases, Table::Attachments, Table::Dedup];
+        let txn = self.writers_txn()?;
+        let rows = PRESENT.into_iter().map(|table| self.tables.count(&txn, table));
+        let rows = rows.collect::<Result<_, Fault>>()?;
+        let head: Head = self.tables.meta(&txn)?;
+        let newest = self.tables.last(&txn, Table::Events)?.and_then(keys::parse_position);
+        Ok((rows, newest.filter(|at| at.revision >= head.compact_revision)))
     }
 
     /// How many bytes its file has, and how many of them no row needs: LMDB uses them again, and never gives them back.

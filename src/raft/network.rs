@@ -67,6 +67,15 @@ const RESUME_PATIENCE: Duration = Duration::from_secs(30);
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The same. What a simulated group has would fit one.
+fn chunk_bytes() -> usize {
+    #[cfg(feature = "sim")]
+    if crate::sim::world().is_some() {
+        return 2 << 10;
+    }
+    CHUNK_BYTES
+}
+
 /// Which members refuse to talk to this one, and why: not for now, as one that is down, but for who it is.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Refusals(Arc<Mutex<BTreeMap<u64, Error>>>);
@@ -197,7 +206,7 @@ impl Connection {
         self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
         let mut offset = 0u64;
-        while let Some(chunk) = reader.next_chunk(CHUNK_BYTES)? {
+        while let Some(chunk) = reader.next_chunk(chunk_bytes())? {
             self.send_chunk(transfer, offset, &chunk).await?;
             offset += chunk.len() as u64;
             self.bulk.pace.after(chunk.len()).await;

@@ -214,7 +214,7 @@ async fn receiving(folder: &Path) -> (Member, Leader, Vec<Bytes>) {
     let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
     let leader = Leader { server, node: 1, term: 1 };
     let chunks = snapshot(leader.at(5), Body::Membership(membership().to_bytes()));
-    (member, leader, chunks.iter().flat_map(|chunk| halves(chunk)).collect())
+    (member, leader, chunks.iter().flat_map(halves).collect())
 }
 
 fn halves(chunk: &Bytes) -> [Bytes; 2] {

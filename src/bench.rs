@@ -80,9 +80,9 @@ impl State {
     /// Flushes what was applied.
     pub fn flush(&self) -> Result<()> {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flush) = core.freeze() {
+        if let Some(mut flush) = core.freeze() {
             flush.write()?;
-            drop(core.flushed(flush.recent()));
+            drop(core.flushed(flush.take_recent()));
             self.moment.store(Arc::new(core.moment()));
         }
         Ok(())

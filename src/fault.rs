@@ -46,9 +46,13 @@ named! {
         FlushFrozen, FlushBegun, FlushWritten, FlushCommitted, FlushShown,
         // Snapshots, and small files.
         SnapshotAsked, SnapshotBuild, SnapshotSynced, SnapshotSend, SnapshotSendsChunk, SnapshotSent,
-        SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotValid, SnapshotInstall, SnapshotLogFlushed,
-        SnapshotPublished, SnapshotSwapped, SnapshotInstalled, SeedBegin, SeedChunk, SeedFits, SeedTrusted, FileDrafted, FileSynced, FileRenamed,
+        SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotResumes, SnapshotResumed, SnapshotValid, SnapshotInstall,
+        SnapshotLogFlushed, SnapshotPublished, SnapshotSwapped, SnapshotInstalled,
+        SeedBegin, SeedChunk, SeedFits, SeedTrusted, FileDrafted, FileSynced, FileRenamed,
         EnvDrafted, EnvRenamed, FolderSynced,
+        // A smaller copy of the tables takes their place.
+        ShrinkBegins, ShrinkCopies, ShrinkCopied, ShrinkCatchesUp, ShrinkAsks, ShrinkSwitches, ShrinkSynced,
+        ShrinkAnnounced, ShrinkPublished, ShrinkShown, ShrinkRemoved,
         // Compaction.
         CompactApplied, CompactStep, CompactStepWritten, CompactStepDone,
         // Leases.
@@ -73,6 +77,8 @@ named! {
         WipedFounderVotes, TailNotRewritten, FoundNamesNotSynced,
         // What is applied and not flushed.
         OverlayDroppedEarly, ViewAfterTransaction, ShownBeforeVisible, RecentShowsOlder,
+        // A smaller copy of it.
+        ShrinkWithoutTail, ShrinkNotSynced,
         // Reads.
         ReadWithoutIndex, LeaseReadWithoutConditions,
         // Leases, and what hangs on them.

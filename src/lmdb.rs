@@ -160,10 +160,13 @@ fn open_mapped(folder: &Path, options: Options) -> Result<Env, Fault> {
 
 /// Waits until an environment that is open in this process is closed; returns whether it is.
 fn has_closed(folder: &Path) -> bool {
+    closing(folder).is_none_or(|closing| closing.wait_timeout(CLOSING))
+}
+
+/// The end of the environment that is open in a folder, in this process.
+fn closing(folder: &Path) -> Option<heed::EnvClosingEvent> {
     // heed knows each by its real path.
-    let path = folder.canonicalize();
-    let closing = path.ok().and_then(heed::env_closing_event);
-    closing.is_none_or(|closing| closing.wait_timeout(CLOSING))
+    folder.canonicalize().ok().and_then(heed::env_closing_event)
 }
 
 /// Whether somebody has made tables here. They are made all at once, so one that is then missing was damaged, and must
@@ -227,20 +230,41 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), Fault> {
 
 /// Replaces a small file as a whole: after a loss of power it has the old content or the new.
 pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), Fault> {
-    let tried = |error| Fault::disk(format!("cannot write {}", path.display()), error);
-    let draft = path.with_extension("draft");
+    draft_file(path, content)?;
+    name_drafted(path)
+}
+
+fn draft_of(path: &Path) -> PathBuf {
+    path.with_extension("draft")
+}
+
+fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> Fault {
+    move |error| Fault::disk(format!("cannot write {}", path.display()), error)
+}
+
+/// The first half of [`replace_file`], which changes nothing yet, and needs room on the disk.
+pub(crate) fn draft_file(path: &Path, content: &[u8]) -> Result<(), Fault> {
     let write = || -> io::Result<()> {
-        let mut file = File::create(&draft)?;
+        let mut file = File::create(draft_of(path))?;
         io::Write::write_all(&mut file, content)?;
         point(Point::FileDrafted);
         file.sync_all()?;
         point(Point::FileSynced);
-        fs::rename(&draft, path)?;
-        point(Point::FileRenamed);
         Ok(())
     };
-    write().map_err(tried)?;
+    write().map_err(cannot_write(path))
+}
+
+/// The second half. After an error nobody knows which of the two contents a loss of power would leave.
+pub(crate) fn name_drafted(path: &Path) -> Result<(), Fault> {
+    fs::rename(draft_of(path), path).map_err(cannot_write(path))?;
+    point(Point::FileRenamed);
     path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Whether no environment is open in a folder, in this process.
+pub(crate) fn is_closed(folder: &Path) -> bool {
+    closing(folder).is_none()
 }
 
 /// Waits until no clone of the environment and no read transaction is left, so that the folder can be opened again.

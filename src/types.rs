@@ -869,7 +869,7 @@ pub struct Status {
     pub state_hash: u128,
     /// How many bytes of its state's file are in use: keys, history, leases.
     pub bytes_in_use: u64,
-    /// How large that file is.
+    /// How large that file is. It gets smaller some time after more than half of it, and more than 64 MiB, is not in use.
     pub bytes_on_disk: u64,
     /// How many bytes may be in use. With more than that, the group refuses whatever takes room.
     pub quota: u64,

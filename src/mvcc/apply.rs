@@ -125,12 +125,32 @@ impl Core {
         if self.head == self.frozen_at {
             return None;
         }
-        self.frozen_at = self.head;
+        let from = std::mem::replace(&mut self.frozen_at, self.head);
         let frozen = std::mem::replace(&mut self.active, Arc::new(Overlay::new(self.seed)));
         self.frozen = Some(Arc::clone(&frozen));
         let (head, membership) = (self.head, self.membership.clone());
         let (store, recent) = (self.store.clone(), self.recent.clone());
-        Some(Flush { store, head, membership, overlay: frozen, recent })
+        Some(Flush { store, from, head, membership, overlay: frozen, recent })
+    }
+
+    /// The tables that everything is applied on top of.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Goes on with a copy of the tables in their place. Only when nothing is being flushed, and the copy stands where they
+    /// do: what is in memory is on top of the one as it was on top of the other.
+    pub(crate) fn move_to(&mut self, copy: Store) -> Result<(), Fault> {
+        assert!(
+            self.frozen.is_none(),
+            "what is being flushed goes to the tables that it was frozen for"
+        );
+        let (head, _) = copy.read_head()?;
+        if head != self.frozen_at {
+            return Err(Fault::assertion("a copy of the tables stands for another moment"));
+        }
+        self.store = copy;
+        Ok(())
     }
 
     /// The tables have what was frozen, and `recent` is what [`Flush::recent`] says of it. Returns what is not needed any

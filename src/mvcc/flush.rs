@@ -28,6 +28,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Flush {
     pub(super) store: Store,
+    /// Where the tables stood before.
+    pub(super) from: Head,
     pub(super) head: Head,
     pub(super) membership: Option<Membership>,
     pub(super) overlay: Arc<Overlay>,
@@ -41,9 +43,24 @@ impl Flush {
         self.head.applied.map(|at| at.index)
     }
 
-    /// What is kept in memory once it is written.
-    pub(crate) fn recent(&self) -> Recent {
-        self.recent.followed_by(&self.overlay)
+    /// What is kept in memory once it is written. This may be kept longer than that, and lets go of it.
+    pub(crate) fn take_recent(&mut self) -> Recent {
+        std::mem::take(&mut self.recent).followed_by(&self.overlay)
+    }
+
+    /// Whether tables stand where this goes on: none before it is missing, and it was not written before.
+    pub(crate) fn is_next_for(&self, store: &Store) -> Result<bool, Fault> {
+        Ok(store.read_head()?.0 == self.from)
+    }
+
+    /// About how many bytes it keeps in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.overlay.bytes()
+    }
+
+    /// Whether it is for these tables.
+    pub(crate) fn is_for(&self, store: &Store) -> bool {
+        self.store.is(store)
     }
 
     /// Writes it to the tables. Only the state's one writer thread may call this.
@@ -51,7 +68,12 @@ impl Flush {
     /// After a loss of power the last flush may be gone, whole; the one before it is there. [`Store::force_sync`] makes
     /// sure of the last one too.
     pub(crate) fn write(&self) -> Result<(), Fault> {
-        let Self { store, head, membership, overlay, .. } = self;
+        self.write_to(&self.store)
+    }
+
+    /// The same, to a copy of the tables that stands where they stood before this flush.
+    pub(crate) fn write_to(&self, store: &Store) -> Result<(), Fault> {
+        let Self { head, membership, overlay, .. } = self;
         let mut txn = store.env.write_txn()?;
         point(Point::FlushBegun);
         let tables = store.tables;

@@ -7,14 +7,16 @@
 //! ```text
 //! CURRENT          "state-000007"        replaced as a whole: it names the old state or the new one
 //! state-000007/    the state
-//! state-000008/    a draft: a snapshot is being loaded; rubbish, if the node dies before it is published
+//! state-000008/    a draft: a snapshot is being loaded, or a smaller copy made; rubbish, if the node dies before it counts
 //! RESTORING        a backup is being restored, and the rest is rubbish until this is gone
 //! UNTRUSTED        the state that counts is not to be opened: another one has to take its place first
 //! ```
 //!
 //! Invariants
 //! - what `CURRENT` names is whole and on the disk before it is named;
-//! - a number is not used twice while the node lives, so a late reader of an old state cannot meet a new one;
+//! - a number is not used twice while the node lives, nor one that it found, so that a late reader of an old state cannot
+//!   meet a new one, nor what is left of an earlier node remove it;
+//! - one state after the other is published: those who do so wait for each other;
 //! - without `CURRENT` there is no state; a folder with one that lost its `CURRENT`, or the other way round, was meddled
 //!   with, and a member that began anew there would forget what it has promised;
 //! - a folder into which a backup is being restored is no data folder: `RESTORING` is there before the first thing that is
@@ -25,7 +27,9 @@ use crate::error::{Fault, Reason};
 use crate::fault::{Point, point};
 use crate::lmdb;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "state-";
@@ -43,9 +47,30 @@ const LOCK: &str = "LOCK";
 #[derive(Debug)]
 pub(crate) struct Generations {
     folder: PathBuf,
-    current: u64,
+    current: AtomicU64,
     /// The highest number that was given out.
-    highest: u64,
+    highest: AtomicU64,
+    /// Whether there may be states before the one that counts.
+    has_older: AtomicBool,
+}
+
+/// A draft whose name is ready to be the one that counts.
+#[derive(Debug)]
+#[must_use = "it does not count yet"]
+pub(crate) struct Announced<'a> {
+    generations: &'a Generations,
+    number: u64,
+}
+
+impl Announced<'_> {
+    /// Makes it the state that counts. After an error nobody knows whether it is, and nothing may be written to either.
+    pub(crate) fn publish(self) -> Result<(), Fault> {
+        let Self { generations, number } = self;
+        lmdb::name_drafted(&generations.folder.join(CURRENT))?;
+        generations.current.store(number, Ordering::SeqCst);
+        generations.has_older.store(true, Ordering::SeqCst);
+        Ok(())
+    }
 }
 
 impl Generations {
@@ -58,7 +83,13 @@ impl Generations {
             Some(current) => current,
             None => begin(folder)?,
         };
-        let generations = Self { folder: folder.to_owned(), current, highest: current };
+        let highest = numbers(folder)?.last().copied().unwrap_or(current).max(current);
+        let generations = Self {
+            folder: folder.to_owned(),
+            current: current.into(),
+            highest: highest.into(),
+            has_older: false.into(),
+        };
         generations.check_current()?;
         generations.remove_others(|_| true)?;
         Ok(generations)
@@ -79,28 +110,36 @@ impl Generations {
 
     /// The folder of the state that counts.
     pub(crate) fn current(&self) -> PathBuf {
-        self.path(self.current)
+        self.path(self.number())
+    }
+
+    fn number(&self) -> u64 {
+        self.current.load(Ordering::SeqCst)
     }
 
     /// A folder for a new state. It does not exist yet.
-    pub(crate) fn draft(&mut self) -> PathBuf {
-        self.highest += 1;
-        self.path(self.highest)
+    pub(crate) fn draft(&self) -> PathBuf {
+        self.path(self.highest.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
     /// Makes a draft the state that counts. What is in it must be on the disk.
-    pub(crate) fn publish(&mut self, draft: &Path) -> Result<(), Fault> {
+    pub(crate) fn publish(&self, draft: &Path) -> Result<(), Fault> {
+        self.announce(draft)?.publish()?;
+        point(Point::SnapshotPublished);
+        Ok(())
+    }
+
+    /// Does all that it takes to publish a draft but the last step. After an error the state that counted still does.
+    pub(crate) fn announce(&self, draft: &Path) -> Result<Announced<'_>, Fault> {
         let number = draft.file_name().and_then(|name| parse(&name.to_string_lossy()));
-        let number = number.filter(|number| self.path(*number) == draft && *number > self.current);
-        let number = number.ok_or_else(|| {
+        let is_draft = |number: &u64| self.path(*number) == draft && *number > self.number();
+        let number = number.filter(is_draft).ok_or_else(|| {
             Fault::assertion(format!("{} is no draft of this node", draft.display()))
         })?;
         lmdb::sync_folder(draft)?;
         lmdb::sync_folder(&self.folder)?;
-        write_current(&self.folder, number)?;
-        point(Point::SnapshotPublished);
-        self.current = number;
-        Ok(())
+        lmdb::draft_file(&self.folder.join(CURRENT), name(number).as_bytes())?;
+        Ok(Announced { generations: self, number })
     }
 
     /// Marks the state that counts as one that is not to be opened again, and keeps a word about that. Who does so names
@@ -124,9 +163,21 @@ impl Generations {
         remove_file(&self.folder, UNTRUSTED)
     }
 
-    /// Removes the states before the one that counts. Only when they are closed.
-    pub(crate) fn remove_older(&self) -> Result<(), Fault> {
-        self.remove_others(|number| number < self.current)
+    /// Removes the states before the one that counts that nobody has open any more; the others at a later call. Returns
+    /// whether there were any.
+    pub(crate) fn remove_older(&self) -> Result<bool, Fault> {
+        if !self.has_older.swap(false, Ordering::SeqCst) {
+            return Ok(false);
+        }
+        let (current, mut is_left, mut any) = (self.number(), false, false);
+        self.remove_others(|number| {
+            let is_open = number < current && !lmdb::is_closed(&self.path(number));
+            let is_over = number < current && !is_open;
+            (is_left, any) = (is_left || is_open, any || is_over);
+            is_over
+        })?;
+        self.has_older.fetch_or(is_left, Ordering::SeqCst);
+        Ok(any)
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -136,21 +187,29 @@ impl Generations {
     /// The state that counts must be there. Only the first one may not have been made yet.
     fn check_current(&self) -> Result<(), Fault> {
         let path = self.current();
-        if self.current == FIRST || path.join("data.mdb").exists() {
+        if self.number() == FIRST || path.join("data.mdb").exists() {
             return Ok(());
         }
         Err(Fault::corrupt(format!("{} is named by {CURRENT} and is not there", path.display())))
     }
 
-    fn remove_others(&self, which: impl Fn(u64) -> bool) -> Result<(), Fault> {
+    fn remove_others(&self, mut which: impl FnMut(u64) -> bool) -> Result<(), Fault> {
         for number in numbers(&self.folder)? {
-            if number != self.current && which(number) {
-                let path = self.path(number);
-                let tried = |error| Fault::disk(format!("cannot remove {}", path.display()), error);
-                fs::remove_dir_all(&path).map_err(tried)?;
+            if number != self.number() && which(number) {
+                remove(&self.path(number))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a state. Its owner may be about to do the same.
+fn remove(path: &Path) -> Result<(), Fault> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Fault::disk(format!("cannot remove {}", path.display()), error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -297,27 +356,31 @@ mod tests {
     #[test]
     fn the_published_state_counts_after_a_restart_and_the_rest_goes() {
         let folder = tempfile::tempdir().unwrap();
-        let mut states = Generations::open(folder.path()).unwrap();
+        let states = Generations::open(folder.path()).unwrap();
         assert_eq!(states.current(), folder.path().join("state-000001"));
         fill(&states.current());
         let (refused, loaded, late) = (states.draft(), states.draft(), states.draft());
         [&refused, &loaded, &late].into_iter().for_each(|draft| fill(draft));
         states.publish(&loaded).unwrap();
         assert_eq!(states.current(), loaded);
-        states.remove_older().unwrap();
+        assert!(states.remove_older().unwrap());
         assert!(!refused.exists() && loaded.exists() && late.exists());
 
-        let mut states = Generations::open(folder.path()).unwrap();
+        let states = Generations::open(folder.path()).unwrap();
         assert_eq!(states.current(), loaded);
         assert!(!late.exists());
-        assert_eq!(states.draft(), late);
+        assert_eq!(
+            states.draft(),
+            folder.path().join("state-000005"),
+            "a found number is not used"
+        );
         Generations::open(folder.path()).unwrap();
     }
 
     #[test]
     fn a_draft_that_was_not_published_leaves_the_old_state() {
         let folder = tempfile::tempdir().unwrap();
-        let mut states = Generations::open(folder.path()).unwrap();
+        let states = Generations::open(folder.path()).unwrap();
         fill(&states.current());
         let draft = states.draft();
         fill(&draft);
@@ -333,7 +396,7 @@ mod tests {
     fn a_state_that_is_not_trusted_stays_so_until_another_one_counts() {
         let folder = tempfile::tempdir().unwrap();
         let untrusted = || Generations::untrusted(folder.path()).unwrap();
-        let mut states = Generations::open(folder.path()).unwrap();
+        let states = Generations::open(folder.path()).unwrap();
         fill(&states.current());
         assert_eq!(untrusted(), None);
         states.distrust(b"why").unwrap();
@@ -357,7 +420,7 @@ mod tests {
     #[test]
     fn a_folder_that_was_meddled_with_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let mut states = Generations::open(folder.path()).unwrap();
+        let states = Generations::open(folder.path()).unwrap();
         let draft = states.draft();
         fill(&draft);
         states.publish(&draft).unwrap();

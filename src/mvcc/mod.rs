@@ -74,7 +74,7 @@ pub(crate) use restore::Restorer;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::{View, read};
 
-use crate::api::{Applied, Proposal};
+use crate::api::{Applied, Position, Proposal};
 use crate::codec::layout::layout;
 use crate::error::{Fault, Reason};
 use crate::lmdb;
@@ -207,6 +207,38 @@ impl Store {
         Ok(batch)
     }
 
+    /// Whether both are the same tables. No folder of a state gets its name twice while a node lives.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.env.path() == other.env.path()
+    }
+
+    /// Whether both stand for the same moment: heads, members, the number of rows of the present, and the end of history. How
+    /// much of its beginning waits to be removed is each one's own.
+    pub(crate) fn stands_where(&self, other: &Self) -> Result<bool, Fault> {
+        Ok(self.read_head()? == other.read_head()? && self.outline()? == other.outline()?)
+    }
+
+    fn outline(&self) -> Result<(Vec<u64>, Option<Position>), Fault> {
+        const PRESENT: [Table; 4] =
+            [Table::Latest, Table::Leases, Table::Attachments, Table::Dedup];
+        let txn = self.writers_txn()?;
+        let rows = PRESENT.into_iter().map(|table| self.tables.count(&txn, table));
+        let rows = rows.collect::<Result<_, Fault>>()?;
+        let head: Head = self.tables.meta(&txn)?;
+        let newest = self.tables.last(&txn, Table::Events)?.and_then(keys::parse_position);
+        Ok((rows, newest.filter(|at| at.revision >= head.compact_revision)))
+    }
+
+    /// How many bytes its file has, and how many of them no row needs: LMDB uses them again, and never gives them back.
+    pub(crate) fn free(&self) -> Result<(u64, u64), Fault> {
+        let (bytes, used) = (self.bytes()?, self.bytes_of_rows(&self.env.read_txn()?)?);
+        Ok((bytes, bytes.saturating_sub(used)))
+    }
+
+    fn bytes_of_rows(&self, txn: &lmdb::ReadTxn<'_>) -> Result<u64, Fault> {
+        Table::ALL.into_iter().map(|table| self.tables.bytes(txn, table)).sum()
+    }
+
     /// Deletes up to `rows_max` rows of history that are compacted away. Returns whether none is left. Only the state's
     /// one writer thread may call this; between two flushes, so that neither waits long for the other.
     pub(crate) fn compact_step(&self, rows_max: usize) -> Result<bool, Fault> {
@@ -243,8 +275,7 @@ impl Store {
     /// another one, and if it is too much there would never be.
     pub(crate) fn bytes_in_use(&self) -> Result<u64, Fault> {
         let txn = self.env.read_txn()?;
-        let pages = Table::ALL.into_iter().map(|table| self.tables.bytes(&txn, table));
-        let pages = pages.sum::<Result<u64, Fault>>()?;
+        let pages = self.bytes_of_rows(&txn)?;
         let head: Head = self.tables.meta(&txn)?;
         let held = match head.compact_revision == head.revision {
             true => compact::bytes_held(&txn, self.tables, head.revision)?,

@@ -212,6 +212,8 @@ pub(crate) struct SnapshotLoader {
     env: lmdb::Env,
     tables: Tables,
     stream: Unpacker,
+    /// How much is gathered for one write transaction.
+    gathers: usize,
 }
 
 impl std::fmt::Debug for SnapshotLoader {
@@ -234,7 +236,13 @@ impl SnapshotLoader {
     ) -> Result<Self, Fault> {
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::make(&env)?;
-        Ok(Self { env, tables, stream: Unpacker::new() })
+        Ok(Self { env, tables, stream: Unpacker::new(), gathers: LOAD_BYTES })
+    }
+
+    /// Writes whatever has come to so many bytes, for one that shares its disk with others who wait for it.
+    pub(crate) fn gathering(self, bytes: usize) -> Self {
+        assert!((1..=LOAD_BYTES).contains(&bytes), "what is gathered is bounded");
+        Self { gathers: bytes, ..self }
     }
 
     /// Takes the next bytes of the stream.
@@ -242,7 +250,7 @@ impl SnapshotLoader {
         // A chunk may be of any size; what is held is not.
         for part in chunk.chunks(LOAD_BYTES) {
             self.stream.push(part);
-            if self.stream.waiting() >= LOAD_BYTES {
+            if self.stream.waiting() >= self.gathers {
                 self.load()?;
             }
         }

@@ -153,6 +153,15 @@ impl Tables {
         Ok(self.rows(table).get_greater_than_or_equal_to(txn, key)?)
     }
 
+    /// The last key of a table, unchecked.
+    pub(super) fn last<'txn>(
+        &self,
+        txn: &'txn RoTxn<'_>,
+        table: Table,
+    ) -> Result<Option<&'txn [u8]>, Fault> {
+        Ok(self.rows(table).last(txn)?.map(|(key, _)| key))
+    }
+
     /// How many rows a table has.
     pub(super) fn count(&self, txn: &RoTxn<'_>, table: Table) -> Result<u64, Fault> {
         Ok(self.rows(table).len(txn)?)

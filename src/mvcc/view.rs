@@ -104,6 +104,11 @@ impl View {
         self.moment.front().is_empty()
     }
 
+    /// Whose tables it reads.
+    pub(crate) fn store(&self) -> Store {
+        self.moment.store.clone()
+    }
+
     /// The newest revision.
     pub(crate) fn revision(&self) -> Revision {
         self.head().revision

@@ -259,7 +259,11 @@ async fn history_is_forgotten_by_itself() {
     }
     let folder = tempfile::tempdir().unwrap();
     let builder = || Node::builder(folder.path());
-    for senseless in [builder().keep_revisions(0), builder().keep_history(second / 2)] {
+    for senseless in [
+        builder().snapshot_rate(0),
+        builder().keep_revisions(0),
+        builder().keep_history(second / 2),
+    ] {
         let error = senseless.solo().await.unwrap_err();
         assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
     }
@@ -303,4 +307,39 @@ async fn a_quota_that_is_used_up_stops_what_takes_room_until_there_is_some() {
     node.shutdown().await.unwrap();
     let error = Node::builder(folder.path()).quota(4096).solo().await.unwrap_err();
     assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
+}
+
+/// What was deleted and forgotten is given back to the file system, in the background, and a start finds the smaller file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_file_gets_smaller_by_itself_when_most_of_it_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let builder = || Node::builder(folder.path()).heartbeat(HEARTBEAT).keep_revisions(1);
+    let node = builder().solo().await.unwrap();
+    let client = node.client();
+    client.put("stays", "here").await.unwrap();
+    let value = vec![7; 1 << 20];
+    for number in 0..90 {
+        client.put(format!("k{number}"), value.clone()).await.unwrap();
+    }
+    node.shared().state.settled().await.unwrap();
+    let before = node.status().bytes_on_disk;
+    assert!(before > 90 << 20, "{before}");
+    client.delete("k".."l").await.unwrap();
+    let is_smaller = async {
+        // Each write makes what was before it history, and so lets it go.
+        while node.status().bytes_on_disk > 8 << 20 {
+            client.put("stays", "here").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(3 * LONG, is_smaller).await.expect("it stays as large");
+    let (hash, revision) = (node.status().state_hash, node.status().revision);
+    node.shutdown().await.unwrap();
+
+    let node = builder().solo().await.unwrap();
+    let status = node.status();
+    assert_eq!((status.state_hash, status.revision), (hash, revision));
+    assert!(status.bytes_on_disk < 8 << 20);
+    assert_eq!(node.client().get("stays").await.unwrap().unwrap().value, "here");
+    node.shutdown().await.unwrap();
 }

@@ -72,6 +72,14 @@ pub(crate) fn peer_call(input: &[u8]) {
             comes_back::<bool>(body);
             None
         }
+        (method::SNAPSHOT_BEGIN | method::SNAPSHOT_RESUME, false) => {
+            comes_back::<u64>(body);
+            None
+        }
+        (method::SNAPSHOT_RESUME, true) => {
+            comes_back::<Option<u64>>(body);
+            None
+        }
         (method::SNAPSHOT_CHUNK, false) => {
             let mut input = Input::new(body);
             let _ = (u64::read(&mut input), input.rest());
@@ -225,6 +233,9 @@ pub(crate) mod seeds {
             seed(4, "transfer", &transfer.to_bytes()),
             seed(132, "transfer-accepted", &[1]),
             seed(5, "snapshot-begin", &[]),
+            seed(5, "snapshot-begin-named", &7u64.to_bytes()),
+            seed(11, "snapshot-resume", &7u64.to_bytes()),
+            seed(139, "snapshot-resume-answered", &Some(512u64 << 10).to_bytes()),
             seed(6, "snapshot-chunk", &chunk),
             seed(7, "snapshot-end", &vote().to_bytes()),
             seed(8, "marks", &[]),

@@ -71,6 +71,8 @@ pub(super) fn meta(view: &View) -> Result<SnapshotMetaOf, Fault> {
 pub(crate) struct Machine {
     state: Arc<State>,
     log: Option<LogStore>,
+    /// What the log may take while it is not cut.
+    log_bytes_max: u64,
     /// The log index that was handed in last.
     handed_in: Option<u64>,
 }
@@ -80,7 +82,19 @@ impl Machine {
     pub(crate) fn new(state: Arc<State>, log: Option<LogStore>) -> Self {
         let handed_in = state.head().borrow().applied;
         state.follow(log.clone());
-        Self { state, log, handed_in }
+        Self { state, log, log_bytes_max: 0, handed_in }
+    }
+
+    /// The log may take so many bytes before it is cut although somebody is going to need it.
+    pub(crate) fn sparing(self, log_bytes_max: u64) -> Self {
+        Self { log_bytes_max, ..self }
+    }
+
+    /// Whether the log had better not be cut now: whoever gets a snapshot that is being sent needs what comes behind it, and
+    /// would need another snapshot if that were gone. As many bytes as a log has anyway are kept for that.
+    fn spares_log(&self) -> bool {
+        let has_room = |log: &LogStore| log.bytes() <= self.log_bytes_max;
+        self.state.sending.is_any() && self.log.as_ref().is_some_and(has_room)
     }
 
     async fn hand_in(&mut self, batch: Vec<EntryResponder<Types>>) -> Result<(), Fault> {
@@ -183,6 +197,14 @@ impl RaftStateMachine<Types> for Machine {
     {
         let batch = entries.try_collect().await?;
         self.hand_in(batch).await.map_err(|fault| self.stop(fault))
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        // openraft asks again after as many entries.
+        if !force && self.spares_log() {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
@@ -324,6 +346,24 @@ mod tests {
         apply(&mut machine, vec![put(0)]).await.unwrap();
         assert!(apply(&mut machine, vec![put(2)]).await.is_err());
         assert_eq!(machine.state.view().unwrap().applied().map(|at| at.index), Some(0));
+    }
+
+    /// Whoever is getting a snapshot needs the log behind it; but not without bound.
+    #[tokio::test]
+    async fn the_log_is_not_cut_while_a_snapshot_is_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, machine) = open(folder.path());
+        let mut machine = machine.sparing(1 << 30);
+        log.append([put(0)], IOFlushed::noop()).await.unwrap();
+        apply(&mut machine, vec![put(0)]).await.unwrap();
+        assert!(machine.try_create_snapshot_builder(false).await.is_some());
+        let sending = machine.state.sending.begin();
+        assert!(machine.try_create_snapshot_builder(false).await.is_none());
+        assert!(machine.try_create_snapshot_builder(true).await.is_some());
+        let mut strict = machine.clone().sparing(0);
+        assert!(strict.try_create_snapshot_builder(false).await.is_some(), "it takes too much");
+        drop(sending);
+        assert!(machine.try_create_snapshot_builder(false).await.is_some());
     }
 
     /// What is built and what is installed are the same state, also while it is written to, and the old one is gone.

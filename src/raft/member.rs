@@ -19,9 +19,10 @@ use super::identity::Identity;
 use super::log::{Health, LogStore};
 use super::machine::Machine;
 use super::marks::Verdict;
-use super::network::{Network, Refusals};
+use super::network::{Bulk, Network, Refusals};
+use super::pace::Pace;
 use super::reads::{Reads, rounds};
-use super::state::{FLUSH_EVERY, Head, State};
+use super::state::{FLUSH_EVERY, Head, State, shrink_in_time};
 use crate::error::{Error, Fault, Reason};
 use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
@@ -30,6 +31,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Instant as _, ServerState};
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -221,6 +223,8 @@ pub(crate) struct Parts {
     pub(crate) quota: Quota,
     pub(crate) history: History,
     pub(crate) retention: Retention,
+    /// How many bytes of snapshots are sent in a second.
+    pub(crate) snapshot_rate: NonZeroU64,
     pub(crate) log: LogStore,
     pub(crate) state: Arc<State>,
     pub(crate) desk: Desk,
@@ -235,11 +239,13 @@ impl Member {
 
     /// Starts the member on the current runtime.
     pub(crate) async fn start(parts: Parts) -> Result<Self, Error> {
-        let Parts { identity, timing, quota, history, retention, log, state, desk, plaintext } =
-            parts;
+        let Parts { identity, timing, quota, history, retention, snapshot_rate, .. } = parts;
+        let Parts { log, state, desk, plaintext, .. } = parts;
         let refusals = Refusals::default();
-        let network = Network::new(identity, timing, plaintext, refusals.clone());
+        let bulk = Bulk { pace: Pace::new(snapshot_rate), sending: state.sending.clone() };
+        let network = Network::new(identity, timing, plaintext, refusals.clone(), bulk);
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
+        let machine = machine.sparing(retention.bytes);
         let config = Arc::new(config(timing, retention));
         let raft = Raft::new(identity.node, config, network, log.clone(), machine).await;
         let raft = raft.map_err(|fatal| {
@@ -274,6 +280,7 @@ impl Member {
         tasks.spawn(duties::reign(Arc::clone(&shared)));
         tasks.spawn(duties::expire(Arc::clone(&shared)));
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
+        tasks.spawn(shrink_in_time(Arc::clone(&shared.state)));
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
         tasks.spawn(duties::watch_room(Arc::clone(&shared)));
         tasks.spawn(compare::compare(Arc::clone(&shared)));

@@ -35,6 +35,7 @@ pub(crate) mod machine;
 pub(crate) mod marks;
 pub(crate) mod member;
 pub(crate) mod network;
+mod pace;
 #[cfg(feature = "sim")]
 pub(crate) mod peek;
 pub(crate) mod reads;

@@ -5,11 +5,19 @@
 //! that a wrong address is a refusal and not a vote.
 //!
 //! Every call has a timeout, for openraft sets none: a call that hangs would hold the log's purge for ever.
+//!
+//! A snapshot is read piece by piece from one view, and goes no faster than [`SNAPSHOT_RATE`] or what the builder says, so
+//! that writes have the disk, the connection and the processors to themselves for most of the time. If its connection
+//! breaks it goes on from the last chunk that has come, as long as the receiver knows it: then the view is still there. Who
+//! was restarted meanwhile gets a new one. While a snapshot is being sent the log is not cut
+//! ([`Machine`](super::machine::Machine)), or whoever got it would need the next.
 
 use super::config::Timing;
 use super::format::position;
 use super::identity::Identity;
 use super::machine::{SnapshotData, SnapshotOf};
+use super::pace::Pace;
+use super::state::Sending;
 use super::{Peer, Types, Vote};
 use crate::codec::layout::Layout;
 use crate::error::{Error, ErrorKind, Fault, Reason};
@@ -25,9 +33,11 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// The numbers of the messages. Never reused.
 pub(crate) mod method {
@@ -35,7 +45,7 @@ pub(crate) mod method {
     pub(crate) const VOTE: u16 = 2;
     pub(crate) const PRE_VOTE: u16 = 3;
     pub(crate) const TRANSFER: u16 = 4;
-    /// Begin a snapshot; whatever was received of another is dropped.
+    /// `transfer u64`: begin a snapshot that is called so; whatever was received of another is dropped.
     pub(crate) const SNAPSHOT_BEGIN: u16 = 5;
     /// `offset u64 | bytes`
     pub(crate) const SNAPSHOT_CHUNK: u16 = 6;
@@ -47,13 +57,31 @@ pub(crate) mod method {
     pub(crate) const SEED_BEGIN: u16 = 9;
     /// `offset u64`: the bytes from there on, and none after the last.
     pub(crate) const SEED_NEXT: u16 = 10;
+    /// `transfer u64`: how many bytes of it have come? `none`, if it is not known, or not any more.
+    pub(crate) const SNAPSHOT_RESUME: u16 = 11;
 }
 
 /// The bytes of a snapshot in one message.
 pub(super) const CHUNK_BYTES: usize = 512 << 10;
+/// How many bytes of snapshots a member sends in a second, unless it is told otherwise. A gigabyte takes half a minute. That is
+/// a quarter of what a connection of 1 Gbit/s carries, and of what a plain disk writes: what is left is enough for every
+/// write that is not bulk by itself, and between two chunks there is nothing that a flush would have to wait for.
+pub(crate) const SNAPSHOT_RATE: NonZeroU64 =
+    NonZeroU64::new(32 << 20).expect("it is more than nothing");
+/// For how long it is tried to go on with a snapshot whose connection broke. Its view keeps pages from being reused.
+const RESUME_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the receiver of a snapshot may take for one chunk, and for the installation.
 pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same. What a simulated group has would fit one.
+fn chunk_bytes() -> usize {
+    #[cfg(feature = "sim")]
+    if crate::sim::world().is_some() {
+        return 2 << 10;
+    }
+    CHUNK_BYTES
+}
 
 /// Which members refuse to talk to this one, and why: not for now, as one that is down, but for who it is.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +115,15 @@ pub(crate) struct Network {
     timing: Timing,
     plaintext: bool,
     refusals: Refusals,
+    bulk: Bulk,
+}
+
+/// What all snapshots that a member sends have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Bulk {
+    /// One for all: two members that have fallen behind are no reason to go twice as fast.
+    pub(super) pace: Pace,
+    pub(super) sending: Sending,
 }
 
 impl Network {
@@ -95,13 +132,15 @@ impl Network {
         timing: Timing,
         plaintext: bool,
         refusals: Refusals,
+        bulk: Bulk,
     ) -> Self {
-        Self { identity, timing, plaintext, refusals }
+        Self { identity, timing, plaintext, refusals, bulk }
     }
 
     fn connection(&self, kind: PeerKind, target: u64, peer: &Peer) -> Connection {
         let client = client(kind, self.identity, self.timing, self.plaintext, (target, peer));
-        Connection { client, target, timing: self.timing, refusals: self.refusals.clone() }
+        let (timing, refusals, bulk) = (self.timing, self.refusals.clone(), self.bulk.clone());
+        Connection { client, target, timing, refusals, bulk }
     }
 }
 
@@ -153,6 +192,7 @@ pub(crate) struct Connection {
     target: u64,
     timing: Timing,
     refusals: Refusals,
+    bulk: Bulk,
 }
 
 impl Connection {
@@ -179,16 +219,15 @@ impl Connection {
         let at = snapshot.meta.last_log_id.as_ref().map(position);
         tracing::info!(?at, "sending a snapshot");
         point(Point::SnapshotSend);
-        self.client.call(method::SNAPSHOT_BEGIN, Bytes::new(), CHUNK_TIMEOUT).await?;
+        let _sending = self.bulk.sending.begin();
+        let transfer = name()?;
+        self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
         let mut offset = 0u64;
-        while let Some(chunk) = reader.next_chunk(CHUNK_BYTES)? {
-            let mut message = Vec::with_capacity(chunk.len() + 8);
-            offset.write(&mut message);
-            message.extend_from_slice(&chunk);
+        while let Some(chunk) = reader.next_chunk(chunk_bytes())? {
+            self.send_chunk(transfer, offset, &chunk).await?;
             offset += chunk.len() as u64;
-            point(Point::SnapshotSendsChunk);
-            self.client.call(method::SNAPSHOT_CHUNK, message.into(), CHUNK_TIMEOUT).await?;
+            self.bulk.pace.after(chunk.len()).await;
         }
         // The view keeps pages from being reused: it goes before the receiver's work begins.
         drop(reader);
@@ -197,6 +236,59 @@ impl Connection {
             self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT).await?;
         read_answer(answer)
     }
+
+    /// Has a chunk arrive, over as many connections as that takes.
+    async fn send_chunk(&mut self, transfer: u64, offset: u64, chunk: &Bytes) -> Result<(), Error> {
+        let message = Bytes::from([&offset.to_bytes()[..], chunk].concat());
+        let begun = Instant::now();
+        loop {
+            point(Point::SnapshotSendsChunk);
+            let sent = self.client.call(method::SNAPSHOT_CHUNK, message.clone(), CHUNK_TIMEOUT);
+            let error = match sent.await {
+                Ok(_) => return Ok(()),
+                Err(error) if !is_lost(&error) => return Err(error),
+                Err(error) => error,
+            };
+            // Has it arrived, or is it to be sent again?
+            match self.received(transfer, begun + RESUME_PATIENCE).await {
+                Some(received) if received == offset + chunk.len() as u64 => return Ok(()),
+                Some(received) if received == offset && begun.elapsed() < RESUME_PATIENCE => {}
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// How much of a transfer the receiver has, if it still knows it, and says so in time.
+    async fn received(&mut self, transfer: u64, until: Instant) -> Option<u64> {
+        while Instant::now() < until {
+            sleep(self.timing.heartbeat).await;
+            point(Point::SnapshotResumes);
+            let asked =
+                self.client.call(method::SNAPSHOT_RESUME, transfer.to_bytes(), CHUNK_TIMEOUT);
+            match asked.await {
+                Ok(answer) => return read_answer(answer).ok()?,
+                Err(error) if is_lost(&error) => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+}
+
+/// What this member calls a transfer, as it has called none before.
+fn name() -> Result<u64, Error> {
+    getrandom::u64().map_err(|error| {
+        let error = std::io::Error::other(error.to_string());
+        Fault::disk("cannot draw a random number", error).into()
+    })
+}
+
+/// Whether it is the connection that failed, and not the receiver that has refused.
+fn is_lost(error: &Error) -> bool {
+    matches!(
+        error.reason(),
+        Reason::ConnectionLost | Reason::Unreachable { .. } | Reason::DeadlinePassed { .. }
+    )
 }
 
 pub(super) fn read_answer<A: Layout>(bytes: Bytes) -> Result<A, Error> {
@@ -267,3 +359,6 @@ impl RaftNetworkV2<Types> for Connection {
         Err(RPCError::Unreachable(Unreachable::new(&refused)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@
 //! to achieve. From the question to the end of the install nothing is appended: the gate is closed. Heartbeats wait no
 //! longer for that than for openraft, which answers none while it installs, nor before what it accepted is written.
 
+mod drafts;
+
 use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
 use super::member::Shared;
 use super::network::method;
@@ -20,43 +22,30 @@ use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::LoadError;
 use crate::wire::{Hello, PeerKind, Status};
 use bytes::Bytes;
+use drafts::{Drafts, Receiving};
 use futures::future::poll_immediate;
 use openraft::errors::RaftError;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest,
 };
 use openraft::storage::Snapshot;
-use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::RwLock;
-use tokio::time::Instant;
-
-/// How many snapshots may be under way. One leader sends one; another begins while that of the last was cut off. Each is
-/// an environment of its own, and whoever calls itself a member can begin one.
-const DRAFTS_MAX: usize = 4;
 
 /// Answers the messages of other members.
 #[derive(Debug)]
 pub(crate) struct PeerServer {
     shared: Arc<Shared>,
     /// The snapshot that each member is sending.
-    drafts: Mutex<HashMap<u64, Receiving>>,
+    drafts: Drafts,
     /// Read while entries are handed to openraft, written while a snapshot is installed.
     gate: RwLock<()>,
 }
 
-#[derive(Debug)]
-struct Receiving {
-    draft: Draft,
-    received: u64,
-    /// When its last chunk came.
-    at: Instant,
-}
-
 impl PeerServer {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, drafts: Mutex::default(), gate: RwLock::default() }
+        Self { shared, drafts: Drafts::default(), gate: RwLock::default() }
     }
 
     /// Whether a member may talk to this one.
@@ -99,8 +88,9 @@ impl PeerServer {
             (PeerKind::Raft, method::MARKS) => self.marks(&body),
             (PeerKind::Snapshot, method::SEED_BEGIN) => self.begin_seed(from, &body).await,
             (PeerKind::Snapshot, method::SEED_NEXT) => self.next_of_seed(from, body).await,
-            (PeerKind::Snapshot, method::SNAPSHOT_BEGIN) => self.begin(from).await,
+            (PeerKind::Snapshot, method::SNAPSHOT_BEGIN) => self.begin(from, body).await,
             (PeerKind::Snapshot, method::SNAPSHOT_CHUNK) => self.chunk(from, body).await,
+            (PeerKind::Snapshot, method::SNAPSHOT_RESUME) => self.resume(from, body).await,
             (PeerKind::Snapshot, method::SNAPSHOT_END) => self.end(from, body).await,
             _ => Err(malformed("method")),
         }
@@ -159,17 +149,18 @@ impl PeerServer {
         self.blocking(move || state.seeds.next(from, offset)).await
     }
 
-    async fn begin(self: &Arc<Self>, from: u64) -> Result<Bytes, Error> {
+    async fn begin(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         point(Point::SnapshotBegin);
+        // An older version gives it no name.
+        let transfer = if body.is_empty() { None } else { Some(read(body)?) };
         // A draft that a broken transfer left behind goes first: there is room for one of each member.
-        let old = [self.take(from), self.take_oldest()];
+        let old = self.drafts.make_room(from);
         let state = Arc::clone(&self.shared.state);
         let draft = self.blocking(move || {
             drop(old);
             Ok(state.draft()?)
         });
-        let draft = draft.await?;
-        self.put(from, Receiving { draft, received: 0, at: Instant::now() });
+        self.drafts.put(from, Receiving::new(transfer, draft.await?));
         Ok(Bytes::new())
     }
 
@@ -178,23 +169,25 @@ impl PeerServer {
         let mut input = Input::new(body);
         let offset = u64::read(&mut input).map_err(|_| malformed("snapshot chunk"))?;
         let chunk = input.rest();
-        let Some(mut receiving) = self.take(from).filter(|it| it.received == offset) else {
-            return Err(malformed("snapshot: a chunk is missing"));
-        };
-        let receiving = self.blocking(move || {
-            receiving.received += chunk.len() as u64;
-            receiving.at = Instant::now();
-            receiving.draft.push(&chunk)?;
-            Ok(receiving)
-        });
-        self.put(from, receiving.await?);
+        let turn = self.drafts.turn(from).await.filter(|turn| drafts::is_next(turn, offset));
+        let turn = turn.ok_or_else(|| malformed("snapshot: a chunk is missing"))?;
+        self.blocking(move || drafts::push(turn, &chunk)).await?;
         Ok(Bytes::new())
+    }
+
+    /// Says how much has come of a transfer whose connection broke, if it is still known.
+    async fn resume(&self, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        let transfer: u64 = read(body)?;
+        let turn = self.drafts.turn(from).await;
+        point(Point::SnapshotResumed);
+        Ok(drafts::received(turn.as_ref(), transfer).to_bytes())
     }
 
     async fn end(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         let vote: Vote = read(body)?;
         speaks_for(from, &vote)?;
-        let receiving = self.take(from).ok_or_else(|| malformed("snapshot: it has not begun"))?;
+        let receiving = self.drafts.take(from).await;
+        let receiving = receiving.ok_or_else(|| malformed("snapshot: it has not begun"))?;
         point(Point::SnapshotEnd);
         let (mut meta, loaded) = self.blocking(move || finish(receiving.draft)).await?;
         if let Some(last) = meta.last_log_id.as_mut().filter(|_| bug(Bug::SnapshotWithOtherMeta)) {
@@ -232,22 +225,6 @@ impl PeerServer {
             Err(LoadError::Malformed(what)) => Err(malformed(what)),
             Err(LoadError::Fault(fault)) => Err(self.shared.state.fail(fault)),
         }
-    }
-
-    fn take(&self, from: u64) -> Option<Receiving> {
-        self.drafts.lock().unwrap_or_else(PoisonError::into_inner).remove(&from)
-    }
-
-    /// The draft that has rested longest, if there is no room for another.
-    fn take_oldest(&self) -> Option<Receiving> {
-        let mut drafts = self.drafts.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = drafts.iter().min_by_key(|(_, receiving)| receiving.at);
-        let oldest = oldest.map(|(from, _)| *from).filter(|_| drafts.len() >= DRAFTS_MAX)?;
-        drafts.remove(&oldest)
-    }
-
-    fn put(&self, from: u64, receiving: Receiving) {
-        self.drafts.lock().unwrap_or_else(PoisonError::into_inner).insert(from, receiving);
     }
 }
 

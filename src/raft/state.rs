@@ -19,9 +19,11 @@
 //! - what is flushed next does not take more than [`FLUSH_BYTES`](thread::FLUSH_BYTES) and a share: then applying waits
 //!   until the flush before it is done;
 //! - nothing is flushed before the log is on the disk as far;
+//! - the tables are moved to a smaller file between two flushes ([`shrink`]), and readers follow with the next moment;
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
+mod shrink;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -43,8 +45,10 @@ use crate::types::{Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::storage::ApplyResponder;
+use shrink::Shrinking;
+pub(crate) use shrink::shrink_in_time;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 #[cfg(feature = "bench")]
@@ -72,12 +76,39 @@ pub(crate) struct Head {
     pub(crate) applied: Option<u64>,
 }
 
+/// How many snapshots of this member's are being sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sending(Arc<AtomicUsize>);
+
+impl Sending {
+    /// Another one is, until what this returns is dropped.
+    pub(crate) fn begin(&self) -> impl Drop + Send + use<> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Counted(Arc::clone(&self.0))
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// One of those that there are of something.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// The applied state, shared by all who read it.
 #[derive(Debug)]
 pub(crate) struct State {
     /// All that there is. Gone once the node is shut down, so that a client that outlives it does not keep the folder open.
     moment: ArcSwapOption<Moment>,
-    generations: Mutex<Generations>,
+    generations: Generations,
+    shrinking: Shrinking,
     map_bytes: usize,
     /// The thread that applies, and the one that flushes.
     applier: Mutex<Option<Worker<Work>>>,
@@ -95,6 +126,7 @@ pub(crate) struct State {
     pub(super) seeds: Seeds,
     /// The hashes that it had on the way.
     marks: Mutex<Marks>,
+    pub(crate) sending: Sending,
     fault: watch::Sender<Option<Error>>,
     /// The same in the words of whoever found it.
     first: OnceLock<Fault>,
@@ -131,7 +163,8 @@ impl State {
         let applier = Applier::new(core);
         let state = Arc::new(Self {
             moment: ArcSwapOption::from_pointee(moment),
-            generations: Mutex::new(generations),
+            generations,
+            shrinking: Shrinking::default(),
             map_bytes,
             applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| {
                 applier.run(inbox)
@@ -145,6 +178,7 @@ impl State {
             lessor: Lessor::default(),
             seeds: Seeds::default(),
             marks: Mutex::default(),
+            sending: Sending::default(),
             fault: watch::Sender::new(None),
             first: OnceLock::new(),
             #[cfg(feature = "sim")]
@@ -294,10 +328,7 @@ impl State {
     /// this returns.
     pub(super) async fn distrust(self: &Arc<Self>, word: Bytes) -> Result<(), Fault> {
         let (done, result) = oneshot::channel();
-        let mark = move |state: &Arc<Self>| {
-            let generations = state.generations.lock().unwrap_or_else(PoisonError::into_inner);
-            generations.distrust(&word)
-        };
+        let mark = move |state: &Arc<Self>| state.generations.distrust(&word);
         // On that thread, so that it is done before the folder can be somebody else's.
         self.send_to_disk(Job::Run(Arc::clone(self), answering(done, mark)))?;
         result.await.unwrap_or_else(|_| Err(self.cause()))
@@ -470,11 +501,10 @@ impl State {
 
     /// An empty state beside the current one, to load a snapshot into.
     pub(crate) fn draft(&self) -> Result<Draft, Fault> {
-        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        // What an earlier snapshot replaced has no readers any more.
-        generations.remove_older()?;
-        let folder = DraftFolder(generations.draft());
-        drop(generations);
+        // Before it has a number: a copy that gets one later sees it, and gives way.
+        let receiving = self.shrinking.receiving();
+        self.generations.remove_older()?;
+        let folder = DraftFolder { path: self.generations.draft(), _receiving: Some(receiving) };
         Draft::new(folder, self.map_bytes)
     }
 
@@ -496,9 +526,7 @@ impl State {
             .fetch_max(core.moment().applied().map_or(0, |at| at.index), Ordering::Relaxed);
         // From here on it may be the current state, also if an error leaves that open. What is not goes at the next start.
         let folder = loaded.folder.keep();
-        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        generations.publish(&folder)?;
-        drop(generations);
+        self.generations.publish(&folder)?;
         let moment = core.moment();
         let revision = moment.revision();
         self.marks().clear();
@@ -566,13 +594,14 @@ pub(crate) struct Draft {
 
 impl Draft {
     fn new(folder: DraftFolder, map_bytes: usize) -> Result<Self, Fault> {
-        let loader = SnapshotLoader::new(&folder.0, map_bytes)?;
+        let loader = SnapshotLoader::new(&folder.path, map_bytes)?;
         Ok(Self { loader, folder })
     }
 
     /// The same, before there is a state to be beside of.
-    pub(super) fn beside(generations: &mut Generations, map_bytes: usize) -> Result<Self, Fault> {
-        Self::new(DraftFolder(generations.draft()), map_bytes)
+    pub(super) fn beside(generations: &Generations, map_bytes: usize) -> Result<Self, Fault> {
+        let folder = DraftFolder { path: generations.draft(), _receiving: None };
+        Self::new(folder, map_bytes)
     }
 
     pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), LoadError> {
@@ -594,29 +623,33 @@ pub(crate) struct Loaded {
 
 /// A folder that goes away with its owner, unless it has become the current state.
 #[derive(Debug)]
-struct DraftFolder(PathBuf);
+struct DraftFolder {
+    path: PathBuf,
+    /// If it is for a snapshot.
+    _receiving: Option<Counted>,
+}
 
 impl DraftFolder {
     fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.path)
     }
 }
 
 impl Drop for DraftFolder {
     fn drop(&mut self) {
-        if !self.0.as_os_str().is_empty() {
+        if !self.path.as_os_str().is_empty() {
             // What stays is removed when the node starts again.
-            let _ = std::fs::remove_dir_all(&self.0);
+            let _ = std::fs::remove_dir_all(&self.path);
         }
     }
 }
 
 impl Loaded {
     /// Closes it, and makes it the state that the next opening finds.
-    pub(super) fn become_current(self, generations: &mut Generations) -> Result<(), Fault> {
+    pub(super) fn become_current(self, generations: &Generations) -> Result<(), Fault> {
         let Self { store, folder } = self;
         if !store.close(CLOSING) {
-            return Err(Fault::already_open(&folder.0));
+            return Err(Fault::already_open(&folder.path));
         }
         generations.publish(&folder.keep())
     }

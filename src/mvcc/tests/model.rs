@@ -419,9 +419,9 @@ impl Lazy {
     }
 
     fn write(&mut self) {
-        if let Some(flush) = self.flush.take() {
+        if let Some(mut flush) = self.flush.take() {
             flush.write().unwrap();
-            self.recent = flush.recent();
+            self.recent = flush.take_recent();
         }
     }
 

@@ -9,6 +9,7 @@ use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
 use crate::raft::log::tests::seam::{self, Disk};
 use crate::raft::member::{Member, Parts};
+use crate::raft::network::SNAPSHOT_RATE;
 use crate::raft::state::State;
 use crate::raft::{Entry, EntryPayload, Membership, Peer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,8 +34,19 @@ async fn member(folder: &Path) -> Member {
     let timing = Timing::default();
     let history = History::All;
     let quota = Quota::default();
-    let parts =
-        Parts { identity, timing, quota, history, retention, log, state, desk, plaintext: true };
+    let (plaintext, snapshot_rate) = (true, SNAPSHOT_RATE);
+    let parts = Parts {
+        identity,
+        timing,
+        quota,
+        history,
+        retention,
+        snapshot_rate,
+        log,
+        state,
+        desk,
+        plaintext,
+    };
     Member::start(parts).await.unwrap()
 }
 
@@ -242,4 +254,111 @@ async fn a_member_says_what_its_state_was_and_hands_it_out_until_it_fails() {
     for (kind, number) in calls {
         assert_eq!(call(kind, number, b"").await, differs);
     }
+}
+
+/// A receiver, and the chunks of a snapshot at an index.
+async fn receiving(folder: &Path) -> (Member, Leader, Vec<Bytes>) {
+    let member = member(folder).await;
+    let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+    let leader = Leader { server, node: 1, term: 1 };
+    let chunks = snapshot(leader.at(5), Body::Membership(membership().to_bytes()));
+    (member, leader, chunks.iter().flat_map(halves).collect())
+}
+
+fn halves(chunk: &Bytes) -> [Bytes; 2] {
+    let middle = chunk.len() / 2;
+    [chunk.slice(..middle), chunk.slice(middle..)]
+}
+
+fn chunk(offset: u64, chunk: &Bytes) -> Bytes {
+    [&offset.to_bytes()[..], chunk].concat().into()
+}
+
+impl Leader {
+    async fn try_call(&self, number: u16, body: Bytes) -> Result<Bytes, Error> {
+        let answer = Arc::clone(&self.server).call(PeerKind::Snapshot, self.node, number, body);
+        timeout(LONG, answer).await.expect("it hangs")
+    }
+
+    async fn received(&self, transfer: u64) -> Option<u64> {
+        let answer = self.try_call(method::SNAPSHOT_RESUME, transfer.to_bytes()).await;
+        Option::<u64>::from_bytes(answer.unwrap()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_is_known_by_its_name_and_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (member, leader, chunks) = receiving(folder.path()).await;
+    assert_eq!(leader.received(7).await, None);
+    leader.try_call(method::SNAPSHOT_BEGIN, 7_u64.to_bytes()).await.unwrap();
+    assert_eq!((leader.received(7).await, leader.received(8).await), (Some(0), None));
+    let mut offset = 0;
+    for bytes in &chunks {
+        let message = chunk(offset, bytes);
+        leader.try_call(method::SNAPSHOT_CHUNK, message.clone()).await.unwrap();
+        offset += bytes.len() as u64;
+        assert_eq!(leader.received(7).await, Some(offset));
+        // Twice, or too early, it changes nothing.
+        leader.try_call(method::SNAPSHOT_CHUNK, message).await.unwrap_err();
+        leader.try_call(method::SNAPSHOT_CHUNK, chunk(offset + 1, bytes)).await.unwrap_err();
+        assert_eq!(leader.received(7).await, Some(offset));
+    }
+    let vote = leader.vote().to_bytes();
+    leader.try_call(method::SNAPSHOT_END, vote).await.unwrap();
+    assert_eq!(member.shared.head().applied, Some(5));
+    assert_eq!(leader.received(7).await, None, "it is over");
+}
+
+/// What a call has begun to write is written, whatever becomes of the call.
+#[tokio::test]
+async fn a_chunk_whose_call_is_dropped_has_come_or_has_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (member, leader, chunks) = receiving(folder.path()).await;
+    leader.try_call(method::SNAPSHOT_BEGIN, 7_u64.to_bytes()).await.unwrap();
+    let mut offset = 0;
+    for (number, bytes) in chunks.iter().enumerate() {
+        let end = offset + bytes.len() as u64;
+        let mut call = Box::pin(leader.try_call(method::SNAPSHOT_CHUNK, chunk(offset, bytes)));
+        for _ in 0..number % 3 {
+            let _ = futures::poll!(&mut call);
+        }
+        drop(call);
+        match leader.received(7).await {
+            Some(received) if received == end => assert!(number % 3 > 0),
+            received => {
+                assert_eq!((received, number % 3), (Some(offset), 0));
+                leader.try_call(method::SNAPSHOT_CHUNK, chunk(offset, bytes)).await.unwrap();
+            }
+        }
+        offset = end;
+    }
+    leader.try_call(method::SNAPSHOT_END, leader.vote().to_bytes()).await.unwrap();
+    assert_eq!(member.shared.head().applied, Some(5));
+}
+
+#[tokio::test]
+async fn another_snapshot_takes_the_place_of_one_that_did_not_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_member, leader, chunks) = receiving(folder.path()).await;
+    leader.try_call(method::SNAPSHOT_BEGIN, 7_u64.to_bytes()).await.unwrap();
+    leader.try_call(method::SNAPSHOT_CHUNK, chunk(0, &chunks[0])).await.unwrap();
+    leader.try_call(method::SNAPSHOT_BEGIN, 8_u64.to_bytes()).await.unwrap();
+    assert_eq!((leader.received(7).await, leader.received(8).await), (None, Some(0)));
+    // Of a version that gives it no name.
+    leader.try_call(method::SNAPSHOT_BEGIN, Bytes::new()).await.unwrap();
+    assert_eq!((leader.received(8).await, leader.received(0).await), (None, None));
+    leader.try_call(method::SNAPSHOT_BEGIN, Bytes::from_static(&[1, 2])).await.unwrap_err();
+    leader.try_call(method::SNAPSHOT_RESUME, Bytes::new()).await.unwrap_err();
+    // There is room for four, and those that others send do not end with it.
+    leader.try_call(method::SNAPSHOT_BEGIN, 9_u64.to_bytes()).await.unwrap();
+    for node in 2..5 {
+        let other = Leader { server: Arc::clone(&leader.server), node, term: 1 };
+        other.try_call(method::SNAPSHOT_BEGIN, node.to_bytes()).await.unwrap();
+    }
+    assert_eq!(leader.received(9).await, Some(0));
+    let fifth = Leader { server: Arc::clone(&leader.server), node: 5, term: 1 };
+    fifth.try_call(method::SNAPSHOT_BEGIN, 5_u64.to_bytes()).await.unwrap();
+    let second = Leader { server: Arc::clone(&leader.server), node: 2, term: 1 };
+    assert_eq!((leader.received(9).await, second.received(2).await), (Some(0), None));
 }

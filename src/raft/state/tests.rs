@@ -319,7 +319,7 @@ fn state_and_loaded(folder: &Path) -> (Arc<State>, Loaded) {
 async fn a_state_that_may_have_been_named_current_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();
     let (state, loaded) = state_and_loaded(folder.path());
-    let draft = loaded.folder.0.clone();
+    let draft = loaded.folder.path.clone();
     // Nobody can tell what a failure left behind: here it is before the new name, it could be after.
     let current = folder.path().join("CURRENT");
     std::fs::remove_file(&current).unwrap();

@@ -11,14 +11,16 @@
 //!
 //! Invariants
 //! - one overlay is flushed at a time, and the next is frozen when that is done;
+//! - a smaller file takes the place of the tables between two flushes, and no snapshot meanwhile;
 //! - what waits for a flush runs after it, on the thread that flushes; after a failure everything runs at once, and finds it;
 //! - the threads know their state by what they are sent: while they wait, nobody else may be left to end it.
 
+use super::shrink::{GaveUp, Successor};
 use super::{Loaded, State};
 use crate::error::Fault;
 use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::{self, Inbox};
-use crate::mvcc::{self, Core, Recent};
+use crate::mvcc::{self, Core, Recent, Store};
 use crate::raft::Types;
 use openraft::storage::ApplyResponder;
 use std::collections::VecDeque;
@@ -43,7 +45,14 @@ pub(super) enum Work {
     Flushed(Arc<State>, u64, Recent),
     /// A state to take the place of this one.
     Swap(Arc<State>, Box<Loaded>, oneshot::Sender<Result<(), Fault>>),
+    /// A smaller copy of the tables to take their place.
+    Shrink(Arc<State>, Box<Successor>, Answer),
+    /// It has, or the tables go on.
+    Shrunk(Arc<State>, Result<Store, GaveUp>, Answer),
 }
+
+/// Who waits for a copy to take its place.
+pub(super) type Answer = oneshot::Sender<Result<(), GaveUp>>;
 
 /// What the thread that flushes is given.
 pub(super) enum Job {
@@ -72,7 +81,9 @@ impl Work {
             Self::Look(state, _)
             | Self::Flush(state, _)
             | Self::Flushed(state, ..)
-            | Self::Swap(state, ..) => state,
+            | Self::Swap(state, ..)
+            | Self::Shrink(state, ..)
+            | Self::Shrunk(state, ..) => state,
         }
     }
 }
@@ -98,11 +109,27 @@ pub(super) struct Applier {
     queue: VecDeque<Work>,
     /// What waits for the next flush.
     waiting: Vec<(Arc<State>, Run)>,
+    shrinking: Shrinking,
+}
+
+/// Whether a smaller copy is to take the place of the tables.
+enum Shrinking {
+    No,
+    /// Once nothing is being flushed.
+    Soon(Box<Successor>, Answer),
+    /// The other thread is about it.
+    Now,
 }
 
 impl Applier {
     pub(super) fn new(core: Core) -> Self {
-        Self { core, generation: 0, queue: VecDeque::new(), waiting: Vec::new() }
+        Self {
+            core,
+            generation: 0,
+            queue: VecDeque::new(),
+            waiting: Vec::new(),
+            shrinking: Shrinking::No,
+        }
     }
 
     /// Does everything that comes, in order.
@@ -124,34 +151,50 @@ impl Applier {
                 Work::Swap(state, loaded, done) => {
                     unless_it_panics(&state, || self.swap(&state, *loaded, done));
                 }
-                Work::Flushed(state, generation, recent) => {
-                    self.flushed(&state, generation, recent);
+                Work::Shrink(state, successor, answer) => {
+                    self.shrinking = Shrinking::Soon(successor, answer);
+                    self.shrink(&state);
                 }
+                Work::Flushed(..) | Work::Shrunk(..) => self.heard(work),
             }
+        }
+    }
+
+    /// What the other thread has done.
+    fn heard(&mut self, work: Work) {
+        match work {
+            Work::Flushed(state, generation, recent) => self.flushed(&state, generation, recent),
+            Work::Shrunk(state, result, answer) => {
+                unless_it_panics(&state, || self.shrunk(&state, result, answer));
+            }
+            work => self.queue.push_back(work),
         }
     }
 
     /// The next piece of work. What tells of a flush goes first: the rest may wait for it.
     fn next(&mut self, inbox: &Inbox<Work>) -> Option<Work> {
         loop {
-            let next = self.queue.front().filter(|next| !self.is_full(next.state()));
+            let next = self.queue.front().filter(|next| !self.has_to_wait(next));
             if next.is_some() {
                 return self.queue.pop_front();
             }
             for work in inbox.next()? {
-                match work {
-                    Work::Flushed(state, generation, recent) => {
-                        self.flushed(&state, generation, recent);
-                    }
-                    work => self.queue.push_back(work),
-                }
+                self.heard(work);
             }
         }
     }
 
-    /// Whether nothing more may be applied until a flush is done.
-    fn is_full(&self, state: &State) -> bool {
-        self.core.is_flushing() && self.core.bytes() >= FLUSH_BYTES && state.check().is_ok()
+    /// Whether nothing more may be done until the other thread is.
+    fn has_to_wait(&self, next: &Work) -> bool {
+        let is_full = self.is_busy() && self.core.bytes() >= FLUSH_BYTES;
+        let is_shrinking = matches!(self.shrinking, Shrinking::Now);
+        let is_swap = matches!(next, Work::Swap(..));
+        (is_full || (is_swap && is_shrinking)) && next.state().check().is_ok()
+    }
+
+    /// Whether the other thread has the tables.
+    fn is_busy(&self) -> bool {
+        self.core.is_flushing() || matches!(self.shrinking, Shrinking::Now)
     }
 
     /// Takes shares from the front of the queue, as many as are applied at once.
@@ -211,16 +254,14 @@ impl Applier {
         if batch.compacted.is_some() {
             self.waiting.push((Arc::clone(state), Box::new(State::compact)));
         }
-        if !self.waiting.is_empty() || self.core.bytes() >= FLUSH_BYTES {
-            self.freeze(state);
-        }
+        self.go_on(state);
         Ok(())
     }
 
     /// Hands over what has gathered, unless there is still something being flushed. After a failure nothing is any more.
     fn freeze(&mut self, state: &Arc<State>) {
         let is_well = state.check().is_ok();
-        if is_well && self.core.is_flushing() {
+        if is_well && self.is_busy() {
             return;
         }
         let flush = if is_well { self.core.freeze() } else { None };
@@ -248,6 +289,7 @@ impl Applier {
     /// Goes on without what is in the tables now. After a failure everything stays, for those who still read.
     fn flushed(&mut self, state: &Arc<State>, generation: u64, recent: Recent) {
         if state.check().is_err() {
+            self.shrinking = Shrinking::No;
             return self.freeze(state);
         }
         if generation != self.generation {
@@ -258,6 +300,12 @@ impl Applier {
         point(Point::FlushShown);
         // It may be much, and nobody waits for the other thread.
         let _ = state.send_to_disk(Job::Run(Arc::clone(state), Box::new(|_| drop(old))));
+        self.shrink(state);
+        self.go_on(state);
+    }
+
+    /// Flushes what has gathered, if somebody waits for it, or it is much.
+    fn go_on(&mut self, state: &Arc<State>) {
         if !self.waiting.is_empty() || self.core.bytes() >= FLUSH_BYTES {
             self.freeze(state);
         }
@@ -274,8 +322,55 @@ impl Applier {
             self.generation += 1;
             self.freeze(state);
         });
+        // A copy that waits is one of what was there before.
+        self.shrink(state);
         // Whoever asked may have gone.
         let _ = done.send(swapped);
+    }
+
+    /// Has a copy that waits take the place of the tables, if nothing is being flushed.
+    fn shrink(&mut self, state: &Arc<State>) {
+        if self.core.is_flushing() {
+            return;
+        }
+        let (successor, answer) = match std::mem::replace(&mut self.shrinking, Shrinking::No) {
+            Shrinking::Soon(successor, answer) => (successor, answer),
+            other => return self.shrinking = other,
+        };
+        if !self.core.store().is(&successor.source) {
+            let _ = answer.send(Err(GaveUp::Snapshot));
+            return;
+        }
+        self.shrinking = Shrinking::Now;
+        let run = move |state: &Arc<State>| {
+            let result = successor.take_place(state);
+            // If the other thread has ended, a start finds one of the two.
+            let _ = state.send(Work::Shrunk(Arc::clone(state), result, answer));
+        };
+        if state.send_to_disk(Job::Run(Arc::clone(state), Box::new(run))).is_err() {
+            self.shrinking = Shrinking::No;
+        }
+    }
+
+    /// Goes on with the copy, if it has taken the place of the tables.
+    fn shrunk(&mut self, state: &Arc<State>, result: Result<Store, GaveUp>, answer: Answer) {
+        self.shrinking = Shrinking::No;
+        let moved = result.and_then(|store| {
+            let moved = self.core.move_to(store).and_then(|()| {
+                state.show(self.core.moment());
+                point(Point::ShrinkShown);
+                // History that waited to be removed from the tables may be in the copy.
+                state.compact();
+                state.measure()
+            });
+            moved.map_err(|fault| {
+                state.fail(fault);
+                GaveUp::Ended
+            })
+        });
+        // Whoever asked may have gone.
+        let _ = answer.send(moved);
+        self.go_on(state);
     }
 }
 
@@ -283,11 +378,12 @@ impl Applier {
 pub(super) fn flush(jobs: Vec<Job>) {
     for job in jobs {
         match job {
-            Job::Flush(state, flush, generation) => unless_it_panics(&state, || {
+            Job::Flush(state, mut flush, generation) => unless_it_panics(&state, || {
                 match state.check().and_then(|()| flush.write()).and_then(|()| state.measure()) {
-                    // If the other thread has ended there is nothing to go on with.
                     Ok(()) => {
-                        let recent = flush.recent();
+                        let recent = flush.take_recent();
+                        state.shrinking.note(flush);
+                        // If the other thread has ended there is nothing to go on with.
                         drop(state.send(Work::Flushed(Arc::clone(&state), generation, recent)));
                     }
                     Err(fault) => not_flushed(&state, generation, fault),

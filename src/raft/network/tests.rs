@@ -1,0 +1,241 @@
+//! Snapshots over connections that break.
+
+use super::*;
+use crate::api::{Call, Response};
+use crate::mvcc::{self, Body, LogPosition};
+use crate::raft::machine::meta;
+use crate::raft::state::State;
+use crate::types::{Op, TxnOp};
+use crate::wire::{Handler, Preamble, Server, Status, Welcome, bind, serve};
+use futures::FutureExt;
+use futures::future::{BoxFuture, pending};
+use openraft::storage::Snapshot;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tower::util::BoxCloneSyncService;
+
+const LONG: Duration = Duration::from_secs(60);
+const BEATS: Duration = Duration::from_millis(20);
+
+/// What becomes of a message, beside being taken note of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Answers,
+    /// The connection breaks before the message comes to anything.
+    BreaksBefore,
+    /// It breaks when the message was carried out, and the answer is lost.
+    BreaksAfter,
+    /// The receiver has been started anew meanwhile.
+    Forgets,
+}
+
+/// A member that receives a snapshot, and does not look at it.
+#[derive(Default)]
+struct Receiver {
+    transfer: Option<u64>,
+    bytes: Vec<u8>,
+    begun: usize,
+    chunks: usize,
+    resumed: usize,
+    /// By the number of the chunk.
+    then: BTreeMap<usize, Then>,
+}
+
+impl Receiver {
+    fn hear(&mut self, number: u16, body: &Bytes) -> (Then, Result<Bytes, Error>) {
+        let refused = |what: &str| Err(Reason::Malformed { what: what.to_owned() }.into());
+        match number {
+            method::SNAPSHOT_BEGIN => {
+                self.begun += 1;
+                self.transfer = Some(u64::from_bytes(body.clone()).unwrap());
+                self.bytes.clear();
+                (Then::Answers, Ok(Bytes::new()))
+            }
+            method::SNAPSHOT_CHUNK => {
+                self.chunks += 1;
+                let then = self.then.get(&self.chunks).copied().unwrap_or(Then::Answers);
+                if then == Then::BreaksBefore {
+                    return (then, Ok(Bytes::new()));
+                }
+                let (offset, chunk) = body.split_at(8);
+                if offset != self.bytes.len().to_be_bytes() {
+                    return (then, refused("a chunk is missing"));
+                }
+                self.bytes.extend_from_slice(chunk);
+                if then == Then::Forgets {
+                    self.transfer = None;
+                }
+                (then, Ok(Bytes::new()))
+            }
+            method::SNAPSHOT_RESUME => {
+                self.resumed += 1;
+                let is_known = self.transfer == Some(u64::from_bytes(body.clone()).unwrap());
+                let received = is_known.then_some(self.bytes.len() as u64);
+                (Then::Answers, Ok(received.to_bytes()))
+            }
+            method::SNAPSHOT_END => (Then::Answers, Ok(body.clone())),
+            _ => (Then::Answers, refused("method")),
+        }
+    }
+}
+
+struct Peer(Arc<Mutex<Receiver>>, Arc<Notify>);
+
+impl Handler for Peer {
+    fn welcome(&self, _: &Preamble) -> Welcome {
+        Welcome { status: Status::Ok, group: 1, node: 2 }
+    }
+
+    fn service(&self) -> BoxCloneSyncService<Call, Response, Error> {
+        BoxCloneSyncService::new(tower::service_fn(|_: Call| pending()))
+    }
+
+    fn hello(&self, _: PeerKind, _: &Hello) -> Status {
+        Status::Ok
+    }
+
+    fn peer_call(
+        &self,
+        _: PeerKind,
+        _: u64,
+        number: u16,
+        body: Bytes,
+    ) -> BoxFuture<'static, Result<Bytes, Error>> {
+        let (then, answer) = self.0.lock().unwrap().hear(number, &body);
+        if then == Then::Answers {
+            return async { answer }.boxed();
+        }
+        self.1.notify_one();
+        pending().boxed()
+    }
+}
+
+/// A receiver, and a connection to it that breaks when it says so.
+struct Kit {
+    receiver: Arc<Mutex<Receiver>>,
+    connection: Connection,
+    _server: Server,
+    _wire: tokio::task::JoinSet<()>,
+}
+
+async fn kit(then: &[(usize, Then)], bytes_per_second: u64) -> Kit {
+    let receiver = Receiver { then: then.iter().copied().collect(), ..Receiver::default() };
+    let (receiver, breaks) = (Arc::new(Mutex::new(receiver)), Arc::new(Notify::new()));
+    let peer = Peer(Arc::clone(&receiver), Arc::clone(&breaks));
+    let server = serve(bind("127.0.0.1:0").await.unwrap(), Arc::new(peer));
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, behind) = (port.local_addr().unwrap().to_string(), server.local_address());
+    let mut wire = tokio::task::JoinSet::new();
+    wire.spawn(async move {
+        loop {
+            let (mut near, _) = port.accept().await.unwrap();
+            let mut far = TcpStream::connect(behind).await.unwrap();
+            let both = tokio::io::copy_bidirectional(&mut near, &mut far);
+            let _ = select(pin!(both), pin!(breaks.notified())).await;
+        }
+    });
+    let identity = Identity { group: 1, node: 1, incarnation: 1 };
+    let pace = Pace::new(NonZeroU64::new(bytes_per_second).unwrap());
+    let bulk = Bulk { pace, sending: Sending::default() };
+    let timing = Timing { heartbeat: BEATS };
+    let network = Network::new(identity, timing, true, Refusals::default(), bulk);
+    let peer = super::Peer { address, ..super::Peer::default() };
+    let connection = network.connection(PeerKind::Snapshot, 2, &peer);
+    Kit { receiver, connection, _server: server, _wire: wire }
+}
+
+/// A state of about three megabytes, and what it is as a stream.
+fn snapshot(folder: &std::path::Path) -> (SnapshotOf, Vec<u8>) {
+    let state = State::open_unsynced(folder);
+    let entries: Vec<_> = (0..6)
+        .map(|index| {
+            let value = Bytes::from(vec![index as u8; 500_000]);
+            let command =
+                crate::api::Command::Txn(TxnOp::single(Op::put(format!("k{index}"), value).0));
+            let position = LogPosition { term: 1, node: 1, index };
+            mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) }
+        })
+        .collect();
+    state.apply_for_test(&entries);
+    let view = || futures::executor::block_on(state.durable_view()).unwrap();
+    let mut reader = SnapshotReader::new(view());
+    let bytes = std::iter::from_fn(|| reader.next_chunk(1 << 20).unwrap()).flatten().collect();
+    let view = view();
+    (Snapshot { meta: meta(&view).unwrap(), snapshot: SnapshotData::View(Box::new(view)) }, bytes)
+}
+
+async fn send(kit: &mut Kit, snapshot: SnapshotOf) -> Result<Vote, Error> {
+    let vote = Vote::new_committed(1, 1);
+    tokio::time::timeout(LONG, kit.connection.send(vote, snapshot)).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_on_where_its_connection_broke() {
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, expected) = snapshot(folder.path());
+    let then = [(2, Then::BreaksBefore), (3, Then::BreaksBefore), (5, Then::BreaksAfter)];
+    let mut kit = kit(&then, 1 << 40).await;
+    send(&mut kit, snapshot).await.unwrap();
+    let receiver = kit.receiver.lock().unwrap();
+    assert!(receiver.bytes == expected);
+    assert_eq!((receiver.begun, receiver.resumed), (1, 3), "it did not begin anew");
+    let chunks = expected.len().div_ceil(CHUNK_BYTES);
+    assert_eq!(receiver.chunks, chunks + 2, "those that had not arrived were sent again");
+    assert!(!kit.connection.bulk.sending.is_any());
+}
+
+#[tokio::test]
+async fn a_receiver_that_was_restarted_gets_another_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, _) = snapshot(folder.path());
+    let mut kit = kit(&[(2, Then::Forgets)], 1 << 40).await;
+    let error = send(&mut kit, snapshot).await.unwrap_err();
+    assert!(is_lost(&error), "openraft tries again: {error:?}");
+    assert_eq!(kit.receiver.lock().unwrap().resumed, 1);
+    assert!(!kit.connection.bulk.sending.is_any());
+}
+
+#[tokio::test]
+async fn what_a_receiver_refuses_is_not_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, _) = snapshot(folder.path());
+    let mut kit = kit(&[], 1 << 40).await;
+    kit.receiver.lock().unwrap().then.insert(1, Then::BreaksAfter);
+    let peer = Arc::clone(&kit.receiver);
+    // The bytes of another snapshot are there.
+    peer.lock().unwrap().then.insert(2, Then::BreaksBefore);
+    let sending = send(&mut kit, snapshot);
+    let meddling = async {
+        while peer.lock().unwrap().chunks < 2 {
+            tokio::task::yield_now().await;
+        }
+        peer.lock().unwrap().bytes.push(0);
+    };
+    let (sent, ()) = futures::future::join(sending, meddling).await;
+    sent.unwrap_err();
+    assert_eq!(peer.lock().unwrap().chunks, 2);
+}
+
+/// Two megabytes in a second take three of them a second and a half.
+#[tokio::test]
+async fn a_snapshot_goes_no_faster_than_it_may() {
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, expected) = snapshot(folder.path());
+    const RATE: u64 = 2_000_000;
+    let mut kit = kit(&[], RATE).await;
+    let begun = Instant::now();
+    let sending = kit.connection.bulk.sending.clone();
+    assert!(!sending.is_any());
+    let sent = pin!(send(&mut kit, snapshot));
+    let sent = match select(sent, pin!(tokio::task::yield_now())).await {
+        Either::Right(((), sent)) => {
+            assert!(sending.is_any());
+            sent.await
+        }
+        Either::Left(_) => panic!("it cannot be done already"),
+    };
+    sent.unwrap();
+    assert!(!sending.is_any());
+    let least = Duration::from_secs_f64(expected.len() as f64 / RATE as f64);
+    assert!(begun.elapsed() >= least, "{:?} for {} bytes", begun.elapsed(), expected.len());
+}

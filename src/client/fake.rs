@@ -313,7 +313,11 @@ impl Fake {
                 is_short_of_room: false,
                 members: Vec::new(),
             })),
-            Request::ReadIndex | Request::Founding(_) => {
+            Request::ReadIndex
+            | Request::Founding(_)
+            | Request::Join { .. }
+            | Request::Members { .. }
+            | Request::Change { .. } => {
                 return Err(Error::new(Reason::Closed));
             }
         })
@@ -363,7 +367,12 @@ fn describe(request: &Request) -> (Kind, usize) {
         Request::Follow(follow) => (Kind::Follow, follow.added.len()),
         Request::KeepAlive { leases, .. } => (Kind::KeepAlive, leases.len()),
         Request::Leases { .. } => (Kind::Leases, 1),
-        Request::Status | Request::ReadIndex | Request::Founding(_) => (Kind::Status, 1),
+        Request::Status
+        | Request::ReadIndex
+        | Request::Founding(_)
+        | Request::Join { .. }
+        | Request::Members { .. }
+        | Request::Change { .. } => (Kind::Status, 1),
     }
 }
 

@@ -17,6 +17,7 @@ use super::founding::Desk;
 use super::identity::Identity;
 use super::log::{Health, LogStore};
 use super::machine::Machine;
+use super::members;
 use super::network::{Network, Refusals};
 use super::reads::{Reads, rounds};
 use super::state::{FLUSH_EVERY, Head, State};
@@ -69,7 +70,7 @@ pub(crate) struct Shared {
     pub(crate) admission: Semaphore,
     disk: Health,
     leadership: watch::Sender<Leadership>,
-    refusals: Refusals,
+    pub(super) refusals: Refusals,
     /// The first cause that has ended this member.
     pub(super) failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
@@ -264,6 +265,8 @@ impl Member {
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
         tasks.spawn(duties::watch_room(Arc::clone(&shared)));
+        tasks.spawn(members::reconcile(Arc::clone(&shared)));
+        tasks.spawn(members::leave(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
@@ -414,7 +417,7 @@ async fn bound_log(shared: Arc<Shared>, log: LogStore, bytes_max: u64) {
 }
 
 /// Has a snapshot made of what is applied, and the older three quarters of the log removed.
-async fn cut_log(shared: &Shared) {
+pub(super) async fn cut_log(shared: &Shared) {
     let Some(applied) = shared.head().applied else { return };
     if shared.raft.trigger().snapshot().await.is_err() {
         return;

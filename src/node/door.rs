@@ -77,8 +77,12 @@ impl Handler for Doorkeeper {
             }
             Phase::Founding(_) | Phase::Joining => (Status::Starting, 0, 0),
             Phase::Serving { shared, .. } => {
-                let own = shared.identity;
-                (preamble.check_group(own.group), own.group, own.node)
+                let (own, caller) = (shared.identity, preamble.caller.node);
+                let status = match preamble.check_group(own.group) {
+                    Status::Ok if caller != 0 && shared.is_removed(caller) => Status::CallerRemoved,
+                    status => status,
+                };
+                (status, own.group, own.node)
             }
             Phase::Closed => (Status::ShuttingDown, 0, 0),
         };

@@ -74,8 +74,10 @@ pub(crate) struct Shared {
     /// The first cause that has ended this member.
     pub(super) failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
-    plaintext: bool,
-    runtime: Handle,
+    pub(super) plaintext: bool,
+    pub(super) runtime: Handle,
+    /// When a leader was heard of last.
+    pub(super) heard: Mutex<Instant>,
 }
 
 impl Shared {
@@ -255,6 +257,7 @@ impl Member {
             clients: Mutex::default(),
             plaintext,
             runtime: Handle::current(),
+            heard: Mutex::new(Instant::now()),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(rounds(Arc::clone(&shared), waiting));

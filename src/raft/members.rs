@@ -27,16 +27,18 @@ use super::config::Timing;
 use super::identity::{Founding, id_after, is_removed};
 use super::member::{Raft, Shared, cut_log};
 use super::{Membership, Peer, StoredMembership};
-use crate::api::{Change, Join, Response};
+use crate::api::{Call, Change, Join, Request, Response};
 use crate::codec;
 use crate::error::{Error, Fault, Reason};
 use crate::types::{Member, NodeId};
+use crate::wire::{Endpoint, RpcClient};
+use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::Precondition;
 use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -237,18 +239,21 @@ fn check_caught_up(shared: &Shared, node: u64) -> Result<(), Error> {
     Err(Reason::NotCaughtUp { node: node.into(), behind }.into())
 }
 
-/// Refuses voters of which no majority answers. Who was not heard of yet, by a leader that is new, has an election's time to
-/// answer.
+/// Refuses voters of which no majority answers. What counts is what they answer from now on, for which they have an
+/// election's time: one that has ended a moment ago would be waited for, for ever, by a group that has agreed to need it.
 async fn check_quorum(shared: &Shared, voters: &BTreeSet<u64>) -> Result<(), Error> {
-    let until = Instant::now() + shared.timing.election_max();
+    let started = Instant::now();
     loop {
-        let metrics = metrics(&shared.raft);
-        let alive = voters.iter().filter(|node| is_alive(shared, lag(shared, &metrics, **node).1));
-        let alive = alive.count();
+        let (metrics, so_far) = (metrics(&shared.raft), started.elapsed());
+        let has_answered = |node: &&u64| {
+            let silent_for = lag(shared, &metrics, **node).1;
+            **node == shared.identity.node || silent_for.is_some_and(|silent| silent < so_far)
+        };
+        let alive = voters.iter().filter(has_answered).count();
         if alive * 2 > voters.len() {
             return Ok(());
         }
-        if voters.is_empty() || Instant::now() > until {
+        if voters.is_empty() || so_far > shared.timing.election_max() {
             let detail = match voters.len() {
                 0 => "the last voter of a group cannot go".to_owned(),
                 all => format!(
@@ -257,7 +262,7 @@ async fn check_quorum(shared: &Shared, voters: &BTreeSet<u64>) -> Result<(), Err
             };
             return Err(Reason::QuorumAtRisk { detail }.into());
         }
-        sleep(shared.timing.heartbeat / 2).await;
+        sleep(shared.timing.heartbeat / 4).await;
     }
 }
 
@@ -338,6 +343,7 @@ pub(super) async fn reconcile(shared: Arc<Shared>) {
         sleep(shared.timing.election_max()).await;
         begin_log_anew(&shared).await;
         if !shared.leadership().is_me {
+            ask_around(&shared).await;
             (unfinished, silent) = (None, BTreeSet::new());
             continue;
         }
@@ -372,6 +378,29 @@ async fn begin_log_anew(shared: &Shared) {
     }
 }
 
+/// Asks the others, after a long silence, whether this member is still one of them. A voter would hear of it when it stands
+/// for election, but a learner never does.
+async fn ask_around(shared: &Shared) {
+    let heard = *shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
+    if heard.elapsed() < 2 * shared.timing.election_max() {
+        return;
+    }
+    let own = shared.identity;
+    let who = Endpoint { group: own.group, node: own.node };
+    let known: Vec<(u64, Peer)> = match shared.membership() {
+        none if none.nodes().next().is_none() => shared.desk.members().collect(),
+        members => members.nodes().map(|(id, peer)| (*id, peer.clone())).collect(),
+    };
+    let others = known.into_iter().filter(|(id, _)| *id != own.node);
+    join_all(others.map(|(id, peer)| async move {
+        // A new connection, for it is its first words that count.
+        let other = RpcClient::new(peer.address, who, shared.plaintext, shared.runtime.clone());
+        let call = Call { request: Request::Status, timeout: shared.timing.election_max() };
+        shared.refusals.note(id, &other.call(call).await);
+    }))
+    .await;
+}
+
 /// Ends this member when the group has removed it: it would call the others for ever, and whoever asks it would be told what
 /// it remembers.
 pub(super) async fn leave(shared: Arc<Shared>) {
@@ -388,7 +417,7 @@ pub(super) async fn leave(shared: Arc<Shared>) {
             () = shared.refusals.removed() => break,
         }
     }
-    shared.state.fail(Fault::from_reason(Reason::MemberRemoved { node: node.into() }));
+    shared.state.end_with(Fault::from_reason(Reason::MemberRemoved { node: node.into() }));
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    fn note<T>(&self, member: u64, answer: &Result<T, Error>) {
+    pub(super) fn note<T>(&self, member: u64, answer: &Result<T, Error>) {
         let mut refusals = self.by.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(_) => drop(refusals.remove(&member)),

@@ -116,6 +116,7 @@ impl PeerServer {
         {
             return Err(Reason::Starting.into());
         }
+        *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         point(Point::PeerAsked);
         let gate = self.gate.read().await;
         let mut append = pin!(self.shared.raft.append_entries(request));

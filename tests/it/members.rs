@@ -2,9 +2,8 @@
 
 use crate::kit::trio::{Load, Trio};
 use crate::kit::{HEARTBEAT, PATIENCE, addresses};
-use quorate::{Client, ErrorKind, KeyRange, Node, NodeBuilder, NodeId, Reason, Status};
+use quorate::{Client, Node, NodeBuilder, NodeId, Reason, Status};
 use std::path::PathBuf;
-use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -143,8 +142,136 @@ async fn a_member_whose_data_was_lost_is_replaced_under_load() {
     let old = Node::builder(attic.path().join("node")).listen(&trio.addresses[lost]);
     let old = old.heartbeat(HEARTBEAT).form(trio.addresses.clone()).await.unwrap();
     assert_eq!(fails(&old).await, Reason::MemberRemoved { node: id });
-    assert_eq!(*old.client().put("k", "v").await.unwrap_err().reason(), Reason::MemberRemoved { node: id });
     old.shutdown().await.unwrap();
     trio.client(others[0]).put("goes on", "v").await.unwrap();
+    trio.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_twice_is_one_member() {
+    let trio = Trio::start().await;
+    let newcomer = Newcomer::new();
+    // Without time to hear the answer, or perhaps with.
+    let hurried = newcomer.builder().patience(HEARTBEAT);
+    drop(timeout(HEARTBEAT, hurried.join(&trio.addresses)).await);
+    let node = newcomer.join(&trio.addresses).await;
+    let members = trio.client(0).members().await.unwrap();
+    assert_eq!(members.iter().filter(|it| it.address == newcomer.address).count(), 1, "{members:?}");
+    assert_eq!(members.len(), 4);
+
+    // What was removed is nobody any more, and its folder says so after a restart as well.
+    let id = node.id();
+    trio.client(0).remove_member(id).await.unwrap();
+    trio.client(1).remove_member(id).await.expect("it is gone already");
+    assert_eq!(fails(&node).await, Reason::MemberRemoved { node: id });
+    node.shutdown().await.unwrap();
+    let node = newcomer.builder().join(&trio.addresses).await.unwrap();
+    assert_eq!(node.id(), id);
+    let error = node.ready().await.unwrap_err();
+    assert_eq!(*error.reason(), Reason::MemberRemoved { node: id });
+    node.shutdown().await.unwrap();
+
+    // An empty folder at the same address is somebody new.
+    std::fs::remove_dir_all(newcomer.data()).unwrap();
+    let node = newcomer.join(&trio.addresses).await;
+    assert!(node.id() > id, "an id is never used again");
+    node.client().put("k", "v").await.unwrap();
+    are_equal(&[trio.node(0), trio.node(1), trio.node(2), &node]).await;
+    node.shutdown().await.unwrap();
+    trio.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_would_hurt_are_refused() {
+    let mut trio = Trio::start().await;
+    let client = trio.client(0);
+    let ids = voters(&client).await;
+    let missing = client.promote_member(99).await.unwrap_err();
+    assert_eq!(*missing.reason(), Reason::MemberNotFound { node: 99.into() });
+    let missing = client.remove_member(99).await.unwrap_err();
+    assert_eq!(*missing.reason(), Reason::MemberNotFound { node: 99.into() });
+    let nobody = client.replace_member(ids[2]).await.unwrap_err();
+    assert!(matches!(nobody.reason(), Reason::BadMembers { .. }), "{nobody}");
+
+    // A learner that has gone cannot be made a voter.
+    let newcomer = Newcomer::new();
+    let node = newcomer.join(&trio.addresses).await;
+    let id = node.id();
+    node.shutdown().await.unwrap();
+    let is_silent = async || {
+        let members = client.members().await.unwrap();
+        let learner = members.into_iter().find(|it| it.id == id).unwrap();
+        learner.silent_for.is_none_or(|silent| silent > HEARTBEAT * 10)
+    };
+    let started = Instant::now();
+    while !is_silent().await {
+        assert!(started.elapsed() < PATIENCE, "it is still heard of");
+        sleep(HEARTBEAT).await;
+    }
+    let error = client.promote_member(id).timeout(HEARTBEAT * 4).await.unwrap_err();
+    assert_eq!(*error.reason(), Reason::NotCaughtUp { node: id, behind: None });
+    assert!(error.is_retryable());
+
+    // With one of three gone, neither of the others may go.
+    trio.stop(2).await;
+    let refused = client.remove_member(ids[1]).await.unwrap_err();
+    assert!(matches!(refused.reason(), Reason::QuorumAtRisk { .. }), "{refused}");
+    assert!(!refused.is_retryable() && !refused.may_have_applied());
+    client.put("k", "v").await.unwrap();
+    // The one that is gone may.
+    client.remove_member(ids[2]).await.unwrap();
+    assert_eq!(voters(&client).await, ids[..2]);
+    client.put("k", "w").await.unwrap();
+    trio.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_removed_hands_over_and_ends() {
+    let mut trio = Trio::start().await;
+    let (leader, _) = trio.reign().await;
+    let member = (0..3).find(|member| trio.node(*member).id() == leader).unwrap();
+    let others: Vec<usize> = (0..3).filter(|other| *other != member).collect();
+    let load = Load::start(others.iter().map(|other| trio.client(*other)));
+    load.goes_on(10).await;
+    trio.client(member).remove_member(leader).await.unwrap();
+    assert_eq!(fails(trio.node(member)).await, Reason::MemberRemoved { node: leader });
+    load.goes_on(10).await;
+    load.end(&trio.client(others[0])).await;
+    assert_eq!(voters(&trio.client(others[1])).await.len(), 2);
+    trio.stop(member).await;
+    are_equal(&[trio.node(others[0]), trio.node(others[1])]).await;
+    trio.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_belongs_to_the_group_gets_in() {
+    let trio = Trio::start().await;
+    let newcomer = Newcomer::new();
+    let timing = newcomer.builder().heartbeat(HEARTBEAT * 2).join(&trio.addresses).await;
+    assert_eq!(*timing.unwrap_err().reason(), Reason::TimingDiffers);
+    let name = newcomer.builder().group_name("another").join(&trio.addresses).await.unwrap_err();
+    assert!(matches!(name.reason(), Reason::FoundersDiffer { .. }), "{name}");
+    let alone = newcomer.builder().join([&newcomer.address]).await.unwrap_err();
+    assert!(matches!(alone.reason(), Reason::BadMembers { .. }), "{alone}");
+    let silent = newcomer.builder().patience(HEARTBEAT).join(["127.0.0.1:9"]).await.unwrap_err();
+    assert!(matches!(silent.reason(), Reason::Unreachable { .. }), "{silent}");
+
+    let solo = tempfile::tempdir().unwrap();
+    let solo = Node::builder(solo.path()).listen("127.0.0.1:0").heartbeat(HEARTBEAT);
+    let solo = solo.solo().await.unwrap();
+    let seed = solo.local_address().unwrap().to_string();
+    let refused = newcomer.builder().join([seed]).await.unwrap_err();
+    assert!(matches!(refused.reason(), Reason::FoundersDiffer { .. }), "{refused}");
+    solo.shutdown().await.unwrap();
+    assert_eq!(trio.client(0).members().await.unwrap().len(), 3, "nobody was taken in");
+
+    // A founder's folder is a founder's, however it is started.
+    let mut trio = trio;
+    let id = trio.node(1).id();
+    trio.stop(1).await;
+    let node = trio.builder(1).join(&trio.addresses).await.unwrap();
+    assert_eq!(node.id(), id);
+    trio.nodes[1] = Some(node);
+    trio.node(1).ready().await.unwrap();
     trio.shutdown().await;
 }

@@ -1,9 +1,11 @@
-//! A disk that fails under a running node, an end that is not waited for, and an entry that no message could carry.
+//! A disk that fails under a running node, an end that is not waited for, an entry that no message could carry, and a change
+//! of the members that nobody finishes.
 
 use super::*;
 use crate::error::ErrorKind;
 use crate::raft::log::tests::seam::{self, Disk};
 use crate::types::{KeyRange, Op};
+use openraft::async_runtime::WatchReceiver;
 
 const HEARTBEAT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(20);
@@ -301,4 +303,64 @@ async fn a_quota_that_is_used_up_stops_what_takes_room_until_there_is_some() {
     node.shutdown().await.unwrap();
     let error = Node::builder(folder.path()).quota(4096).solo().await.unwrap_err();
     assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
+}
+
+/// A leader that ends between the two steps of a change leaves a group that needs majorities of both lists.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_members_that_was_begun_is_finished_by_whoever_leads() {
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let ports: Vec<_> =
+        (0..4).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<String> =
+        ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+    drop(ports);
+    let builder = |node: usize| {
+        Node::builder(folders[node].path()).listen(&addresses[node]).heartbeat(HEARTBEAT)
+    };
+    let founders = (0..3).map(|node| builder(node).form(&addresses[..3]));
+    let mut nodes: Vec<Node> = futures::future::try_join_all(founders).await.unwrap();
+    let new = builder(3).join(&addresses[..3]).await.unwrap();
+    timeout(LONG, new.ready()).await.unwrap().unwrap();
+    let leads = |node: &Node| node.status().leader == Some(node.id());
+    let leader = nodes.remove(nodes.iter().position(leads).unwrap());
+    let [goes, stays] = <[Node; 2]>::try_from(nodes).unwrap();
+
+    // While nobody's disk answers, the first step cannot be finished, and so nobody begins the second.
+    let disk_of = |id: NodeId| {
+        let members = leader.status().members;
+        let address = members.into_iter().find(|(it, _)| *it == id).unwrap().1;
+        let place = addresses.iter().position(|it| *it == address).unwrap();
+        disk(folders[place].path())
+    };
+    let disks = [disk_of(goes.id()), disk_of(stays.id())];
+    disks.iter().for_each(|disk| disk.set(Disk::Holds));
+    let raft = leader.shared().raft.clone();
+    let voters = [&leader, &stays, &new].map(|node| node.id().get());
+    let joint = |members: &crate::raft::StoredMembership| {
+        members.membership().get_joint_config().len() > 1
+    };
+    {
+        let metrics = raft.metrics();
+        let mut change = pin!(raft.change_membership(voters, false));
+        while !joint(&metrics.borrow_watched().membership_config) {
+            let ended = timeout(HEARTBEAT / 5, change.as_mut()).await;
+            assert!(ended.is_err(), "nobody can have agreed");
+        }
+    }
+    disks.iter().for_each(|disk| disk.set(Disk::Works));
+    let mut metrics = raft.metrics();
+    while !joint(&metrics.borrow_watched().committed_membership_config) {
+        timeout(LONG, metrics.changed()).await.unwrap().unwrap();
+    }
+    drop((metrics, raft, leader));
+
+    let removed = timeout(LONG, goes.failed()).await.expect("nobody has finished it");
+    assert_eq!(*removed.reason(), Reason::MemberRemoved { node: goes.id() });
+    let members = stays.client().members().await.unwrap();
+    let now: Vec<u64> = members.iter().map(|member| member.id.get()).collect();
+    assert!(members.iter().all(|member| member.is_voter), "{members:?}");
+    let mut expected = voters;
+    expected.sort_unstable();
+    assert_eq!(now, expected);
+    timeout(LONG, new.client().put("k", "v").into_future()).await.unwrap().unwrap();
 }

@@ -1,8 +1,9 @@
 //! Members that come and go while the group runs.
 
+use crate::kit::group::Nodes;
 use crate::kit::trio::{Load, Trio};
 use crate::kit::{HEARTBEAT, PATIENCE, addresses};
-use quorate::{Client, Node, NodeBuilder, NodeId, Reason, Status};
+use quorate::{Backup, Client, KeyRange, Node, NodeBuilder, NodeId, Reason, Status};
 use std::path::PathBuf;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
@@ -274,4 +275,62 @@ async fn only_who_belongs_to_the_group_gets_in() {
     trio.nodes[1] = Some(node);
     trio.node(1).ready().await.unwrap();
     trio.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_a_group_that_has_cut_its_log_gets_a_snapshot() {
+    let group = Nodes::start_with(3, 100).await;
+    let client = group.client(0);
+    for number in 0..400 {
+        client.put(format!("k{}", number % 50), format!("{number}")).await.unwrap();
+    }
+    let newcomer = Newcomer::new();
+    let node = newcomer.builder().snapshot_every(100).join(&group.addresses).await.unwrap();
+    node.ready().await.unwrap();
+    client.promote_member(node.id()).await.unwrap();
+    let read = node.client().range(KeyRange::prefix("k")).await.unwrap();
+    assert_eq!(read.count, 50);
+    are_equal(&[group.node(0), group.node(1), group.node(2), &node]).await;
+    node.shutdown().await.unwrap();
+    group.shutdown().await;
+}
+
+/// The log of such a group does not lead to its state.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_a_group_that_began_with_a_backup_has_all_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Node::builder(folder.path().join("source")).solo().await.unwrap();
+    for number in 0..20 {
+        source.client().put(format!("k{number}"), "v").await.unwrap();
+    }
+    let mut backup = Vec::new();
+    source.backup(&mut backup).await.unwrap();
+    source.shutdown().await.unwrap();
+    let path = folder.path().join("backup");
+    std::fs::write(&path, backup).unwrap();
+
+    let addresses = addresses(3);
+    let start = async |founder: usize| {
+        let data = folder.path().join(format!("founder-{founder}"));
+        Backup::restore_with(&path, &data, 1000).await.unwrap();
+        let builder = Node::builder(data).listen(&addresses[founder]).heartbeat(HEARTBEAT);
+        builder.form(addresses.clone()).await.unwrap()
+    };
+    let (first, second, third) = futures::join!(start(0), start(1), start(2));
+    let newcomer = Newcomer::new();
+    // At once, before anybody has cut the log.
+    let node = newcomer.join(&addresses).await;
+    assert_eq!(node.client().range(KeyRange::prefix("k")).await.unwrap().count, 20);
+    first.client().put("after", "v").await.unwrap();
+    are_equal(&[&first, &second, &third, &node]).await;
+    second.client().promote_member(node.id()).await.unwrap();
+
+    // And a restored folder does not join anything.
+    let restored = Newcomer::new();
+    Backup::restore_with(&path, restored.data(), 1000).await.unwrap();
+    let refused = restored.builder().join(&addresses).await.unwrap_err();
+    assert!(matches!(refused.reason(), Reason::BadMembers { .. }), "{refused}");
+    for node in [first, second, third, node] {
+        node.shutdown().await.unwrap();
+    }
 }

@@ -14,11 +14,14 @@
 //! - one call carries many writes, many cursors or many leases: a caller's load is never one frame each.
 
 mod layout;
+mod members;
+
+pub(crate) use members::{Change, Join, check_address};
 
 use crate::error::{Error, Reason};
 use crate::types::{
-    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, Member, NodeId, Op, OpKind, PutOp, RangeOp, Revision,
-    Status, TxnOp, TxnOutcome, limits,
+    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, Member, NodeId, Op, OpKind, PutOp,
+    RangeOp, Revision, Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,30 +63,6 @@ pub(crate) enum Request {
     Change { change: Change, forwarded: bool },
 }
 
-/// What a node says that wants to be let in.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Join {
-    /// Where the others are to reach it.
-    pub(crate) address: String,
-    /// That of its folder, by which it gets the same id however often it asks.
-    pub(crate) incarnation: u64,
-    /// The name of the group; empty if it takes the one that it finds.
-    pub(crate) name: String,
-    /// Its timing, which has to be that of the group.
-    pub(crate) heartbeat: Duration,
-}
-
-/// A change of who votes. Each of them may be asked for twice, and happens once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    /// Make a learner a voter.
-    Promote(NodeId),
-    /// Have a voter or learner go.
-    Remove(NodeId),
-    /// Both at once; without a name it is the only learner that comes.
-    Replace { old: NodeId, new: Option<NodeId> },
-}
-
 /// The answer to the [`Request`] of the same name.
 #[derive(Clone, Debug)]
 pub(crate) enum Response {
@@ -99,7 +78,10 @@ pub(crate) enum Response {
     Status(Box<Status>),
     Founding(Bytes),
     /// The id that it has from now on, and the record of the group's founding.
-    Join { node: NodeId, founding: Bytes },
+    Join {
+        node: NodeId,
+        founding: Bytes,
+    },
     Members(Vec<Member>),
     Change,
 }
@@ -329,35 +311,13 @@ pub(crate) fn check(request: &Request, ttl_floor: Duration) -> Result<(), Reason
         }
         Request::KeepAlive { leases, .. } => check_batch(leases.len()),
         Request::Leases { only, .. } => check_batch(only.as_ref().map_or(0, Vec::len)),
-        Request::Join { join, .. } => check_join(join),
+        Request::Join { join, .. } => members::check_join(join),
         Request::ReadIndex
         | Request::Status
         | Request::Founding(_)
         | Request::Members { .. }
         | Request::Change { .. } => Ok(()),
     }
-}
-
-/// What a node that joins says becomes a record that all members keep.
-fn check_join(join: &Join) -> Result<(), Reason> {
-    let bad = |detail: &str| Err(Reason::BadMembers { detail: detail.to_owned() });
-    if join.address.len() > ADDRESS_BYTES_MAX || join.name.len() > ADDRESS_BYTES_MAX {
-        return bad("the address of a member, or the name of its group, is too long");
-    }
-    if join.incarnation == 0 {
-        return bad("a node that joins says which folder it has");
-    }
-    check_address(&join.address)
-}
-
-/// No host's name is longer than 253 bytes.
-const ADDRESS_BYTES_MAX: usize = 300;
-
-/// An address is `host:port`.
-pub(crate) fn check_address(address: &str) -> Result<(), Reason> {
-    let bad = || Reason::BadAddress { detail: format!("{address:?} is not host:port") };
-    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-    if host.is_empty() || port.parse::<u16>().is_err() { Err(bad()) } else { Ok(()) }
 }
 
 fn check_batch(length: usize) -> Result<(), Reason> {

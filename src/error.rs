@@ -254,8 +254,7 @@ pub enum Reason {
         /// The id.
         node: NodeId,
     },
-    /// The member was removed from the group, and its id is never used again. Its folder is of no use any more: what is to
-    /// take part again joins with an empty one, as somebody new.
+    /// The member was removed from the group, and its id is never used again. It can join with an empty folder.
     MemberRemoved {
         /// The id.
         node: NodeId,
@@ -501,18 +500,14 @@ impl fmt::Display for Reason {
                     "node {node} has other data than the member of that id: it has to join as a new member"
                 )
             }
-            Self::MemberRemoved { node } => write!(
-                f,
-                "member {node} was removed from the group, and the id is not used again: with an empty folder it can \
-                 join as a new member"
-            ),
+            Self::MemberRemoved { node } => {
+                write!(f, "member {node} was removed from the group: it can join as a new member")
+            }
             Self::MemberNotFound { node } => write!(f, "the group has no member {node}"),
             Self::NotCaughtUp { node, behind: Some(behind) } => {
                 write!(f, "member {node} has not caught up yet: it lacks {behind} entries")
             }
-            Self::NotCaughtUp { node, behind: None } => {
-                write!(f, "member {node} has not caught up yet: it does not answer")
-            }
+            Self::NotCaughtUp { node, .. } => write!(f, "member {node} does not answer"),
             Self::MembersAreChanging => {
                 f.write_str("another change of the members is not finished yet")
             }

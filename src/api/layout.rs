@@ -11,8 +11,8 @@ use crate::codec::layout::{Input, Layout, Malformed, layout, read_list};
 use crate::error::{Error, Reason};
 use crate::types::{
     Changes, Compare, Consistency, DeleteOp, Event, GetOp, KeyRange, KeyValue, LeaseId,
-    LeaseStatus, Member, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation, Revision,
-    SortBy, Status, TxnOp, TxnOutcome, limits,
+    LeaseStatus, Member, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation,
+    Revision, SortBy, Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 
@@ -381,6 +381,49 @@ mod tests {
         assert_eq!(Proposal::from(Command::Age).to_bytes()[..], [1, 0, 6]);
         let short = Command::Room { is_short: true };
         assert_eq!(Proposal::from(short).to_bytes()[..], [1, 0, 7, 1]);
+    }
+
+    #[test]
+    fn the_bytes_of_changes_of_the_members_are_golden() {
+        let join = Join {
+            address: "d:1".into(),
+            incarnation: 7,
+            name: "x".into(),
+            heartbeat: Duration::from_millis(258),
+        };
+        let replace = Change::Replace { old: NodeId::from(2), new: Some(NodeId::from(9)) };
+        let all: [(Request, u16, &[u8]); 5] = [
+            (
+                Request::Join { join, forwarded: true },
+                9,
+                &[
+                    0, 0, 0, 3, b'd', b':', b'1', 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, b'x', //
+                    0, 0, 0, 0, 0, 0, 1, 2, 1,
+                ],
+            ),
+            (Request::Members { forwarded: false }, 10, &[0]),
+            (
+                Request::Change { change: Change::Promote(NodeId::from(9)), forwarded: false },
+                11,
+                &[1, 0, 0, 0, 0, 0, 0, 0, 9, 0],
+            ),
+            (
+                Request::Change { change: Change::Remove(NodeId::from(9)), forwarded: false },
+                11,
+                &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0],
+            ),
+            (
+                Request::Change { change: replace, forwarded: true },
+                11,
+                &[3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 9, 1],
+            ),
+        ];
+        for (request, method, golden) in all {
+            let mut body = Vec::new();
+            request.write_body(&mut body);
+            assert_eq!((request.method(), &body[..]), (method, golden));
+            assert_eq!(Request::read_body(method, body.into()).unwrap(), request);
+        }
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::error::{Error, Reason};
 use crate::mvcc;
 use crate::raft;
 use crate::types::{
-    Changes, Compare, Consistency, Event, KeyRange, KeyValue, LeaseId, LeaseStatus, Member,
-    NodeId, Op, OpResult, Page, Revision, Status, TxnOp, TxnOutcome,
+    Changes, Compare, Consistency, Event, KeyRange, KeyValue, LeaseId, LeaseStatus, Member, NodeId,
+    Op, OpResult, Page, Revision, Status, TxnOp, TxnOutcome,
 };
 use crate::wire;
 use bytes::Bytes;

@@ -1,8 +1,8 @@
 //! How a node comes to be: alone, with the other founders of its group, or in a group that is there already.
 
-use crate::api::{Join, check_address};
 use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
+use crate::api::{Join, check_address};
 use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::fault::{Point, point};
@@ -458,7 +458,8 @@ impl NodeBuilder {
     ) -> Result<()> {
         if base.is_some() || !log.is_pristine() {
             let folder = self.folder.display();
-            let detail = format!("{folder} has a state of its own: a node joins with an empty folder");
+            let detail =
+                format!("{folder} has a state of its own: a node joins with an empty folder");
             return Err(Reason::BadMembers { detail }.into());
         }
         let join = Join {

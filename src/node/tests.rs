@@ -5,7 +5,6 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::raft::log::tests::seam::{self, Disk};
 use crate::types::{KeyRange, Op};
-use openraft::async_runtime::WatchReceiver;
 
 const HEARTBEAT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(20);
@@ -334,25 +333,12 @@ async fn a_change_of_members_that_was_begun_is_finished_by_whoever_leads() {
     };
     let disks = [disk_of(goes.id()), disk_of(stays.id())];
     disks.iter().for_each(|disk| disk.set(Disk::Holds));
-    let raft = leader.shared().raft.clone();
     let voters = [&leader, &stays, &new].map(|node| node.id().get());
-    let joint = |members: &crate::raft::StoredMembership| {
-        members.membership().get_joint_config().len() > 1
-    };
-    {
-        let metrics = raft.metrics();
-        let mut change = pin!(raft.change_membership(voters, false));
-        while !joint(&metrics.borrow_watched().membership_config) {
-            let ended = timeout(HEARTBEAT / 5, change.as_mut()).await;
-            assert!(ended.is_err(), "nobody can have agreed");
-        }
-    }
+    let shared = Arc::clone(leader.shared());
+    timeout(LONG, shared.begin_change_for_test(voters)).await.expect("it hangs");
     disks.iter().for_each(|disk| disk.set(Disk::Works));
-    let mut metrics = raft.metrics();
-    while !joint(&metrics.borrow_watched().committed_membership_config) {
-        timeout(LONG, metrics.changed()).await.unwrap().unwrap();
-    }
-    drop((metrics, raft, leader));
+    timeout(LONG, shared.has_begun_change_for_test()).await.expect("the first step is lost");
+    drop((shared, leader));
 
     let removed = timeout(LONG, goes.failed()).await.expect("nobody has finished it");
     assert_eq!(*removed.reason(), Reason::MemberRemoved { node: goes.id() });

@@ -172,7 +172,7 @@ impl Desk {
 
     /// The name of the group.
     pub(crate) fn name(&self) -> String {
-        self.founders.name.clone()
+        self.founding().map_or_else(|| self.founders.name.clone(), |founding| founding.name)
     }
 
     /// The members that founded the group.

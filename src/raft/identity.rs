@@ -9,8 +9,8 @@
 //! change of the members, so no id is ever given twice, and nothing has to be counted, kept through a compaction or sent
 //! in a snapshot. It also tells who was removed from who is not known here yet ([`is_removed`]).
 
-use super::{Membership, Peer};
 use super::log::{LogStore, Meta};
+use super::{Membership, Peer};
 use crate::codec;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, bug};
@@ -293,8 +293,10 @@ mod tests {
         records.join(&log, joined).await.unwrap();
         let again = Records::open(&log).await.unwrap();
         assert_eq!(again.incarnation, records.incarnation);
-        assert_eq!((again.founding.as_ref(), again.joined.as_ref()),
-            (Some(&founding), Some(&(1030, "d:1".into()))));
+        assert_eq!(
+            (again.founding.as_ref(), again.joined.as_ref()),
+            (Some(&founding), Some(&(1030, "d:1".into())))
+        );
         again.check_base(None).unwrap();
         assert!(again.check_base(base).is_err(), "it begins with nothing");
     }

@@ -67,7 +67,8 @@ pub(crate) async fn ask(
 
 /// The answer, if it is one that a leader gives to this question.
 fn read(answer: Response, join: &Join) -> Result<Joined, Error> {
-    let malformed = || Error::from(Reason::Malformed { what: "answer to a node that joins".into() });
+    let malformed =
+        || Error::from(Reason::Malformed { what: "answer to a node that joins".into() });
     let Response::Join { node, founding } = answer else { return Err(malformed()) };
     let founding: Founding = codec::decode(&founding).map_err(|_| malformed())?;
     let is_named = join.name.is_empty() || join.name == founding.name;

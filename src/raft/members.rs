@@ -92,7 +92,8 @@ fn check(founding: &Founding, timing: Timing, join: &Join) -> Result<(), Error> 
     }
     if founding.addresses().any(str::is_empty) {
         return differ(
-            "this is a group of one, which was started with solo(): others cannot join it".to_owned(),
+            "this is a group of one, which was started with solo(): others cannot join it"
+                .to_owned(),
         );
     }
     if join.heartbeat != timing.heartbeat {
@@ -136,7 +137,8 @@ pub(super) async fn change(shared: &Shared, change: Change) -> Result<Response, 
     let founders = shared.desk.founding().map_or(0, |founding| founding.founders.len() as u64);
     let next = settled.log_id().map_or(0, |at| id_after(at.index));
     // Of an id that could have been given, and is not there, the member is gone.
-    let was_given = |node: u64| (1..=founders).contains(&node) || (id_after(0)..next).contains(&node);
+    let was_given =
+        |node: u64| (1..=founders).contains(&node) || (id_after(0)..next).contains(&node);
     let change = match plan(settled.membership(), change, was_given)? {
         Plan::Done => return Ok(Response::Change),
         Plan::Forget(node) => ChangeMembers::RemoveNodes([node].into()),
@@ -146,7 +148,10 @@ pub(super) async fn change(shared: &Shared, change: Change) -> Result<Response, 
             }
             check_quorum(shared, &voters).await?;
             if voters.len() % 2 == 0 {
-                tracing::warn!(voters = voters.len(), "one voter less would survive as many losses");
+                tracing::warn!(
+                    voters = voters.len(),
+                    "one voter less would survive as many losses"
+                );
             }
             ChangeMembers::ReplaceAllVoters(voters)
         }
@@ -213,7 +218,11 @@ fn only_learner(members: &Membership) -> Result<u64, Error> {
 }
 
 /// How far a member is behind, and how long it has been silent.
-fn lag(shared: &Shared, metrics: &RaftMetrics<Types>, node: u64) -> (Option<u64>, Option<Duration>) {
+fn lag(
+    shared: &Shared,
+    metrics: &RaftMetrics<Types>,
+    node: u64,
+) -> (Option<u64>, Option<Duration>) {
     if node == shared.identity.node {
         return (Some(0), Some(Duration::ZERO));
     }
@@ -418,6 +427,29 @@ pub(super) async fn leave(shared: Arc<Shared>) {
         }
     }
     shared.state.end_with(Fault::from_reason(Reason::MemberRemoved { node: node.into() }));
+}
+
+#[cfg(test)]
+impl Shared {
+    fn is_joint(members: &StoredMembership) -> bool {
+        members.membership().get_joint_config().len() > 1
+    }
+
+    /// Begins a change, and forgets about it before the group has agreed on the first of its two steps.
+    pub(crate) async fn begin_change_for_test(&self, voters: [u64; 3]) {
+        let mut change = std::pin::pin!(self.raft.change_membership(voters, false));
+        while !Self::is_joint(&metrics(&self.raft).membership_config) {
+            let ended = timeout(Duration::from_millis(10), change.as_mut()).await;
+            assert!(ended.is_err(), "the group has agreed");
+        }
+    }
+
+    /// Waits until it has.
+    pub(crate) async fn has_begun_change_for_test(&self) {
+        while !Self::is_joint(&metrics(&self.raft).committed_membership_config) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -247,9 +247,7 @@ impl Status {
             },
             // There is no way back under the same id after either: one has to join as somebody new.
             Self::CallerRemoved => Reason::MemberRemoved { node: NodeId::from(caller) },
-            Self::IncarnationRefused => {
-                Reason::IncarnationRefused { node: NodeId::from(caller) }
-            }
+            Self::IncarnationRefused => Reason::IncarnationRefused { node: NodeId::from(caller) },
             Self::TimingDiffers => Reason::TimingDiffers,
             Self::TooManyConnections => Reason::TooManyRequests,
             Self::Starting => Reason::Starting,

@@ -157,7 +157,11 @@ async fn whoever_asks_twice_is_one_member() {
     drop(timeout(HEARTBEAT, hurried.join(&trio.addresses)).await);
     let node = newcomer.join(&trio.addresses).await;
     let members = trio.client(0).members().await.unwrap();
-    assert_eq!(members.iter().filter(|it| it.address == newcomer.address).count(), 1, "{members:?}");
+    assert_eq!(
+        members.iter().filter(|it| it.address == newcomer.address).count(),
+        1,
+        "{members:?}"
+    );
     assert_eq!(members.len(), 4);
 
     // What was removed is nobody any more, and its folder says so after a restart as well.

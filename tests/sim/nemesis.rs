@@ -240,10 +240,12 @@ impl Nemesis {
                 self.ends.push((until, End::Resume(victim)));
             }
             Fault::Wipe => {
-                // Whoever has lost its disk is not let in again, so a majority has to be left.
+                // Whoever has lost its disk is not let in again as whom it was, so a majority has to be left until somebody
+                // else has taken that place.
                 let wiped = group.members.iter().filter(|member| member.is_wiped).count();
                 if (wiped + 1) * 2 < group.members.len() {
-                    group.wipe(victim);
+                    let joins = self.dice.percent(60);
+                    group.wipe(victim, joins);
                     self.ends.push((until, End::Restart(victim)));
                 }
             }

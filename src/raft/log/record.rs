@@ -31,14 +31,8 @@ pub(crate) enum Meta {
 }
 
 impl Meta {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Vote,
-        Self::Committed,
-        Self::Purged,
-        Self::Identity,
-        Self::Founding,
-        Self::Joined,
-    ];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Vote, Self::Committed, Self::Purged, Self::Identity, Self::Founding, Self::Joined];
 }
 
 const ENTRY: u8 = 1;

@@ -19,7 +19,7 @@
 use super::identity::{FOUNDERS_MAX, Founding, Joined};
 use crate::api::{Call, Join, Request, Response};
 use crate::codec;
-use crate::error::{Error, Reason};
+use crate::error::{Error, ErrorKind, Reason};
 use crate::wire::{Endpoint, RpcClient};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -49,8 +49,7 @@ pub(crate) async fn ask(
             let answer = client.call(Call { request, timeout: ASK_TIMEOUT }).await;
             match answer.and_then(|answer| read(answer, join)) {
                 Ok(joined) => return Ok(joined),
-                // A refusal does not go away by asking again.
-                Err(error) if !error.is_retryable() => return Err(error),
+                Err(error) if is_refusal(&error) => return Err(error),
                 Err(error) => silent.push(match error.reason() {
                     Reason::Unreachable { detail } => detail.clone(),
                     _ => format!("{seed}: {error}"),
@@ -63,6 +62,13 @@ pub(crate) async fn ask(
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// Whether the group wants nothing of this node, which does not go away by asking again. A seed whose disk fails, or that was
+/// removed itself, says so too, and another may let it in.
+fn is_refusal(error: &Error) -> bool {
+    let is_own = matches!(error.reason(), Reason::MemberRemoved { .. });
+    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::WrongGroup) && !is_own
 }
 
 /// The answer, if it is one that a leader gives to this question.
@@ -82,6 +88,18 @@ fn read(answer: Response, join: &Join) -> Result<Joined, Error> {
 mod tests {
     use super::*;
     use crate::raft::identity::Founder;
+
+    #[test]
+    fn a_seed_that_is_unwell_is_not_the_group() {
+        let is_refusal = |reason: Reason| is_refusal(&reason.into());
+        assert!(is_refusal(Reason::TimingDiffers));
+        assert!(is_refusal(Reason::FoundersDiffer { detail: String::new() }));
+        assert!(is_refusal(Reason::BadMembers { detail: String::new() }));
+        assert!(!is_refusal(Reason::DiskFailed { detail: String::new() }));
+        assert!(!is_refusal(Reason::MemberRemoved { node: 3.into() }));
+        assert!(!is_refusal(Reason::Closed));
+        assert!(!is_refusal(Reason::NoLeader));
+    }
 
     #[test]
     fn only_an_answer_of_a_group_is_believed() {

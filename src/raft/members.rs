@@ -36,7 +36,7 @@ use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::Precondition;
-use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState};
+use openraft::{ChangeMembers, Instant as _, RaftMetrics};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -414,15 +414,21 @@ async fn ask_around(shared: &Shared) {
 /// it remembers.
 pub(super) async fn leave(shared: Arc<Shared>) {
     let node = shared.identity.node;
-    let mut changes = shared.raft.metrics();
+    let mut changes = shared.raft.server_metrics();
     loop {
-        let leads = changes.borrow_watched().state == ServerState::Leader;
         // A leader that has removed itself stays until the others know.
-        if shared.is_removed(node) && !leads {
+        if shared.is_removed(node) && !shared.leadership().is_me {
             break;
         }
+        // What is in the log says when to look whether the group has agreed on it.
+        let may_be = shared.membership().get_node(&node).is_none();
+        let pause = if may_be { shared.timing.heartbeat } else { Duration::from_secs(3600) };
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
+            changed = timeout(pause, changes.changed()) => {
+                if let Ok(Err(_)) = changed {
+                    return;
+                }
+            }
             () = shared.refusals.removed() => break,
         }
     }

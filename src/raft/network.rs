@@ -62,10 +62,12 @@ impl Refusals {
         let mut refusals = self.by.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(_) => drop(refusals.remove(&member)),
+            // It says why it has ended itself.
+            Err(error) if is_removed(error) == Some(member) => {}
             Err(error) if error.kind() == ErrorKind::WrongGroup => {
                 refusals.insert(member, error.clone());
                 // Every other refusal may be one member's own; this one the group has agreed on.
-                if matches!(error.reason(), Reason::MemberRemoved { .. }) {
+                if is_removed(error).is_some() {
                     self.removed.notify_one();
                 }
             }
@@ -84,6 +86,14 @@ impl Refusals {
         let mut refusing = refusals.iter().filter(|(member, _)| voters.contains(member));
         let others = voters.len() - refusing.clone().count();
         refusing.next().filter(|_| 2 * others <= voters.len()).map(|(_, error)| error.clone())
+    }
+}
+
+/// Who was removed, if an error says so.
+fn is_removed(error: &Error) -> Option<u64> {
+    match error.reason() {
+        Reason::MemberRemoved { node } => Some(node.get()),
+        _ => None,
     }
 }
 

@@ -85,6 +85,7 @@ impl Client {
     /// #     Node::builder(folder.path().join(n.to_string())).listen(address).form(addresses.clone())
     /// # };
     /// # let (first, second, third) = futures::future::try_join3(member(0), member(1), member(2)).await?;
+    /// # futures::future::try_join3(first.ready(), second.ready(), third.ready()).await?;
     /// let client = first.client();
     /// let lost = third.id();
     /// third.shutdown().await?; // and its disk is lost

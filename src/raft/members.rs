@@ -24,7 +24,7 @@
 
 use super::Types;
 use super::config::Timing;
-use super::identity::{Founding, id_after, is_removed};
+use super::identity::{FOUNDERS_MAX, Founding, id_after, is_removed};
 use super::member::{Raft, Shared, cut_log};
 use super::{Membership, Peer, StoredMembership};
 use crate::api::{Call, Change, Join, Request, Response};
@@ -337,7 +337,8 @@ impl Shared {
     /// Whether a member was removed, as far as this one has heard.
     pub(crate) fn is_removed(&self, node: u64) -> bool {
         let members = Arc::clone(&self.raft.metrics().borrow_watched().committed_membership_config);
-        let at = members.log_id().as_ref();
+        let was_given = node > FOUNDERS_MAX as u64 || self.desk.incarnation(node).is_some();
+        let at = members.log_id().as_ref().filter(|_| was_given);
         at.is_some_and(|at| is_removed(node, members.membership(), at.index))
     }
 }

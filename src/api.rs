@@ -14,11 +14,14 @@
 //! - one call carries many writes, many cursors or many leases: a caller's load is never one frame each.
 
 mod layout;
+mod members;
+
+pub(crate) use members::{Change, Join, check_address};
 
 use crate::error::{Error, Reason};
 use crate::types::{
-    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, Op, OpKind, PutOp, RangeOp, Revision,
-    Status, TxnOp, TxnOutcome, limits,
+    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, Member, NodeId, Op, OpKind, PutOp,
+    RangeOp, Revision, Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +55,12 @@ pub(crate) enum Request {
     Status,
     /// What founders say to each other before there is a group; only they read it.
     Founding(Bytes),
+    /// Take me in. Answered by the leader, when the group has agreed.
+    Join { join: Join, forwarded: bool },
+    /// Who the members are. Answered by the leader, after a quorum round.
+    Members { forwarded: bool },
+    /// Change who votes. Answered by the leader, when the group has agreed.
+    Change { change: Change, forwarded: bool },
 }
 
 /// The answer to the [`Request`] of the same name.
@@ -68,6 +77,13 @@ pub(crate) enum Response {
     ReadIndex(u64),
     Status(Box<Status>),
     Founding(Bytes),
+    /// The id that it has from now on, and the record of the group's founding.
+    Join {
+        node: NodeId,
+        founding: Bytes,
+    },
+    Members(Vec<Member>),
+    Change,
 }
 
 /// A command and, if its sender wants it to happen once however often it is sent, whose and which it is.
@@ -250,7 +266,7 @@ impl From<Command> for Proposal {
 impl Request {
     /// Whether it may change the state, so that its failure leaves the outcome unknown.
     pub(crate) fn is_write(&self) -> bool {
-        matches!(self, Self::Propose { .. })
+        matches!(self, Self::Propose { .. } | Self::Change { .. })
     }
 }
 
@@ -295,7 +311,12 @@ pub(crate) fn check(request: &Request, ttl_floor: Duration) -> Result<(), Reason
         }
         Request::KeepAlive { leases, .. } => check_batch(leases.len()),
         Request::Leases { only, .. } => check_batch(only.as_ref().map_or(0, Vec::len)),
-        Request::ReadIndex | Request::Status | Request::Founding(_) => Ok(()),
+        Request::Join { join, .. } => members::check_join(join),
+        Request::ReadIndex
+        | Request::Status
+        | Request::Founding(_)
+        | Request::Members { .. }
+        | Request::Change { .. } => Ok(()),
     }
 }
 

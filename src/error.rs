@@ -254,6 +254,30 @@ pub enum Reason {
         /// The id.
         node: NodeId,
     },
+    /// The member was removed from the group, and its id is never used again. It can join with an empty folder.
+    MemberRemoved {
+        /// The id.
+        node: NodeId,
+    },
+    /// The group has no member of this id.
+    MemberNotFound {
+        /// The id.
+        node: NodeId,
+    },
+    /// The member lacks too much of the log to be a voter yet, or does not answer. Call again: it catches up meanwhile.
+    NotCaughtUp {
+        /// The id.
+        node: NodeId,
+        /// How many entries it lacks; `None` if the leader has not heard of it.
+        behind: Option<u64>,
+    },
+    /// Another change of the members is not finished. Call again when it is.
+    MembersAreChanging,
+    /// After the change the voters that answer would be no majority, and the group could not go on.
+    QuorumAtRisk {
+        /// How many of how many.
+        detail: String,
+    },
     /// The members list that founded the group is another one.
     FoundersDiffer {
         /// How they differ.
@@ -355,9 +379,12 @@ impl Reason {
             | Self::BadAddress { .. }
             | Self::BadMembers { .. }
             | Self::BadOption { .. }
+            | Self::QuorumAtRisk { .. }
             | Self::FolderNotEmpty { .. }
             | Self::PlaintextRefused { .. } => ErrorKind::InvalidInput,
-            Self::KeyNotFound | Self::LeaseNotFound { .. } => ErrorKind::NotFound,
+            Self::KeyNotFound | Self::LeaseNotFound { .. } | Self::MemberNotFound { .. } => {
+                ErrorKind::NotFound
+            }
             Self::LeaseExists { .. } => ErrorKind::Conflict,
             Self::Compacted { .. } | Self::FutureRevision { .. } => ErrorKind::Compacted,
             Self::SessionLost => ErrorKind::LeaseExpired,
@@ -368,11 +395,14 @@ impl Reason {
             | Self::LeaderChanged
             | Self::Unreachable { .. }
             | Self::Starting
+            | Self::NotCaughtUp { .. }
+            | Self::MembersAreChanging
             | Self::Unrecognized { .. } => ErrorKind::Unavailable,
             Self::DeadlinePassed { .. } | Self::ConnectionLost => ErrorKind::Timeout,
             Self::GroupMismatch
             | Self::NodeMismatch { .. }
             | Self::IncarnationRefused { .. }
+            | Self::MemberRemoved { .. }
             | Self::FoundersDiffer { .. }
             | Self::TimingDiffers
             | Self::NoCommonVersion
@@ -430,6 +460,7 @@ impl fmt::Display for Reason {
             | Self::BadMembers { detail }
             | Self::BadOption { detail }
             | Self::FoundersDiffer { detail }
+            | Self::QuorumAtRisk { detail }
             | Self::WrongType { detail }
             | Self::DiskFailed { detail }
             | Self::Corrupt { detail }
@@ -480,6 +511,17 @@ impl fmt::Display for Reason {
                     f,
                     "node {node} has other data than the member of that id: it has to join as a new member"
                 )
+            }
+            Self::MemberRemoved { node } => {
+                write!(f, "member {node} was removed from the group: it can join as a new member")
+            }
+            Self::MemberNotFound { node } => write!(f, "the group has no member {node}"),
+            Self::NotCaughtUp { node, behind: Some(behind) } => {
+                write!(f, "member {node} has not caught up yet: it lacks {behind} entries")
+            }
+            Self::NotCaughtUp { node, .. } => write!(f, "member {node} does not answer"),
+            Self::MembersAreChanging => {
+                f.write_str("another change of the members is not finished yet")
             }
             Self::TimingDiffers => {
                 f.write_str("heartbeat or election timeouts differ between the members")

@@ -64,7 +64,7 @@ pub use raft::peek::Peek;
 pub use types::{BackupInfo, Restored};
 pub use types::{
     Changes, Comparand, Compare, Consistency, Event, FencingToken, KeyRange, KeyValue, LeaseId,
-    LeaseStatus, NodeId, Op, OpResult, Page, Revision, SortBy, Status, TxnOutcome, limits,
+    LeaseStatus, Member, NodeId, Op, OpResult, Page, Revision, SortBy, Status, TxnOutcome, limits,
 };
 
 /// The documents of the repository, for reading beside the code.

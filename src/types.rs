@@ -882,6 +882,36 @@ pub struct Status {
     pub states_differ_at: Option<u64>,
 }
 
+/// A member of the group, as its leader sees it: one of [`Client::members`](crate::Client::members).
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let node = quorate::Node::builder(folder.path()).solo().await?;
+/// for member in node.client().members().await? {
+///     println!("{} at {}: voter {}, lacks {:?}", member.id, member.address, member.is_voter, member.behind);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Member {
+    /// Its id. Never that of another, not even after it was removed.
+    pub id: NodeId,
+    /// Where the others reach it.
+    pub address: String,
+    /// Whether it counts when the group agrees. Who has joined and was not promoted does not: it is a learner, follows the
+    /// log, and answers clients.
+    pub is_voter: bool,
+    /// Whether it is the leader, which has answered.
+    pub is_leader: bool,
+    /// How many entries of the leader's log it lacks; `None` if it was not heard of since this leader leads.
+    pub behind: Option<u64>,
+    /// How long ago it answered the leader last; `None` if it has not since this leader leads.
+    pub silent_for: Option<Duration>,
+}
+
 /// What a backup holds: what [`Node::backup`](crate::Node::backup) has written, or [`Backup::inspect`](crate::Backup::inspect)
 /// found.
 ///

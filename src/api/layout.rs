@@ -4,15 +4,15 @@
 //! the node: skipping it would let this member disagree with the others.
 
 use super::{
-    Applied, Command, Cursor, CursorId, Follow, Followed, News, Origin, Position, Proposal, Query,
-    Request, Response,
+    Applied, Change, Command, Cursor, CursorId, Follow, Followed, Join, News, Origin, Position,
+    Proposal, Query, Request, Response,
 };
 use crate::codec::layout::{Input, Layout, Malformed, layout, read_list};
 use crate::error::{Error, Reason};
 use crate::types::{
     Changes, Compare, Consistency, DeleteOp, Event, GetOp, KeyRange, KeyValue, LeaseId,
-    LeaseStatus, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation, Revision,
-    SortBy, Status, TxnOp, TxnOutcome, limits,
+    LeaseStatus, Member, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation,
+    Revision, SortBy, Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 
@@ -124,6 +124,10 @@ layout!(struct Status {
     bytes_in_use, bytes_on_disk, quota, is_short_of_room, members, states_differ_at,
 });
 
+layout!(struct Member { id, address, is_voter, is_leader, behind, silent_for });
+layout!(struct Join { address, incarnation, name, heartbeat });
+layout!(enum Change { 1 => Promote(node), 2 => Remove(node), 3 => Replace { old, new } });
+
 /// The version of the layout of [`Proposal`]. A new field goes to the end of a new version.
 const PROPOSAL_VERSION: u8 = 1;
 
@@ -156,6 +160,9 @@ impl Request {
             Self::ReadIndex => 6,
             Self::Status => 7,
             Self::Founding(_) => 8,
+            Self::Join { .. } => 9,
+            Self::Members { .. } => 10,
+            Self::Change { .. } => 11,
         }
     }
 
@@ -178,6 +185,15 @@ impl Request {
             }
             Self::ReadIndex | Self::Status => {}
             Self::Founding(message) => message.write(out),
+            Self::Join { join, forwarded } => {
+                join.write(out);
+                forwarded.write(out);
+            }
+            Self::Members { forwarded } => forwarded.write(out),
+            Self::Change { change, forwarded } => {
+                change.write(out);
+                forwarded.write(out);
+            }
         }
     }
 
@@ -199,6 +215,9 @@ impl Request {
             6 => Self::ReadIndex,
             7 => Self::Status,
             8 => Self::Founding(Bytes::read(input)?),
+            9 => Self::Join { join: Join::read(input)?, forwarded: bool::read(input)? },
+            10 => Self::Members { forwarded: bool::read(input)? },
+            11 => Self::Change { change: Change::read(input)?, forwarded: bool::read(input)? },
             _ => return Err(Malformed),
         };
         if input.remaining() == 0 { Ok(request) } else { Err(Malformed) }
@@ -208,6 +227,7 @@ impl Request {
 layout!(enum Response {
     1 => Propose(outcomes), 2 => Query(outcome), 3 => Follow(followed), 4 => KeepAlive(leases),
     5 => Leases(leases), 6 => ReadIndex(index), 7 => Status(status), 8 => Founding(message),
+    9 => Join { node, founding }, 10 => Members(members), 11 => Change,
 });
 
 /// `may_have_applied ++ text ++ reason`: an older reader that lacks a name for the reason still has its text.
@@ -314,6 +334,11 @@ reasons! {
     50 => FolderNotEmpty { path },
     51 => RestoreInterrupted { path },
     52 => StateDiffers { index, own, others },
+    53 => MemberRemoved { node },
+    54 => MemberNotFound { node },
+    55 => NotCaughtUp { node, behind },
+    56 => MembersAreChanging,
+    57 => QuorumAtRisk { detail },
 }
 
 #[cfg(test)]
@@ -360,6 +385,49 @@ mod tests {
         );
         let short = Command::Room { is_short: true };
         assert_eq!(Proposal::from(short).to_bytes()[..], [1, 0, 7, 1]);
+    }
+
+    #[test]
+    fn the_bytes_of_changes_of_the_members_are_golden() {
+        let join = Join {
+            address: "d:1".into(),
+            incarnation: 7,
+            name: "x".into(),
+            heartbeat: Duration::from_millis(258),
+        };
+        let replace = Change::Replace { old: NodeId::from(2), new: Some(NodeId::from(9)) };
+        let all: [(Request, u16, &[u8]); 5] = [
+            (
+                Request::Join { join, forwarded: true },
+                9,
+                &[
+                    0, 0, 0, 3, b'd', b':', b'1', 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, b'x', //
+                    0, 0, 0, 0, 0, 0, 1, 2, 1,
+                ],
+            ),
+            (Request::Members { forwarded: false }, 10, &[0]),
+            (
+                Request::Change { change: Change::Promote(NodeId::from(9)), forwarded: false },
+                11,
+                &[1, 0, 0, 0, 0, 0, 0, 0, 9, 0],
+            ),
+            (
+                Request::Change { change: Change::Remove(NodeId::from(9)), forwarded: false },
+                11,
+                &[2, 0, 0, 0, 0, 0, 0, 0, 9, 0],
+            ),
+            (
+                Request::Change { change: replace, forwarded: true },
+                11,
+                &[3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 9, 1],
+            ),
+        ];
+        for (request, method, golden) in all {
+            let mut body = Vec::new();
+            request.write_body(&mut body);
+            assert_eq!((request.method(), &body[..]), (method, golden));
+            assert_eq!(Request::read_body(method, body.into()).unwrap(), request);
+        }
     }
 
     #[test]

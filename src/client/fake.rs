@@ -314,7 +314,11 @@ impl Fake {
                 members: Vec::new(),
                 states_differ_at: None,
             })),
-            Request::ReadIndex | Request::Founding(_) => {
+            Request::ReadIndex
+            | Request::Founding(_)
+            | Request::Join { .. }
+            | Request::Members { .. }
+            | Request::Change { .. } => {
                 return Err(Error::new(Reason::Closed));
             }
         })
@@ -364,7 +368,12 @@ fn describe(request: &Request) -> (Kind, usize) {
         Request::Follow(follow) => (Kind::Follow, follow.added.len()),
         Request::KeepAlive { leases, .. } => (Kind::KeepAlive, leases.len()),
         Request::Leases { .. } => (Kind::Leases, 1),
-        Request::Status | Request::ReadIndex | Request::Founding(_) => (Kind::Status, 1),
+        Request::Status
+        | Request::ReadIndex
+        | Request::Founding(_)
+        | Request::Join { .. }
+        | Request::Members { .. }
+        | Request::Change { .. } => (Kind::Status, 1),
     }
 }
 

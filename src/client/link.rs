@@ -220,6 +220,9 @@ pub(crate) fn unexpected(response: &Response) -> Error {
         Response::ReadIndex(_) => "answer: a read index",
         Response::Status(_) => "answer: a status",
         Response::Founding(_) => "answer: a founder's",
+        Response::Join { .. } => "answer: to one that joins",
+        Response::Members(_) => "answer: a list of members",
+        Response::Change => "answer: a change of members",
     })
 }
 

@@ -41,6 +41,7 @@ mod lease;
 mod life;
 pub(crate) mod link;
 mod map;
+mod members;
 mod ops;
 mod pages;
 mod remote;
@@ -53,6 +54,7 @@ pub use lease::{
 };
 pub use map::Map;
 pub(crate) use map::{decode, encode};
+pub use members::{MemberList, PromoteMember, RemoveMember, ReplaceMember};
 pub use ops::{
     Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, StatusRead, Txn,
 };

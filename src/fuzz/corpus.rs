@@ -2,16 +2,16 @@
 
 use super::{Heap, MIB, TARGETS, Target, client, target};
 use crate::api::{
-    Applied, Command, Cursor, CursorId, Follow, Followed, News, Origin, Position, Proposal, Query,
-    Request, Response,
+    Applied, Change, Command, Cursor, CursorId, Follow, Followed, Join, News, Origin, Position,
+    Proposal, Query, Request, Response,
 };
 use crate::codec::layout::Layout;
 use crate::error::{Error, Reason};
 use crate::mvcc;
 use crate::raft;
 use crate::types::{
-    Changes, Compare, Consistency, Event, KeyRange, KeyValue, LeaseId, LeaseStatus, NodeId, Op,
-    OpResult, Page, Revision, Status, TxnOp, TxnOutcome,
+    Changes, Compare, Consistency, Event, KeyRange, KeyValue, LeaseId, LeaseStatus, Member, NodeId,
+    Op, OpResult, Page, Revision, Status, TxnOp, TxnOutcome,
 };
 use crate::wire;
 use bytes::Bytes;
@@ -239,6 +239,13 @@ fn requests() -> Seeds {
         revision_min: Some(Revision::from(4)),
     };
     let leases = vec![LeaseId::from(1), LeaseId::from(u64::MAX)];
+    let join = Join {
+        address: "d:1".into(),
+        incarnation: 7,
+        name: "jobs".into(),
+        heartbeat: Duration::from_millis(200),
+    };
+    let change = |change| Request::Change { change, forwarded: true };
     let all = [
         ("propose", Request::Propose { proposals: each_command(), forwarded: true }),
         ("query", Request::Query(query)),
@@ -249,6 +256,11 @@ fn requests() -> Seeds {
         ("read-index", Request::ReadIndex),
         ("status", Request::Status),
         ("founding", Request::Founding(Bytes::from_static(b"question"))),
+        ("join", Request::Join { join, forwarded: true }),
+        ("members", Request::Members { forwarded: false }),
+        ("promote", change(Change::Promote(NodeId::from(1030)))),
+        ("remove", change(Change::Remove(NodeId::from(2)))),
+        ("replace", change(Change::Replace { old: NodeId::from(2), new: Some(NodeId::from(7)) })),
     ];
     let body = |request: &Request| {
         let mut bytes = vec![request.method() as u8];
@@ -334,6 +346,14 @@ fn responses() -> Seeds {
         members: vec![(NodeId::from(1), "a:1".into())],
         states_differ_at: Some(9),
     };
+    let member = Member {
+        id: NodeId::from(1030),
+        address: "d:1".into(),
+        is_voter: false,
+        is_leader: false,
+        behind: Some(9),
+        silent_for: Some(Duration::from_millis(200)),
+    };
     let followed = Followed::Step { number: 1, progress: revision, news };
     let alive = vec![Ok(Duration::from_secs(9)), Err(Reason::LeaseNotFound { lease: 7.into() })];
     let all: Vec<(&str, Result<Response, Error>)> = vec![
@@ -346,12 +366,15 @@ fn responses() -> Seeds {
         ("read-index", Ok(Response::ReadIndex(u64::MAX))),
         ("status", Ok(Response::Status(Box::new(node)))),
         ("founding", Ok(Response::Founding("answer".into()))),
+        ("join", Ok(Response::Join { node: NodeId::from(1030), founding: "record".into() })),
+        ("members", Ok(Response::Members(vec![member]))),
+        ("change", Ok(Response::Change)),
         ("refused", Err(Reason::NotLeader { leader: Some(NodeId::from(2)) }.into())),
         ("unknown", Err(Error::from(Reason::ConnectionLost).unknown_outcome())),
     ];
     let mut seeds: Seeds = all.iter().map(|(name, it)| seed(name, it.to_bytes())).collect();
     // Each reason that there is, with numbers for whatever it names.
-    for number in 1..=52 {
+    for number in 1..=57 {
         let fields = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2][..], &[0; 24]].concat();
         for length in [0, 1, 4, 8, 12, 16, 40] {
             let reason = [&[number], &fields[..length]].concat();

@@ -1,7 +1,8 @@
-//! How a node comes to be: alone, or with the other founders of its group.
+//! How a node comes to be: alone, with the other founders of its group, or in a group that is there already.
 
 use super::door::{Door, Doorkeeper};
 use super::{Node, PrivateRuntime, Running, log_folder};
+use crate::api::{Join, check_address};
 use crate::client::home::Home;
 use crate::error::{Error, Fault, Reason, Result};
 use crate::fault::{Point, point};
@@ -9,7 +10,8 @@ use crate::lmdb::FolderLock;
 use crate::raft;
 use crate::raft::config::{History, Quota, Retention, Timing};
 use crate::raft::founding::{Desk, Founders};
-use crate::raft::identity::{Identity, Records};
+use crate::raft::identity::{Base, Founding, Identity, Records};
+use crate::raft::joining;
 use crate::raft::log::LogStore;
 use crate::raft::member::{Member, Parts};
 use crate::raft::network::SNAPSHOT_RATE;
@@ -37,9 +39,16 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a founder waits for the others.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// In which of the three ways it is started.
+enum Start {
+    Solo,
+    Form(Founders),
+    Join { seeds: Vec<String>, own: String },
+}
+
 /// Describes a node before it starts: [`Node::builder`].
 ///
-/// Nothing happens before [`solo`](Self::solo) or [`form`](Self::form).
+/// Nothing happens before [`solo`](Self::solo), [`form`](Self::form) or [`join`](Self::join).
 ///
 /// ```
 /// # #[tokio::main]
@@ -61,7 +70,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "a builder does nothing before `solo` or `form`"]
+#[must_use = "a builder does nothing before `solo`, `form` or `join`"]
 pub struct NodeBuilder {
     folder: PathBuf,
     listen: Option<String>,
@@ -204,10 +213,11 @@ impl NodeBuilder {
         self
     }
 
-    /// How long [`form`](Self::form) waits for the other founders when the group is founded, and for another member when this
-    /// one's [state differs](Reason::StateDiffers); five minutes unless said otherwise.
-    pub fn patience(mut self, founders: Duration) -> Self {
-        self.patience = founders;
+    /// How long [`form`](Self::form) waits for the other founders when the group is founded, [`join`](Self::join) for the
+    /// group, and any start for another member when this one's [state differs](Reason::StateDiffers); five minutes unless
+    /// said otherwise.
+    pub fn patience(mut self, others: Duration) -> Self {
+        self.patience = others;
         self
     }
 
@@ -235,7 +245,7 @@ impl NodeBuilder {
     /// # Ok(()) }
     /// ```
     pub async fn solo(self) -> Result<Node> {
-        self.start(None).await
+        self.start(Start::Solo).await
     }
 
     /// Founds a group with the others, or takes this node's place in it again.
@@ -282,10 +292,75 @@ impl NodeBuilder {
     /// ```
     pub async fn form<A: Into<String>>(self, members: impl IntoIterator<Item = A>) -> Result<Node> {
         let members = members.into_iter().map(Into::into).collect();
-        self.start(Some(members)).await
+        let start = Start::Form(Founders::new(&self.name, members, &self.own_address()?)?);
+        self.start(start).await
     }
 
-    async fn start(self, members: Option<Vec<String>>) -> Result<Node> {
+    /// Joins a group that is there already, through any of its members, or takes this node's place in it again.
+    ///
+    /// The group gives the node an id that nobody had before, and the node keeps that in its folder. It is a *learner*: it
+    /// gets all data, and answers clients, and it does not count when the group agrees, before
+    /// [`Client::promote_member`](crate::Client::promote_member) or
+    /// [`Client::replace_member`](crate::Client::replace_member) makes it a voter. A member whose data was lost comes back
+    /// in this way, with an empty folder, and replaces the one that it was.
+    ///
+    /// A folder that is a member's already just starts, whatever the seeds are, a founder's as well. The node's own address
+    /// may be among them. It needs the [`heartbeat`](Self::heartbeat) of the group; a [`group_name`](Self::group_name) is
+    /// compared if there is one.
+    ///
+    /// # Errors
+    ///
+    /// - [`Reason::BadMembers`] if no seed is given, or the folder holds a restored backup: who joins begins with nothing;
+    ///   if a copy of this folder is a member elsewhere;
+    /// - [`Reason::FoundersDiffer`] if the group has another name, or was started with [`solo`](Self::solo); if the folder
+    ///   is of a member with another address;
+    /// - [`Reason::TimingDiffers`] if the group has another heartbeat;
+    /// - [`Reason::Unreachable`], with the addresses, if no seed lets it in within [`patience`](Self::patience);
+    /// - if the folder is in use, damaged or from a newer version; if the address cannot be listened on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends what was started, a moment later. The folder stays usable, and asks for the same id again.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// use quorate::Node;
+    /// # let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+    /// # let [first, second] = [free()?, free()?].map(|address| address.to_string());
+    ///
+    /// let founder = Node::builder(folder.path().join("1")).listen(&first).form([&first]).await?;
+    /// let node = Node::builder(folder.path().join("2")).listen(&second).join([&first]).await?;
+    /// node.ready().await?;
+    ///
+    /// node.client().promote_member(node.id()).await?;
+    /// let members = node.client().members().await?;
+    /// assert!(members.len() == 2 && members.iter().all(|member| member.is_voter));
+    /// # drop(founder);
+    /// # Ok(()) }
+    /// ```
+    pub async fn join<A: Into<String>>(self, seeds: impl IntoIterator<Item = A>) -> Result<Node> {
+        let own = self.own_address()?;
+        check_address(&own)?;
+        let mut seeds: Vec<String> = seeds.into_iter().map(Into::into).collect();
+        seeds.retain(|seed| *seed != own);
+        if seeds.is_empty() {
+            let detail = "a node joins through another member: name one".to_owned();
+            return Err(Reason::BadMembers { detail }.into());
+        }
+        seeds.iter().try_for_each(|seed| check_address(seed))?;
+        self.start(Start::Join { seeds, own }).await
+    }
+
+    /// Where the others reach this node.
+    fn own_address(&self) -> Result<String> {
+        let detail = || "a member of a group needs an address: say listen()".to_owned();
+        let own = self.advertise.as_ref().or(self.listen.as_ref());
+        own.cloned().ok_or_else(|| Reason::BadAddress { detail: detail() }.into())
+    }
+
+    async fn start(self, start: Start) -> Result<Node> {
         self.timing.check()?;
         self.history.check()?;
         self.quota.within(self.map_bytes)?;
@@ -294,18 +369,8 @@ impl NodeBuilder {
             return Err(Reason::BadOption { detail: detail.to_owned() }.into());
         }
         self.checked_snapshot_rate()?;
-        let founders = match members {
-            Some(members) => {
-                let Some(own) = self.advertise.as_ref().or(self.listen.as_ref()) else {
-                    let detail = "a member of a group needs an address: say listen()".to_owned();
-                    return Err(Reason::BadAddress { detail }.into());
-                };
-                Some(Founders::new(&self.name, members, own)?)
-            }
-            None => None,
-        };
         let mut runtime = PrivateRuntime::start()?;
-        match runtime.run(self.run(founders)).await {
+        match runtime.run(self.run(start)).await {
             Ok(running) => {
                 let home = Home::new(runtime.handle());
                 Ok(Node { running: Some(running), home, runtime })
@@ -326,7 +391,7 @@ impl NodeBuilder {
     }
 
     /// Everything from the lock to the first call, on the node's own runtime.
-    async fn run(self, founders: Option<Founders>) -> Result<Running> {
+    async fn run(self, start: Start) -> Result<Running> {
         // The order matters: nothing in the folder is touched before it is ours, and nobody is answered before the
         // folder has said who this is.
         let lock = Arc::new(self.lock().await?);
@@ -342,16 +407,28 @@ impl NodeBuilder {
         let reseed = Reseed::find(&self.folder, map_bytes)?;
         let open = || self.open_state(map_bytes, &log);
         let state = if reseed.is_none() { Some(open()?) } else { None };
-        let records = Records::open(&log).await?;
+        let mut records = Records::open(&log).await?;
         let base = state.as_ref().and_then(|state| state.base());
         if state.as_ref().is_some_and(|state| state.now().applied.is_none()) {
             records.check_base(base)?;
         }
-        let solo = founders.is_none();
-        let founders = founders.unwrap_or_else(|| Founders::alone(&self.name)).on(base);
-        let desk = Desk::new(founders, records);
-        let door = Arc::new(Door::new(desk.clone()));
+        let door = Arc::new(Door::new());
         let server = listener.map(|it| wire::serve(it, Arc::new(Doorkeeper(Arc::clone(&door)))));
+        let solo = matches!(start, Start::Solo);
+        let founders = match start {
+            Start::Solo => Founders::alone(&self.name),
+            Start::Form(founders) => founders,
+            Start::Join { seeds, own } => {
+                if records.founding.is_none() {
+                    self.let_in(&mut records, &log, base, &seeds, &own).await?;
+                }
+                let founding = records.founding.as_ref();
+                let unknown = || Fault::assertion("whoever was let in knows the group");
+                self.founders_of(founding.ok_or_else(unknown)?, own)?
+            }
+        };
+        let desk = Desk::new(founders.on(base), records);
+        door.found(desk.clone());
         let identity = self.identify(&desk, &log, solo).await?;
         point(Point::StartFounded);
         if let Some(reseed) = reseed {
@@ -418,6 +495,40 @@ impl NodeBuilder {
         let Some(address) = &self.listen else { return Ok(None) };
         check_plaintext(address, self.plaintext).await?;
         wire::bind(address).await.map(Some)
+    }
+
+    /// Has the group take this node in, and keeps as whom.
+    async fn let_in(
+        &self,
+        records: &mut Records,
+        log: &LogStore,
+        base: Option<Base>,
+        seeds: &[String],
+        own: &str,
+    ) -> Result<()> {
+        if base.is_some() || !log.is_pristine() {
+            let folder = self.folder.display();
+            let detail =
+                format!("{folder} has a state of its own: a node joins with an empty folder");
+            return Err(Reason::BadMembers { detail }.into());
+        }
+        let join = Join {
+            address: own.to_owned(),
+            incarnation: records.incarnation,
+            name: self.name.clone(),
+            heartbeat: self.timing.heartbeat,
+        };
+        let joined = joining::ask(seeds, &join, self.plaintext, self.patience).await?;
+        Ok(records.join(log, joined).await?)
+    }
+
+    /// The founders as the folder knows them, for a node that was not told.
+    fn founders_of(&self, founding: &Founding, own: String) -> Result<Founders> {
+        if !self.name.is_empty() && self.name != founding.name {
+            let detail = format!("the group is named {:?}, not {:?}", founding.name, self.name);
+            return Err(Reason::FoundersDiffer { detail }.into());
+        }
+        Ok(Founders::of(founding, own))
     }
 
     /// Who this node is: as the folder says, or as the founding makes it.

@@ -23,6 +23,8 @@ pub(super) struct Door {
 
 #[derive(Clone, Debug)]
 enum Phase {
+    /// This node is not in the group yet: nobody gets an answer.
+    Joining,
     /// There is no group yet: only other founders get an answer.
     Founding(Desk),
     Serving {
@@ -33,8 +35,13 @@ enum Phase {
 }
 
 impl Door {
-    pub(super) fn new(desk: Desk) -> Self {
-        Self { phase: RwLock::new(Phase::Founding(desk)) }
+    pub(super) fn new() -> Self {
+        Self { phase: RwLock::new(Phase::Joining) }
+    }
+
+    /// From now on the other founders get answers.
+    pub(super) fn found(&self, desk: Desk) {
+        self.set(Phase::Founding(desk));
     }
 
     /// From now on the group is served.
@@ -68,10 +75,14 @@ impl Handler for Doorkeeper {
             Phase::Founding(_) if preamble.kind == Kind::Rpc && preamble.caller.group == 0 => {
                 (Status::Ok, 0, 0)
             }
-            Phase::Founding(_) => (Status::Starting, 0, 0),
+            Phase::Founding(_) | Phase::Joining => (Status::Starting, 0, 0),
             Phase::Serving { shared, .. } => {
-                let own = shared.identity;
-                (preamble.check_group(own.group), own.group, own.node)
+                let (own, caller) = (shared.identity, preamble.caller.node);
+                let status = match preamble.check_group(own.group) {
+                    Status::Ok if caller != 0 && shared.is_removed(caller) => Status::CallerRemoved,
+                    status => status,
+                };
+                (status, own.group, own.node)
             }
             Phase::Closed => (Status::ShuttingDown, 0, 0),
         };
@@ -85,7 +96,7 @@ impl Handler for Doorkeeper {
 
     fn hello(&self, _: PeerKind, hello: &Hello) -> Status {
         match self.0.phase() {
-            Phase::Founding(_) => Status::Starting,
+            Phase::Founding(_) | Phase::Joining => Status::Starting,
             Phase::Serving { peers, .. } => peers.hello(hello),
             Phase::Closed => Status::ShuttingDown,
         }
@@ -100,7 +111,7 @@ impl Handler for Doorkeeper {
     ) -> BoxFuture<'static, Result<Bytes, Error>> {
         match self.0.phase() {
             Phase::Serving { peers, .. } => peers.call(kind, from, method, body).boxed(),
-            Phase::Founding(_) => ready(Err(Reason::Starting.into())).boxed(),
+            Phase::Founding(_) | Phase::Joining => ready(Err(Reason::Starting.into())).boxed(),
             Phase::Closed => ready(Err(Reason::Closed.into())).boxed(),
         }
     }
@@ -128,7 +139,7 @@ impl Service<Call> for Calls {
             (Phase::Founding(desk), Request::Founding(question)) => {
                 ready(desk.answer(question).map(Response::Founding)).boxed()
             }
-            (Phase::Founding(_), _) => ready(Err(Reason::Starting.into())).boxed(),
+            (Phase::Founding(_) | Phase::Joining, _) => ready(Err(Reason::Starting.into())).boxed(),
             (Phase::Serving { shared, .. }, _) => {
                 self.gateway.get_or_init(|| Gateway::remote(shared)).clone().call(call)
             }

@@ -1,4 +1,5 @@
-//! A disk that fails under a running node, an end that is not waited for, and an entry that no message could carry.
+//! A disk that fails under a running node, an end that is not waited for, an entry that no message could carry, and a change
+//! of the members that nobody finishes.
 
 mod integrity;
 
@@ -342,4 +343,51 @@ async fn the_file_gets_smaller_by_itself_when_most_of_it_is_free() {
     assert!(status.bytes_on_disk < 8 << 20);
     assert_eq!(node.client().get("stays").await.unwrap().unwrap().value, "here");
     node.shutdown().await.unwrap();
+}
+
+/// A leader that ends between the two steps of a change leaves a group that needs majorities of both lists.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_members_that_was_begun_is_finished_by_whoever_leads() {
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let ports: Vec<_> =
+        (0..4).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<String> =
+        ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+    drop(ports);
+    let builder = |node: usize| {
+        Node::builder(folders[node].path()).listen(&addresses[node]).heartbeat(HEARTBEAT)
+    };
+    let founders = (0..3).map(|node| builder(node).form(&addresses[..3]));
+    let mut nodes: Vec<Node> = futures::future::try_join_all(founders).await.unwrap();
+    let new = builder(3).join(&addresses[..3]).await.unwrap();
+    timeout(LONG, new.ready()).await.unwrap().unwrap();
+    let leads = |node: &Node| node.status().leader == Some(node.id());
+    let leader = nodes.remove(nodes.iter().position(leads).unwrap());
+    let [goes, stays] = <[Node; 2]>::try_from(nodes).unwrap();
+
+    // While nobody's disk answers, the first step cannot be finished, and so nobody begins the second.
+    let disk_of = |id: NodeId| {
+        let members = leader.status().members;
+        let address = members.into_iter().find(|(it, _)| *it == id).unwrap().1;
+        let place = addresses.iter().position(|it| *it == address).unwrap();
+        disk(folders[place].path())
+    };
+    let disks = [disk_of(goes.id()), disk_of(stays.id())];
+    disks.iter().for_each(|disk| disk.set(Disk::Holds));
+    let voters = [&leader, &stays, &new].map(|node| node.id().get());
+    let shared = Arc::clone(leader.shared());
+    timeout(LONG, shared.begin_change_for_test(voters)).await.expect("it hangs");
+    disks.iter().for_each(|disk| disk.set(Disk::Works));
+    timeout(LONG, shared.has_begun_change_for_test()).await.expect("the first step is lost");
+    drop((shared, leader));
+
+    let removed = timeout(LONG, goes.failed()).await.expect("nobody has finished it");
+    assert_eq!(*removed.reason(), Reason::MemberRemoved { node: goes.id() });
+    let members = stays.client().members().await.unwrap();
+    let now: Vec<u64> = members.iter().map(|member| member.id.get()).collect();
+    assert!(members.iter().all(|member| member.is_voter), "{members:?}");
+    let mut expected = voters;
+    expected.sort_unstable();
+    assert_eq!(now, expected);
+    timeout(LONG, new.client().put("k", "v").into_future()).await.unwrap().unwrap();
 }

@@ -24,7 +24,7 @@
 use super::Peer;
 use super::identity::{Base, FOUNDERS_MAX, Founder, Founding, Identity, Records};
 use super::log::LogStore;
-use crate::api::{Call, Request, Response};
+use crate::api::{Call, Request, Response, check_address};
 use crate::codec;
 use crate::error::{Error, Fault, Reason};
 use crate::wire::RpcClient;
@@ -95,6 +95,12 @@ impl Founders {
         Self { name: name.to_owned(), addresses, own: String::new(), base: None }
     }
 
+    /// Those of a group that stands already, as one of its members has them on record.
+    pub(crate) fn of(founding: &Founding, own: String) -> Self {
+        let addresses = founding.addresses().map(str::to_owned).collect();
+        Self { name: founding.name.clone(), addresses, own, base: None }
+    }
+
     /// The same, beginning with a state.
     pub(crate) fn on(self, base: Option<Base>) -> Self {
         Self { base, ..self }
@@ -142,16 +148,6 @@ impl Founders {
     }
 }
 
-/// An address is `host:port`.
-fn check_address(address: &str) -> Result<(), Error> {
-    let bad = || Reason::BadAddress { detail: format!("{address:?} is not host:port") };
-    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-    if host.is_empty() || port.parse::<u16>().is_err() {
-        return Err(bad().into());
-    }
-    Ok(())
-}
-
 /// What this folder knows, shared with whoever answers the others.
 #[derive(Clone, Debug)]
 pub(crate) struct Desk {
@@ -176,7 +172,7 @@ impl Desk {
 
     /// The name of the group.
     pub(crate) fn name(&self) -> String {
-        self.founders.name.clone()
+        self.founding().map_or_else(|| self.founders.name.clone(), |founding| founding.name)
     }
 
     /// The members that founded the group.
@@ -187,7 +183,22 @@ impl Desk {
 
     /// Whether it is this founder who begins the first term. It has seen all others hold the record.
     pub(crate) fn initializes(&self) -> bool {
-        self.founders.is_first()
+        self.founders.is_first() && self.records().joined.is_none()
+    }
+
+    /// The record of the founding, which every member of a group has.
+    pub(crate) fn founding(&self) -> Option<Founding> {
+        self.records().founding
+    }
+
+    /// Whether the log of the group does not lead to its state, because that began with a backup.
+    pub(crate) fn began_restored(&self) -> bool {
+        self.founding().is_some_and(|founding| founding.base.is_some())
+    }
+
+    /// Whether this member came when the group was there already.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.records().joined.is_some()
     }
 
     /// Who this folder is, if that is settled: it holds the record, and, if it is the one that has to know that all
@@ -195,10 +206,34 @@ impl Desk {
     pub(crate) fn known(&self, log: &LogStore) -> Result<Option<Identity>, Error> {
         let records = self.records();
         let Some(founding) = &records.founding else { return Ok(None) };
+        if let Some((node, address)) = &records.joined {
+            return self.known_as(*node, address, founding, records.incarnation).map(Some);
+        }
         founding.check(&self.founders.name, &self.founders.addresses)?;
         let identity = founding.identity(&self.founders.own, records.incarnation)?;
         let settled = !self.founders.is_first() || !log.is_pristine();
         Ok(settled.then_some(identity))
+    }
+
+    /// Who this folder is that has joined: it does not matter whom the application takes for the founders.
+    fn known_as(
+        &self,
+        node: u64,
+        address: &str,
+        founding: &Founding,
+        incarnation: u64,
+    ) -> Result<Identity, Error> {
+        let Founders { name, own, .. } = &self.founders;
+        let detail = if own != address {
+            // A group of one has no address.
+            let own = if own.is_empty() { "alone, with solo()" } else { own };
+            format!("this member has joined the group at {address}: start it there, and not {own}")
+        } else if !name.is_empty() && *name != founding.name {
+            format!("the group is named {:?}, not {name:?}", founding.name)
+        } else {
+            return Ok(Identity { group: founding.group, node, incarnation });
+        };
+        Err(Reason::FoundersDiffer { detail }.into())
     }
 
     /// Founds a group of one.

@@ -12,7 +12,7 @@
 
 use super::format::{entry_bytes, log_id, position};
 use super::founding::{Answer, Ask};
-use super::identity::Founding;
+use super::identity::{Founding, Joined};
 use super::marks::{Report, Verdict, judge};
 use super::network::method;
 use super::server::speaks_for;
@@ -129,6 +129,7 @@ pub(crate) fn founding(input: &[u8]) {
         }),
         2 => cold::<Founding>(bytes, believe),
         3 => cold::<u64>(bytes, |_| {}),
+        4 => cold::<Joined>(bytes, |joined| believe(&joined.founding)),
         _ => {}
     }
 }
@@ -251,6 +252,8 @@ pub(crate) mod seeds {
         let record = Founding { group: 1 << 100, name: "group".into(), founders, base: None };
         let base = Some(Base { revision: 1 << 30, hash: 1 << 99 });
         let restored = Founding { base, ..record.clone() };
+        let address = "d:1".to_owned();
+        let joined = Joined { node: 1030, address, founding: restored.clone() };
         let addresses = vec!["a:1".to_owned(), "b:1".to_owned()];
         let name = String::from("group");
         let (own, list) = ("b:1".to_owned(), addresses.clone());
@@ -264,6 +267,7 @@ pub(crate) mod seeds {
             seed(2, "record-restored", &codec::encode(&restored)),
             seed(2, "record-of-a-wild-length", &[1, 0, 253, 255, 255, 255, 255, 255, 255, 255, 1]),
             seed(3, "incarnation", &codec::encode(&u64::MAX)),
+            seed(4, "joined", &codec::encode(&joined)),
         ]
     }
 }

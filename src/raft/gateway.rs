@@ -22,6 +22,7 @@ use super::Payload;
 use super::aside;
 use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
+use super::members;
 use super::watch::Watchers;
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
@@ -135,6 +136,21 @@ impl Gateway {
             Request::Status => Ok(Response::Status(Box::new(self.shared.status()))),
             Request::Founding(question) => {
                 self.shared.desk.answer(&question).map(Response::Founding)
+            }
+            Request::Join { join, forwarded } => {
+                let again = Request::Join { join: join.clone(), forwarded: true };
+                let own = || within(deadline, members::admit(&self.shared, &join));
+                self.on_leader(own, again, forwarded, deadline).await
+            }
+            Request::Members { forwarded } => {
+                let again = Request::Members { forwarded: true };
+                let own = || within(deadline, members::list(&self.shared));
+                self.on_leader(own, again, forwarded, deadline).await
+            }
+            Request::Change { change, forwarded } => {
+                let again = Request::Change { change, forwarded: true };
+                let own = || within(deadline, members::change(&self.shared, change));
+                self.on_leader(own, again, forwarded, deadline).await
             }
         }
     }
@@ -486,6 +502,15 @@ fn refused(error: &ClientWriteError<super::Types>) -> Tried {
             Tried::Answered(Err(Reason::Malformed { what: "command".to_owned() }.into()))
         }
     }
+}
+
+/// What a change of the members comes to, unless its time is up first. What it has begun then goes on.
+async fn within<T>(
+    deadline: Instant,
+    change: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let started = Instant::now();
+    timeout_at(deadline, change).await.map_err(|_| late(started).unknown_outcome())?
 }
 
 fn late(started: Instant) -> Error {

@@ -3,17 +3,33 @@
 //! Both are written to the log's environment once, and are never asked for again. The *incarnation* is drawn when the
 //! data folder is made: a folder that was wiped comes back with another one, so that it can be told from the member
 //! whose votes and acknowledgements it does not remember.
+//!
+//! A founder's id follows from its address, and is at most 1023. Whoever [joined](Joined) later has the number of the log
+//! entry that names the members before it, plus 1024 ([`id_after`]). Only one committed entry follows that one with a
+//! change of the members, so no id is ever given twice, and nothing has to be counted, kept through a compaction or sent
+//! in a snapshot. It also tells who was removed from who is not known here yet ([`is_removed`]).
 
-use super::Peer;
 use super::log::{LogStore, Meta};
+use super::{Membership, Peer};
 use crate::codec;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, bug};
 use crate::types::NodeId;
 use serde::{Deserialize, Serialize};
 
-/// Ids of founders are below this; whoever joins later gets an id above it.
+/// The highest id of a founder; whoever joins later gets one above it.
 pub(crate) const FOUNDERS_MAX: usize = 1023;
+
+/// The id of the member that the change after the members at log index `membership` takes in.
+pub(crate) fn id_after(membership: u64) -> u64 {
+    FOUNDERS_MAX as u64 + 1 + membership
+}
+
+/// Whether `node` has been a member and is none any more, going by committed `members` and the log index of the entry that
+/// says so. That entry may be older than the one that takes `node` in.
+pub(crate) fn is_removed(node: u64, members: &Membership, at: u64) -> bool {
+    members.get_node(&node).is_none() && node < id_after(at)
+}
 
 /// Who this member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +60,15 @@ impl std::fmt::Display for Base {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "a state restored at revision {} (hash {:032x})", self.revision, self.hash)
     }
+}
+
+/// As whom a folder that founded nothing is in the group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Joined {
+    pub(crate) node: u64,
+    /// Under which the others know it.
+    pub(crate) address: String,
+    pub(crate) founding: Founding,
 }
 
 /// One of them.
@@ -128,7 +153,10 @@ impl Founding {
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
     pub(crate) incarnation: u64,
+    /// Of whoever founded the group, or has joined it.
     pub(crate) founding: Option<Founding>,
+    /// Only of who has joined: the id, and the address.
+    pub(crate) joined: Option<(u64, String)>,
 }
 
 impl Records {
@@ -143,19 +171,38 @@ impl Records {
                 drawn
             }
         };
-        Ok(Self { incarnation, founding: read(log, Meta::Founding)? })
+        let mut records = Self { incarnation, founding: read(log, Meta::Founding)?, joined: None };
+        if let Some(joined) = read(log, Meta::Joined)? {
+            records.remember(joined);
+        }
+        Ok(records)
+    }
+
+    fn remember(&mut self, Joined { node, address, founding }: Joined) {
+        self.founding = Some(founding);
+        self.joined = Some((node, address));
+    }
+
+    /// Keeps as whom this folder was let into the group, for ever, before it takes part.
+    pub(crate) async fn join(&mut self, log: &LogStore, joined: Joined) -> Result<(), Fault> {
+        assert!(self.founding.is_none(), "a folder is of one group");
+        log.write_meta(Meta::Joined, codec::encode(&joined).into()).await?;
+        self.remember(joined);
+        Ok(())
     }
 
     /// Refuses another state than the one that the log of the group begins with. Only for a state in which nothing of the log
     /// was applied: all others are in the log, or have been.
     pub(crate) fn check_base(&self, base: Option<Base>) -> Result<(), Fault> {
-        let Some(founding) = self.founding.as_ref().filter(|founding| founding.base != base) else {
+        // Who joins begins with nothing, and is given that state.
+        let expected = |founding: &Founding| founding.base.filter(|_| self.joined.is_none());
+        let Some(founding) = self.founding.as_ref().filter(|it| expected(it) != base) else {
             return Ok(());
         };
         let show =
             |base: Option<Base>| base.map_or_else(|| "nothing".to_owned(), |it| it.to_string());
-        let (was, is) = (show(founding.base), show(base));
-        Err(Fault::corrupt(format!("the group was founded on {was}, and the folder has {is}")))
+        let (was, is) = (show(expected(founding)), show(base));
+        Err(Fault::corrupt(format!("this member began with {was}, and the folder has {is}")))
     }
 
     /// Keeps the founding record, for ever, before anybody is told of it.
@@ -233,6 +280,42 @@ mod tests {
         let again = Records::open(&log).await.unwrap();
         assert_eq!(again.incarnation, records.incarnation);
         assert_eq!(again.founding, Some(founding));
+    }
+
+    #[tokio::test]
+    async fn whoever_has_joined_stays_who_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = LogStore::open(folder.path(), 16 << 20).unwrap();
+        let mut records = Records::open(&log).await.unwrap();
+        let base = Some(Base { revision: 7, hash: 1 });
+        let founding = Founding::new("x", vec![founder("a:1", 10)], base);
+        let joined = Joined { node: 1030, address: "d:1".into(), founding: founding.clone() };
+        records.join(&log, joined).await.unwrap();
+        let again = Records::open(&log).await.unwrap();
+        assert_eq!(again.incarnation, records.incarnation);
+        assert_eq!(
+            (again.founding.as_ref(), again.joined.as_ref()),
+            (Some(&founding), Some(&(1030, "d:1".into())))
+        );
+        again.check_base(None).unwrap();
+        assert!(again.check_base(base).is_err(), "it begins with nothing");
+    }
+
+    #[test]
+    fn who_was_removed_is_told_from_who_is_not_known_yet() {
+        let peer = || Peer { address: "a:1".into(), incarnation: 1 };
+        let members = |ids: &[u64]| {
+            let nodes: std::collections::BTreeMap<u64, Peer> =
+                ids.iter().map(|id| (*id, peer())).collect();
+            Membership::new(vec![[ids[0]].into()], nodes).unwrap()
+        };
+        // The entry at index 40 names 1 and 2; the next, at 50, takes somebody in.
+        let new = id_after(40);
+        assert!(!is_removed(new, &members(&[1, 2]), 40), "not known yet");
+        assert!(!is_removed(new, &members(&[1, 2, new]), 50));
+        assert!(is_removed(new, &members(&[1, 2]), 60));
+        assert!(is_removed(2, &members(&[1, new]), 60));
+        assert!(!is_removed(id_after(60), &members(&[1]), 60));
     }
 
     #[tokio::test]

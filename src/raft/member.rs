@@ -19,6 +19,7 @@ use super::identity::Identity;
 use super::log::{Health, LogStore};
 use super::machine::Machine;
 use super::marks::Verdict;
+use super::members;
 use super::network::{Bulk, Network, Refusals};
 use super::pace::Pace;
 use super::reads::{Reads, rounds};
@@ -73,14 +74,16 @@ pub(crate) struct Shared {
     pub(crate) admission: Semaphore,
     disk: Health,
     leadership: watch::Sender<Leadership>,
-    refusals: Refusals,
+    pub(super) refusals: Refusals,
     /// What came of comparing the state with those of the others.
     pub(crate) compared: watch::Sender<Verdict>,
     /// The first cause that has ended this member.
     pub(crate) failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
     pub(super) plaintext: bool,
-    runtime: Handle,
+    pub(super) runtime: Handle,
+    /// When a leader was heard of last.
+    pub(super) heard: Mutex<Instant>,
 }
 
 impl Shared {
@@ -272,6 +275,7 @@ impl Member {
             clients: Mutex::default(),
             plaintext,
             runtime: Handle::current(),
+            heard: Mutex::new(Instant::now()),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(rounds(Arc::clone(&shared), waiting));
@@ -284,6 +288,8 @@ impl Member {
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
         tasks.spawn(duties::watch_room(Arc::clone(&shared)));
         tasks.spawn(compare::compare(Arc::clone(&shared)));
+        tasks.spawn(members::reconcile(Arc::clone(&shared)));
+        tasks.spawn(members::leave(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
         tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
         Ok(Self { shared, log, tasks })
@@ -434,7 +440,7 @@ async fn bound_log(shared: Arc<Shared>, log: LogStore, bytes_max: u64) {
 }
 
 /// Has a snapshot made of what is applied, and the older three quarters of the log removed.
-async fn cut_log(shared: &Shared) {
+pub(super) async fn cut_log(shared: &Shared) {
     let Some(applied) = shared.head().applied else { return };
     if shared.raft.trigger().snapshot().await.is_err() {
         return;

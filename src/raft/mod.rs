@@ -29,11 +29,13 @@ pub(crate) mod founding;
 pub(crate) mod fuzz;
 pub(crate) mod gateway;
 pub(crate) mod identity;
+pub(crate) mod joining;
 pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod marks;
 pub(crate) mod member;
+pub(crate) mod members;
 pub(crate) mod network;
 mod pace;
 #[cfg(feature = "sim")]

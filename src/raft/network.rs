@@ -37,6 +37,7 @@ use std::num::NonZeroU64;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 /// The numbers of the messages. Never reused.
@@ -85,26 +86,48 @@ fn chunk_bytes() -> usize {
 
 /// Which members refuse to talk to this one, and why: not for now, as one that is down, but for who it is.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Refusals(Arc<Mutex<BTreeMap<u64, Error>>>);
+pub(crate) struct Refusals {
+    by: Arc<Mutex<BTreeMap<u64, Error>>>,
+    removed: Arc<Notify>,
+}
 
 impl Refusals {
-    fn note<T>(&self, member: u64, answer: &Result<T, Error>) {
-        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn note<T>(&self, member: u64, answer: &Result<T, Error>) {
+        let mut refusals = self.by.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(_) => drop(refusals.remove(&member)),
+            // It says why it has ended itself.
+            Err(error) if is_removed(error) == Some(member) => {}
             Err(error) if error.kind() == ErrorKind::WrongGroup => {
                 refusals.insert(member, error.clone());
+                // Every other refusal may be one member's own; this one the group has agreed on.
+                if is_removed(error).is_some() {
+                    self.removed.notify_one();
+                }
             }
             Err(_) => {}
         }
     }
 
+    /// Completes when a member has said that the group has removed this one.
+    pub(super) async fn removed(&self) {
+        self.removed.notified().await;
+    }
+
     /// Why this member cannot take part, if so many of `voters` refuse it that the others are no majority with it.
     pub(crate) fn by_too_many(&self, voters: &BTreeSet<u64>) -> Option<Error> {
-        let refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusals = self.by.lock().unwrap_or_else(PoisonError::into_inner);
         let mut refusing = refusals.iter().filter(|(member, _)| voters.contains(member));
         let others = voters.len() - refusing.clone().count();
         refusing.next().filter(|_| 2 * others <= voters.len()).map(|(_, error)| error.clone())
+    }
+}
+
+/// Who was removed, if an error says so.
+fn is_removed(error: &Error) -> Option<u64> {
+    match error.reason() {
+        Reason::MemberRemoved { node } => Some(node.get()),
+        _ => None,
     }
 }
 

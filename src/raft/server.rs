@@ -30,13 +30,17 @@ use openraft::raft::{
 };
 use openraft::storage::Snapshot;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::RwLock;
+use tokio::time::Instant;
 
 /// Answers the messages of other members.
 #[derive(Debug)]
 pub(crate) struct PeerServer {
     shared: Arc<Shared>,
+    /// The log of the group does not lead to its state, and this member has not begun with that state: the first entry
+    /// of the log would be applied to nothing. The leader cuts its log, and then has nothing to send but a snapshot.
+    begins_with_snapshot: bool,
     /// The snapshot that each member is sending.
     drafts: Drafts,
     /// Read while entries are handed to openraft, written while a snapshot is installed.
@@ -45,7 +49,8 @@ pub(crate) struct PeerServer {
 
 impl PeerServer {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, drafts: Drafts::default(), gate: RwLock::default() }
+        let begins_with_snapshot = shared.desk.has_joined() && shared.desk.began_restored();
+        Self { shared, begins_with_snapshot, drafts: Drafts::default(), gate: RwLock::default() }
     }
 
     /// Whether a member may talk to this one.
@@ -63,6 +68,8 @@ impl PeerServer {
         let known_is = |claimed: u64| known.is_none_or(|incarnation| incarnation == claimed);
         if hello.to != own.node {
             Status::WrongTarget
+        } else if self.shared.is_removed(hello.from) {
+            Status::CallerRemoved
         } else if !is(hello.to_incarnation, own.incarnation) || !known_is(hello.from_incarnation) {
             Status::IncarnationRefused
         } else if !timing_is_equal || hello.lease_reads {
@@ -99,6 +106,11 @@ impl PeerServer {
     async fn append(&self, from: u64, body: Bytes) -> Result<Bytes, Error> {
         let request: AppendEntriesRequest<Types> = read(body)?;
         speaks_for(from, &request.vote)?;
+        if self.begins_with_snapshot && request.prev_log_id.is_none() && !request.entries.is_empty()
+        {
+            return Err(Reason::Starting.into());
+        }
+        *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         point(Point::PeerAsked);
         let gate = self.gate.read().await;
         let mut append = pin!(self.shared.raft.append_entries(request));
@@ -116,6 +128,10 @@ impl PeerServer {
     async fn vote(&self, from: u64, body: Bytes, pre_vote: bool) -> Result<Bytes, Error> {
         let request: VoteRequest<Types> = read(body)?;
         speaks_for(from, &request.vote)?;
+        // The connection may be older than that.
+        if self.shared.is_removed(from) {
+            return Err(Reason::MemberRemoved { node: from.into() }.into());
+        }
         let raft = &self.shared.raft;
         let answer = if pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
         answer.map(|answer| answer.to_bytes()).map_err(|_| self.shared.stopped())

@@ -373,9 +373,12 @@ impl State {
     /// at once, or one that came after the end, are no reason to stop.
     pub(crate) fn fail(&self, fault: Fault) -> Error {
         let error = Error::from(fault.clone());
-        if error.kind() != ErrorKind::Storage {
-            return error;
-        }
+        if error.kind() == ErrorKind::Storage { self.end_with(fault) } else { error }
+    }
+
+    /// Takes note of why this member ends, whatever that is.
+    pub(crate) fn end_with(&self, fault: Fault) -> Error {
+        let error = Error::from(fault.clone());
         let _ = self.first.set(fault);
         self.fault.send_if_modified(|first| {
             let is_first = first.is_none();

@@ -246,9 +246,8 @@ impl Status {
                 expected: NodeId::from(expected),
             },
             // There is no way back under the same id after either: one has to join as somebody new.
-            Self::CallerRemoved | Self::IncarnationRefused => {
-                Reason::IncarnationRefused { node: NodeId::from(caller) }
-            }
+            Self::CallerRemoved => Reason::MemberRemoved { node: NodeId::from(caller) },
+            Self::IncarnationRefused => Reason::IncarnationRefused { node: NodeId::from(caller) },
             Self::TimingDiffers => Reason::TimingDiffers,
             Self::TooManyConnections => Reason::TooManyRequests,
             Self::Starting => Reason::Starting,

@@ -9,4 +9,5 @@ mod crash;
 mod group;
 mod kit;
 mod lifecycle;
+mod members;
 mod recipes;

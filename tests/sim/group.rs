@@ -19,7 +19,9 @@ use crate::points::{Happens, Points};
 use crate::system;
 use crate::work::{self, Worker};
 use quorate::{Error, Node, Peek};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -92,8 +94,14 @@ pub struct Member {
     /// How often it was started.
     pub starts: u32,
     pub sync_takes: Duration,
-    /// It has lost its disk once, and with it the votes that it gave.
+    /// It has lost its disk, and with it the votes that it gave, and nobody has taken its place yet.
     pub is_wiped: bool,
+    /// It comes back as somebody new, which takes the place of whom it was.
+    pub joins: bool,
+    /// Who it was when it lost its disk. Nobody is that again.
+    pub lost: BTreeSet<u64>,
+    /// Whether it has taken that place.
+    has_replaced: Arc<AtomicBool>,
     /// Its disk may fail it.
     pub is_in_trouble: bool,
     /// It says another hash of its state than that has, so that it is to find itself at fault.
@@ -229,6 +237,9 @@ impl Group {
             is_in_trouble: false,
             differs: false,
             is_wiped: false,
+            joins: false,
+            lost: BTreeSet::new(),
+            has_replaced: Arc::default(),
         };
         let members = (0..setup.members).map(member).collect();
         let clients = Host::new(CLIENTS, setup.rates[setup.members]);
@@ -269,10 +280,13 @@ impl Group {
         let workers = self.setup.workers;
         let book = self.book.clone();
         let (host, heartbeat) = (member.host.id, self.setup.heartbeat);
+        let (joins, own) = (member.joins, member.address.clone());
+        let has_replaced = Arc::clone(&member.has_replaced);
         self.net.runs(host);
         let runtime = member.host.start();
         runtime.spawn(async move {
-            let started = builder.form(addresses).await;
+            let started =
+                if joins { builder.join(addresses).await } else { builder.form(addresses).await };
             let node = match started {
                 Ok(node) => node,
                 Err(error) => {
@@ -281,6 +295,10 @@ impl Group {
                 }
             };
             let client = node.client();
+            if joins {
+                let id = node.id();
+                tokio::spawn(work::replace(client.clone(), id, own, heartbeat, has_replaced));
+            }
             *life.lock().unwrap_or_else(PoisonError::into_inner) = Life::Up(Box::new(node));
             let greeter = Worker::new(&book, seed, format!("{name}.g"), host, heartbeat);
             work::greet(greeter, client.clone());
@@ -368,13 +386,19 @@ impl Group {
         self.end(index);
     }
 
-    /// The power of a member goes, and its disk is lost.
-    pub fn wipe(&mut self, index: usize) {
+    /// The power of a member goes, and its disk is lost. It may join later, as somebody new.
+    pub fn wipe(&mut self, index: usize, joins: bool) {
+        let was = self.members[index].peek().map(|peek| peek.node);
         self.lose_power(index);
-        self.book.say(|| format!("m{index} loses its disk"));
-        self.members[index].is_wiped = true;
-        self.book.pages().gone.insert(self.members[index].address.clone());
-        disk::wipe(&self.members[index].folder);
+        self.book.say(|| format!("m{index} loses its disk, and joins: {joins}"));
+        let member = &mut self.members[index];
+        member.is_wiped = true;
+        member.joins = joins;
+        // A founder's id is its place.
+        member.lost.extend(was.into_iter().chain([index as u64 + 1]));
+        member.has_replaced = Arc::default();
+        self.book.pages().gone.insert(member.address.clone());
+        disk::wipe(&member.folder);
     }
 
     /// From now on the state of a member seems to differ from those of the others, or does not any more.
@@ -403,7 +427,7 @@ impl Group {
 
     /// The members that are to be well in the end.
     pub fn healthy(&self) -> impl Iterator<Item = &Member> {
-        self.members.iter().filter(|member| !member.is_wiped)
+        self.members.iter().filter(|member| !member.is_wiped || member.joins)
     }
 
     /// Starts a member again, whose power is back if it was gone.
@@ -438,7 +462,12 @@ impl Group {
         self.net.advance(self.now);
         let step = self.setup.step;
         for index in 0..self.members.len() {
-            self.members[index].host.step(step, &self.net);
+            let member = &mut self.members[index];
+            member.host.step(step, &self.net);
+            if member.is_wiped && member.has_replaced.load(Ordering::Relaxed) {
+                member.is_wiped = false;
+                self.book.say(|| format!("m{index} is in its own place again"));
+            }
             match self.points.happened(index) {
                 Some(Happens::PowerLoss) => self.lose_power(index),
                 Some(Happens::Kill) => self.kill(index),

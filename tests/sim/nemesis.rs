@@ -269,9 +269,11 @@ impl Nemesis {
                 self.ends.push((until, End::Resume(victim)));
             }
             Fault::Wipe => {
-                // Whoever has lost its disk is not let in again, so a majority has to be left.
+                // Whoever has lost its disk is not let in again as whom it was, so a majority has to be left until somebody
+                // else has taken that place.
                 if can_spare_one(group) {
-                    group.wipe(victim);
+                    let joins = self.dice.percent(60);
+                    group.wipe(victim, joins);
                     self.ends.push((until, End::Restart(victim)));
                 }
             }

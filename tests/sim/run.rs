@@ -155,9 +155,12 @@ impl Run {
         self.consensus.observe(&self.group, &mut violations);
         self.note_revisions();
         self.check_history(&mut violations);
-        for member in self.group.members.iter().filter(|it| it.is_wiped && it.peek().is_some()) {
-            violations
-                .push(format!("membership: m{} lost its disk, and takes part again", member.index));
+        for member in self.group.members.iter().filter(|it| !it.lost.is_empty()) {
+            if member.peek().is_some_and(|peek| member.lost.contains(&peek.node)) {
+                let index = member.index;
+                violations
+                    .push(format!("membership: m{index} lost its disk, and takes part again"));
+            }
         }
         if self.group.steps.is_multiple_of(10) {
             self.truth.observe(&self.group, &mut violations);
@@ -242,6 +245,7 @@ impl Run {
     fn is_settled(&self) -> bool {
         let pages = self.group.book.pages();
         self.are_equal()
+            && self.group.healthy().all(|member| !member.is_wiped)
             && check::leases::left(&pages, &self.truth) == 0
             && check::watches::behind(&pages, &self.truth).is_empty()
     }

@@ -13,7 +13,9 @@ use crate::book::{Book, RangeRead};
 use crate::dice::Dice;
 use crate::history::{Compare, Did, Do, Key, Mode, Outcome, Txn};
 use crate::net::{CLIENT_HOSTS, HostId};
-use quorate::{Client, Consistency, Error, Op, OpResult, Reason, Revision, TxnOutcome};
+use quorate::{Client, Consistency, Error, NodeId, Op, OpResult, Reason, Revision, TxnOutcome};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -92,6 +94,35 @@ pub fn greet(mut worker: Worker, client: Client) {
         let put = Txn::single(Do::Put(worker.key(), worker.value()));
         worker.carry_out(&client, put, Mode::Linearizable).await;
     });
+}
+
+/// Has a member that has joined take the place of whoever was at its address before, until it has: it may be killed at each
+/// step, and the answers may be lost.
+pub async fn replace(
+    client: Client,
+    id: NodeId,
+    own: String,
+    heartbeat: Duration,
+    done: Arc<AtomicBool>,
+) {
+    loop {
+        let members = client.members().timeout(heartbeat * 40).await.unwrap_or_default();
+        let mut before = members.iter().filter(|it| it.address == own && it.id != id);
+        let is_voter = members.iter().any(|it| it.id == id && it.is_voter);
+        // Whatever becomes of it shows when one looks again.
+        let _ = match before.next() {
+            Some(old) if old.is_voter => {
+                client.replace_member(old.id).with(id).timeout(heartbeat * 100).await
+            }
+            Some(old) => client.remove_member(old.id).await,
+            None if is_voter => {
+                done.store(true, Ordering::Relaxed);
+                return;
+            }
+            None => client.promote_member(id).await,
+        };
+        sleep(heartbeat).await;
+    }
 }
 
 /// Reads again and again, for a while.

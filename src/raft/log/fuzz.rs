@@ -9,7 +9,7 @@
 //!              2 a byte of the file so far changes: at: u16 ++ with: u8
 //! ```
 
-use super::super::identity::Founding;
+use super::super::identity::{Founding, Joined};
 use super::super::{Entry, LogId, Vote};
 use super::block;
 use super::disk::{self, Disk, Found, Writing};
@@ -63,6 +63,7 @@ fn read_value(name: Meta, value: Bytes) {
         Meta::Committed | Meta::Purged => drop(LogId::from_bytes(value)),
         Meta::Identity => drop(codec::decode::<u64>(&value)),
         Meta::Founding => drop(codec::decode::<Founding>(&value)),
+        Meta::Joined => drop(codec::decode::<Joined>(&value)),
     }
 }
 

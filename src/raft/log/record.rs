@@ -26,11 +26,13 @@ pub(crate) enum Meta {
     Identity = 4,
     /// Who founded the group.
     Founding = 5,
+    /// As whom it has joined the group, and who founded that.
+    Joined = 6,
 }
 
 impl Meta {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Vote, Self::Committed, Self::Purged, Self::Identity, Self::Founding];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Vote, Self::Committed, Self::Purged, Self::Identity, Self::Founding, Self::Joined];
 }
 
 const ENTRY: u8 = 1;

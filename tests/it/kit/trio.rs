@@ -37,7 +37,17 @@ impl Trio {
 
     /// Starts all that are down, and waits until they are ready.
     pub(crate) async fn start_all(&mut self) {
-        let down: Vec<usize> = (0..3).filter(|member| self.nodes[*member].is_none()).collect();
+        let down = (0..3).filter(|member| self.nodes[*member].is_none()).collect();
+        self.start_these(down).await;
+    }
+
+    /// The same, but for a member whose place is taken.
+    pub(crate) async fn start_all_but(&mut self, gone: usize) {
+        let down = |member: &usize| self.nodes[*member].is_none() && *member != gone;
+        self.start_these((0..3).filter(down).collect()).await;
+    }
+
+    async fn start_these(&mut self, down: Vec<usize>) {
         let started = join_all(down.iter().map(|member| self.try_start(*member))).await;
         for (member, node) in down.into_iter().zip(started) {
             self.nodes[member] = Some(node.unwrap());

@@ -11,7 +11,8 @@ pub struct Consensus {
     led: BTreeMap<(u64, u64), usize>,
     /// The entry at an index, once somebody knew it to be committed.
     committed: BTreeMap<u64, (u64, u64)>,
-    members: BTreeMap<usize, Seen>,
+    /// By id: a member that comes back as somebody new has a vote of its own.
+    members: BTreeMap<u64, Seen>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,7 +70,7 @@ impl Consensus {
         let covered = index_of(peek.snapshot).max(peek.durable).max(peek.installed);
         must(peek.durable_state <= covered, "the state is on the disk ahead of the log");
         must(purged <= index_of(peek.snapshot), "the log is cut beyond the snapshot");
-        let seen = self.members.entry(index).or_default();
+        let seen = self.members.entry(peek.node).or_default();
         if seen.starts != starts {
             // Its disk remembers terms and cuts; what was committed and applied it may have to learn again.
             *seen = Seen { starts, vote: seen.vote, ..Seen::default() };

@@ -106,7 +106,7 @@ async fn a_hello_can_be_refused_for_each_reason() {
             Status::WrongTarget,
             Reason::NodeMismatch { actual: SERVER.into(), expected: SERVER.into() },
         ),
-        (Status::CallerRemoved, Reason::IncarnationRefused { node: CALLER.into() }),
+        (Status::CallerRemoved, Reason::MemberRemoved { node: CALLER.into() }),
         (Status::IncarnationRefused, Reason::IncarnationRefused { node: CALLER.into() }),
         (Status::TimingDiffers, Reason::TimingDiffers),
         (Status::Starting, Reason::Starting),

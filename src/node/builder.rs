@@ -164,11 +164,11 @@ impl NodeBuilder {
     }
 
     /// How many bytes of snapshots this node sends in a second, to all members together that have fallen behind the log;
-    /// 32 MiB unless said otherwise.
+    /// 16 MiB unless said otherwise.
     ///
     /// A snapshot shares a disk and a connection with the writes of the group, and must not be what they wait for. But as long
     /// as it takes, the log behind it is kept, up to a gibibyte: if more is written meanwhile, it was for nothing, and the next
-    /// one begins. So a group that writes much wants it faster: at the default a state of a gibibyte takes half a minute.
+    /// one begins. So a group that writes much wants it faster: at the default a state of a gibibyte takes a minute.
     ///
     /// ```
     /// // A fast network, and disks that nothing slows down.

@@ -64,11 +64,11 @@ pub(crate) mod method {
 
 /// The bytes of a snapshot in one message.
 pub(super) const CHUNK_BYTES: usize = 512 << 10;
-/// How many bytes of snapshots a member sends in a second, unless it is told otherwise. A gigabyte takes half a minute. That is
-/// a quarter of what a connection of 1 Gbit/s carries, and of what a plain disk writes: what is left is enough for every
+/// How many bytes of snapshots a member sends in a second, unless it is told otherwise. A gigabyte takes a minute. That is
+/// an eighth of what a connection of 1 Gbit/s carries, and of what a plain disk writes: what is left is enough for every
 /// write that is not bulk by itself, and between two chunks there is nothing that a flush would have to wait for.
 pub(crate) const SNAPSHOT_RATE: NonZeroU64 =
-    NonZeroU64::new(32 << 20).expect("it is more than nothing");
+    NonZeroU64::new(16 << 20).expect("it is more than nothing");
 /// For how long it is tried to go on with a snapshot whose connection broke. Its view keeps pages from being reused.
 const RESUME_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the receiver of a snapshot may take for one chunk, and for the installation.

@@ -59,6 +59,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 /// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
 const COMPACT_ROWS: usize = 1000;
 
+/// How much of a snapshot is written to the disk at once: others on that disk wait behind it for their flushes.
+const LOAD_BYTES: usize = 1 << 20;
+
 /// How much of the log may wait to be applied, in kilobytes.
 const ROOM_UNITS: u32 = 32 << 10;
 
@@ -597,7 +600,7 @@ pub(crate) struct Draft {
 
 impl Draft {
     fn new(folder: DraftFolder, map_bytes: usize) -> Result<Self, Fault> {
-        let loader = SnapshotLoader::new(&folder.path, map_bytes)?;
+        let loader = SnapshotLoader::new(&folder.path, map_bytes)?.gathering(LOAD_BYTES);
         Ok(Self { loader, folder })
     }
 

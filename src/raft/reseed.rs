@@ -181,7 +181,7 @@ impl Reseed {
         let mut client = client(PeerKind::Snapshot, identity, timing, plaintext, from);
         call(&mut client, method::SEED_BEGIN, Bytes::new()).await?;
         // Only for somebody who answers: it is an environment of its own.
-        let draft = Draft::beside(&mut self.generations, self.map_bytes)?;
+        let draft = Draft::beside(&self.generations, self.map_bytes)?;
         let loaded = pull(&mut client, draft).await?;
         let at = loaded.view()?.applied().map(log_id);
         let at =
@@ -191,7 +191,7 @@ impl Reseed {
             self.generations.trust()?;
         }
         point(Point::SeedFits);
-        loaded.become_current(&mut self.generations)?;
+        loaded.become_current(&self.generations)?;
         if !bug(Bug::TrustedTooEarly) {
             self.generations.trust()?;
         }

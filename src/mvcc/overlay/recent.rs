@@ -126,7 +126,10 @@ mod tests {
         Step { at, new, prev: None, gone: None, turn: 1, large: None }
     }
 
-    fn flushed(changes: &[(&str, u64, Option<&[u8]>)]) -> Arc<Overlay> {
+    /// A key, a revision, and the value, if it is a put.
+    type Change<'a> = (&'a str, u64, Option<&'a [u8]>);
+
+    fn flushed(changes: &[Change<'_>]) -> Arc<Overlay> {
         let overlay = Overlay::new(7);
         for (key, revision, value) in changes {
             overlay.takes(value.map_or(0, <[u8]>::len));
@@ -144,7 +147,7 @@ mod tests {
     fn the_newest_state_of_a_key_shows_and_a_delete_hides_what_was_before() {
         let mut recent = Recent::default();
         assert_eq!(shown(&recent, "a"), None);
-        let steps: [&[(&str, u64, Option<&[u8]>)]; 3] = [
+        let steps: [&[Change<'_>]; 3] = [
             &[("a", 2, Some(b"1")), ("a", 3, Some(b"2")), ("b", 4, Some(b"1"))],
             &[("b", 5, None)],
             &[("c", 6, Some(b"1")), ("a", 7, Some(b"3"))],

@@ -194,6 +194,12 @@ fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
     unsafe { open.open(folder) }
 }
 
+/// How many bytes the file system of a folder has left for us; nothing, if it does not say.
+pub(crate) fn room(folder: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(folder).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Makes a folder and those above it, and makes sure that their names survive a loss of power.
 pub(crate) fn make_folder(folder: &Path) -> Result<(), Fault> {
     let here = |above| if above == Path::new("") { Path::new(".") } else { above };

@@ -46,6 +46,7 @@ const LIVES_IN: &[(&str, &[&str])] = &[
     ("openraft_macros", &[]), // a dependency of openraft, pinned
     ("openraft_rt", &[]),     // likewise
     ("openraft_rt_tokio", &["raft"]),
+    ("rustix", &["lmdb"]),
     ("serde", &["types", "codec", "client", "raft", "recipes", "fuzz"]),
     ("serde_json", &["client"]),
     ("tarpc", &["wire"]),

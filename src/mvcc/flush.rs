@@ -24,6 +24,9 @@ use heed::RwTxn;
 use std::ops::Bound;
 use std::sync::Arc;
 
+/// What an overlay takes beside what is in it, about.
+const EMPTY_BYTES: usize = 32 << 10;
+
 /// What has gathered in memory, up to some log position.
 #[derive(Debug)]
 pub(crate) struct Flush {
@@ -53,9 +56,9 @@ impl Flush {
         Ok(store.read_head()?.0 == self.from)
     }
 
-    /// About how many bytes it keeps in memory.
+    /// About how many bytes it keeps in memory. An overlay with one change takes more than that change.
     pub(crate) fn bytes(&self) -> usize {
-        self.overlay.bytes()
+        EMPTY_BYTES + self.overlay.bytes()
     }
 
     /// Whether it is for these tables.

@@ -108,6 +108,11 @@ impl Generations {
         }
     }
 
+    /// How many bytes are left where they are, if that is known.
+    pub(crate) fn room(&self) -> Option<u64> {
+        lmdb::room(&self.folder)
+    }
+
     /// The folder of the state that counts.
     pub(crate) fn current(&self) -> PathBuf {
         self.path(self.number())
@@ -170,14 +175,14 @@ impl Generations {
             return Ok(false);
         }
         let (current, mut is_left, mut any) = (self.number(), false, false);
-        self.remove_others(|number| {
+        let removed = self.remove_others(|number| {
             let is_open = number < current && !lmdb::is_closed(&self.path(number));
             let is_over = number < current && !is_open;
             (is_left, any) = (is_left || is_open, any || is_over);
             is_over
-        })?;
-        self.has_older.fetch_or(is_left, Ordering::SeqCst);
-        Ok(any)
+        });
+        self.has_older.fetch_or(is_left || removed.is_err(), Ordering::SeqCst);
+        removed.map(|()| any)
     }
 
     fn path(&self, number: u64) -> PathBuf {

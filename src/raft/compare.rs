@@ -22,7 +22,7 @@ use super::marks::{Report, Verdict, judge};
 use super::member::Shared;
 use super::network::{client, method, read_answer};
 use super::{Membership, Peer};
-use crate::error::{Fault, Reason};
+use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, bug};
 use crate::wire::{PeerClient, PeerKind};
 use bytes::Bytes;
@@ -80,12 +80,12 @@ fn pause(time: Duration) -> Duration {
 async fn isolate(shared: &Arc<Shared>, membership: &Membership, reason: Reason) {
     tracing::error!(node = shared.identity.node, %reason, "this member's state is not that of the group");
     let marked = shared.state.distrust(super::reseed::word(membership));
-    let fault = match timeout(shared.timing.election_max(), marked).await {
-        Ok(Err(fault)) => fault,
-        // A disk that stalls must not keep a wrong state in service. Without a mark the next life finds out again.
-        Ok(Ok(())) | Err(_) => Fault::from_reason(reason),
-    };
-    shared.state.fail(fault);
+    // A disk that stalls or fails must not keep a wrong state in service. Without a mark the next life finds out again.
+    if let Ok(Err(fault)) = timeout(shared.timing.election_max(), marked).await {
+        let error = Error::from(fault);
+        tracing::error!(node = shared.identity.node, %error, "and that could not be written down");
+    }
+    shared.state.fail(Fault::from_reason(reason));
 }
 
 /// Says what there is to say about others, once. What was found stays found until members were seen to be equal again.

@@ -93,6 +93,10 @@ impl Layout for Membership {
         if configs.is_empty() && members.is_empty() {
             return Ok(Self::default());
         }
+        // Of nobody who votes any set would be a majority.
+        if configs.is_empty() || configs.iter().any(BTreeSet::is_empty) {
+            return Err(Malformed);
+        }
         Self::new(configs, members).map_err(|_| Malformed)
     }
 }
@@ -154,12 +158,17 @@ impl Layout for AppendEntriesRequest<Types> {
         self.entries.write(out);
     }
     fn read(input: &mut Input) -> Result<Self, Malformed> {
-        Ok(Self {
+        let request = Self {
             vote: Vote::read(input)?,
             prev_log_id: Option::read(input)?,
             leader_commit: Option::read(input)?,
             entries: Vec::read(input)?,
-        })
+        };
+        // openraft takes them for one after the other.
+        let first = request.prev_log_id.map_or(0, |prev| prev.index.saturating_add(1));
+        let mut entries = request.entries.iter().zip(first..);
+        let is_whole = entries.all(|(entry, index)| entry.log_id.index == index);
+        if is_whole { Ok(request) } else { Err(Malformed) }
     }
 }
 

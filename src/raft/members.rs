@@ -60,6 +60,12 @@ fn metrics(raft: &Raft) -> RaftMetrics<Types> {
     raft.metrics().borrow_watched().clone()
 }
 
+/// Makes sure that this member leads. A round that others lead is answered to members that do not, too.
+async fn confirm(shared: &Shared) -> Result<(), Error> {
+    let confirmed = shared.reads.round().await?;
+    if confirmed.node == shared.identity.node { Ok(()) } else { Err(Reason::LeaderChanged.into()) }
+}
+
 /// The members that the group has agreed on, if no change of them is under way.
 fn settled(metrics: &RaftMetrics<Types>) -> Result<Arc<StoredMembership>, Error> {
     let members = &metrics.membership_config;
@@ -75,7 +81,7 @@ fn settled(metrics: &RaftMetrics<Types>) -> Result<Arc<StoredMembership>, Error>
 pub(super) async fn admit(shared: &Shared, join: &Join) -> Result<Response, Error> {
     let founding = shared.desk.founding().ok_or_else(|| Error::from(Reason::Starting))?;
     check(&founding, shared.timing, join)?;
-    shared.reads.round().await?;
+    confirm(shared).await?;
     let settled = settled(&metrics(&shared.raft))?;
     let node = match known(settled.membership(), join)? {
         Some(node) => node,
@@ -132,7 +138,7 @@ async fn take_in(shared: &Shared, settled: &StoredMembership, join: &Join) -> Re
 
 /// Changes who votes. Only on the leader.
 pub(super) async fn change(shared: &Shared, change: Change) -> Result<Response, Error> {
-    shared.reads.round().await?;
+    confirm(shared).await?;
     let settled = settled(&metrics(&shared.raft))?;
     let founders = shared.desk.founding().map_or(0, |founding| founding.founders.len() as u64);
     let next = settled.log_id().map_or(0, |at| id_after(at.index));
@@ -238,17 +244,30 @@ fn is_alive(shared: &Shared, silent_for: Option<Duration>) -> bool {
     silent_for.is_some_and(|silent| silent < shared.timing.election_max())
 }
 
+/// Whether a member is fed by the log, and not far behind. Who has nothing of the log, or less than its beginning, is waiting
+/// for a snapshot, however short the log is.
+fn follows(shared: &Shared, metrics: &RaftMetrics<Types>, node: u64) -> bool {
+    if node == shared.identity.node {
+        return true;
+    }
+    let matched = metrics.replication.as_ref().and_then(|matched| *matched.get(&node)?);
+    let purged = metrics.purged.map(|id| id.index);
+    let is_fed = matched.is_some_and(|matched| Some(matched.index) >= purged);
+    is_fed && lag(shared, metrics, node).0.is_some_and(|behind| behind <= LAG_MAX)
+}
+
 /// Refuses a voter that would hold up the others.
 fn check_caught_up(shared: &Shared, node: u64) -> Result<(), Error> {
-    let (behind, silent_for) = lag(shared, &metrics(&shared.raft), node);
+    let metrics = metrics(&shared.raft);
+    let (behind, silent_for) = lag(shared, &metrics, node);
     let behind = behind.filter(|_| is_alive(shared, silent_for));
-    if behind.is_some_and(|behind| behind <= LAG_MAX) {
+    if behind.is_some() && follows(shared, &metrics, node) {
         return Ok(());
     }
     Err(Reason::NotCaughtUp { node: node.into(), behind }.into())
 }
 
-/// Refuses voters of which no majority answers. What counts is what they answer from now on, for which they have an
+/// Refuses voters of which no majority answers and follows. What counts is what they answer from now on, for which they have an
 /// election's time: one that has ended a moment ago would be waited for, for ever, by a group that has agreed to need it.
 async fn check_quorum(shared: &Shared, voters: &BTreeSet<u64>) -> Result<(), Error> {
     let started = Instant::now();
@@ -256,7 +275,8 @@ async fn check_quorum(shared: &Shared, voters: &BTreeSet<u64>) -> Result<(), Err
         let (metrics, so_far) = (metrics(&shared.raft), started.elapsed());
         let has_answered = |node: &&u64| {
             let silent_for = lag(shared, &metrics, **node).1;
-            **node == shared.identity.node || silent_for.is_some_and(|silent| silent < so_far)
+            let has = silent_for.is_some_and(|silent| silent < so_far);
+            **node == shared.identity.node || (has && follows(shared, &metrics, **node))
         };
         let alive = voters.iter().filter(has_answered).count();
         if alive * 2 > voters.len() {
@@ -266,7 +286,8 @@ async fn check_quorum(shared: &Shared, voters: &BTreeSet<u64>) -> Result<(), Err
             let detail = match voters.len() {
                 0 => "the last voter of a group cannot go".to_owned(),
                 all => format!(
-                    "of the {all} members that would vote after the change {alive} answer, which is no majority"
+                    "of the {all} members that would vote after the change {alive} answer and have most of the log, \
+                     which is no majority"
                 ),
             };
             return Err(Reason::QuorumAtRisk { detail }.into());
@@ -315,7 +336,7 @@ fn refused(error: &ClientWriteError<Types>) -> Error {
 
 /// The members. Only on the leader.
 pub(super) async fn list(shared: &Shared) -> Result<Response, Error> {
-    shared.reads.round().await?;
+    confirm(shared).await?;
     let metrics = metrics(&shared.raft);
     let members = metrics.membership_config.membership();
     let voters: BTreeSet<u64> = members.voter_ids().collect();

@@ -23,6 +23,7 @@ use crate::codec::layout::Layout;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Point, point};
 use crate::mvcc::SnapshotReader;
+use crate::raft::aside;
 use crate::wire::{Endpoint, Hello, PeerClient, PeerKind};
 use bytes::Bytes;
 use futures::future::{Either, select};
@@ -247,7 +248,15 @@ impl Connection {
         self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
         let mut offset = 0u64;
-        while let Some(chunk) = reader.next_chunk(chunk_bytes())? {
+        loop {
+            // It may wait for the disk, and passes over all that waits to be removed: beside the tasks that send heartbeats.
+            let read = aside(move || {
+                let chunk = reader.next_chunk(chunk_bytes());
+                (reader, chunk)
+            });
+            let chunk;
+            (reader, chunk) = read.await?;
+            let Some(chunk) = chunk? else { break };
             self.send_chunk(transfer, offset, &chunk).await?;
             offset += chunk.len() as u64;
             self.bulk.pace.after(chunk.len()).await;

@@ -142,6 +142,8 @@ impl Reseed {
                         );
                         return Ok(());
                     }
+                    // Nobody will say anything else.
+                    Err(Refused::Now(error)) if is_gone(&error, asker) => return Err(error),
                     Err(Refused::Now(error)) => refused.push(format!("{}: {error}", peer.address)),
                     Err(Refused::Fault(fault)) => return Err(fault.into()),
                 }
@@ -225,13 +227,15 @@ async fn fit(log: &LogStore, at: LogId) -> Result<(), Refused> {
     if purged.is_some_and(|purged| purged.index > at.index) {
         return Err(unfit("the state of that member ends before the own log begins"));
     }
-    if log.id_at(at.index)? == Some(at) {
+    let own = log.id_at(at.index)?;
+    if own == Some(at) {
         return Ok(());
     }
-    let mut kept = before(log, at.index)?;
-    // Before a committed entry there is none of a later term, so such ones were never committed.
-    while let Some(id) = kept.filter(|id| id.leader_id > at.leader_id) {
-        kept = before(log, id.index)?;
+    let kept = before(log, at.index)?;
+    // Whoever led later has what was committed. So in the place of a committed entry, or before it, there is nothing of a later
+    // term, and that member has applied what was never committed.
+    if [own, kept].into_iter().flatten().any(|id| id.leader_id > at.leader_id) {
+        return Err(unfit("the own log has entries of later terms than the state of that member"));
     }
     if kept == last {
         return Ok(());
@@ -254,6 +258,11 @@ fn before(log: &LogStore, index: u64) -> Result<Option<LogId>, Fault> {
     let (_, Some(last)) = log.ends() else { return Ok(None) };
     let Some(below) = index.checked_sub(1) else { return Ok(None) };
     log.id_at(below.min(last.index))
+}
+
+/// Whether the group has removed this member meanwhile.
+fn is_gone(error: &Error, asker: &Asker) -> bool {
+    matches!(error.reason(), Reason::MemberRemoved { node } if node.get() == asker.identity.node)
 }
 
 fn unfit(what: &str) -> Refused {

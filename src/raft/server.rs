@@ -12,6 +12,7 @@
 mod drafts;
 
 use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
+use super::marks::Verdict;
 use super::member::Shared;
 use super::network::method;
 use super::state::{Draft, Loaded};
@@ -154,6 +155,10 @@ impl PeerServer {
     async fn begin_seed(&self, from: u64, body: &Bytes) -> Result<Bytes, Error> {
         is_empty(body)?;
         point(Point::SeedBegin);
+        // Whoever took it would be a majority with this one, whichever of the states is right.
+        if matches!(*self.shared.compared.borrow(), Verdict::Undecided { .. }) {
+            return Err(malformed("seed: no majority has the state of this member"));
+        }
         self.shared.state.begin_seed(from).await.map_err(|fault| self.shared.state.fail(fault))?;
         Ok(Bytes::new())
     }
@@ -161,6 +166,7 @@ impl PeerServer {
     async fn next_of_seed(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         point(Point::SeedChunk);
         let offset: u64 = read(body)?;
+        self.shared.state.check()?;
         let state = Arc::clone(&self.shared.state);
         self.blocking(move || state.seeds.next(from, offset)).await
     }
@@ -209,6 +215,9 @@ impl PeerServer {
         if let Some(last) = meta.last_log_id.as_mut().filter(|_| bug(Bug::SnapshotWithOtherMeta)) {
             // As if it were of a state that is one entry further.
             last.index += 1;
+        }
+        if meta.last_log_id.is_some_and(|last| last.leader_id > vote.leader_id) {
+            return Err(malformed("snapshot: it is of a later leader than the one who sends it"));
         }
         point(Point::SnapshotValid);
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Loaded(loaded) };

@@ -570,9 +570,10 @@ impl State {
     }
 }
 
-/// Whether a fault is that the state is not that of the group. What any other fault has left can still be read.
+/// Whether a fault is that the state is not that of the group, or not any more. What any other fault has left can still be
+/// read.
 fn is_wrong(fault: &Fault) -> bool {
-    matches!(fault.reason(), Reason::StateDiffers { .. })
+    matches!(fault.reason(), Reason::StateDiffers { .. } | Reason::MemberRemoved { .. })
 }
 
 /// Work whose result somebody waits for, who may have gone.

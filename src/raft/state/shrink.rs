@@ -32,6 +32,7 @@
 
 use super::thread::{Job, Work};
 use super::{Counted, Draft, DraftFolder, Loaded, State, answering};
+use crate::client::backoff::random;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{Flush, LoadError, SnapshotLoader, SnapshotReader, Store, View};
@@ -60,10 +61,16 @@ const PIECE_BYTES: usize = 1 << 20;
 const BYTES_PER_SECOND: NonZeroU64 = NonZeroU64::new(16 << 20).expect("it is more than nothing");
 /// How much of what is flushed meanwhile may be kept in memory.
 const TAIL_BYTES: usize = 128 << 20;
+/// What is to be left on the disk beside a copy: the log, which every write waits for, must not be what finds it full.
+const ROOM_BYTES: u64 = 512 << 20;
+/// After how many pieces it is looked whether there is that much left.
+const ROOM_CHECK_PIECES: usize = 64;
 /// How often it is looked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long after a copy, or after one that was given up, the next is begun at the earliest.
+/// How long after a copy the next is begun at the earliest; after one that was given up, twice as long as before.
 const REST: Duration = Duration::from_secs(300);
+/// And not longer than this.
+const REST_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often what was flushed meanwhile is written to the copy, with more of it each time. Each round takes less time than the
 /// one before, unless flushing keeps the disk busy by itself.
 const ROUNDS: usize = 16;
@@ -76,6 +83,7 @@ pub(crate) struct Limits {
     pub(super) piece_bytes: usize,
     bytes_per_second: NonZeroU64,
     pub(super) tail_bytes: usize,
+    room_bytes: u64,
     look_every: Duration,
     rest: Duration,
     /// How many bytes the copy may have, if not as many as the tables.
@@ -89,6 +97,7 @@ impl Limits {
         piece_bytes: PIECE_BYTES,
         bytes_per_second: BYTES_PER_SECOND,
         tail_bytes: TAIL_BYTES,
+        room_bytes: ROOM_BYTES,
         look_every: LOOK_EVERY,
         rest: REST,
         map_bytes: None,
@@ -102,6 +111,7 @@ impl Limits {
         piece_bytes: 4 << 10,
         bytes_per_second: NonZeroU64::new(64 << 10).expect("it is more than nothing"),
         tail_bytes: 64 << 10,
+        room_bytes: 0,
         look_every: Duration::from_millis(50),
         rest: Duration::from_millis(200),
         map_bytes: None,
@@ -112,6 +122,9 @@ impl Limits {
         if crate::sim::world().is_some() {
             return Self::SIMULATED;
         }
+        #[cfg(test)]
+        return Self { rest: Duration::from_millis(100), ..Self::NORMAL };
+        #[cfg(not(test))]
         Self::NORMAL
     }
 
@@ -138,6 +151,8 @@ pub(crate) enum GaveUp {
     Snapshot,
     /// The copy could not be written: the disk is full, say.
     Disk(Fault),
+    /// The file system has too little room for both.
+    NoRoom,
     /// The copy is not what it was made of.
     Differs(&'static str),
     /// There is less address space than the tables have.
@@ -154,6 +169,7 @@ impl fmt::Display for GaveUp {
             Self::Disk(fault) => {
                 write!(f, "the copy cannot be written: {}", Error::from(fault.clone()))
             }
+            Self::NoRoom => write!(f, "the disk has too little room for both files"),
             Self::Differs(what) => write!(f, "the copy is not what it was made of: {what}"),
             Self::NoAddressSpace => write!(f, "there is not enough address space for both"),
             Self::Ended => write!(f, "the member has ended"),
@@ -280,8 +296,12 @@ impl Copying {
         let chunk = self.reader.next_chunk(bytes_max).map_err(|fault| ended(state, fault))?;
         point(Point::ShrinkCopies);
         let Some(chunk) = chunk else { return Ok((self, 0)) };
-        self.draft.push(&chunk)?;
-        Ok((self, chunk.len()))
+        match self.draft.push(&chunk) {
+            Ok(()) => Ok((self, chunk.len())),
+            // It was read from the tables: what is wrong with it is wrong there.
+            Err(LoadError::Malformed(what)) => Err(ended(state, Fault::corrupt(what.to_owned()))),
+            Err(LoadError::Fault(fault)) => Err(GaveUp::Disk(fault)),
+        }
     }
 }
 
@@ -336,19 +356,25 @@ fn write_next(flush: &Flush, copy: &Store) -> Result<(), GaveUp> {
 /// Makes the file smaller whenever most of it is free, and removes files that took up room until their last reader was gone.
 pub(crate) async fn shrink_in_time(state: Arc<State>) {
     let limits = Limits::here();
-    let mut due = Some(Instant::now());
+    let mut rest = limits.rest;
+    let mut due = None;
     loop {
         sleep(limits.look_every).await;
         state.remove_older().await;
         let Ok(store) = state.check().and_then(|()| state.store()) else { return };
         let free = store.free();
         drop(store);
-        let is_due = due.is_some_and(|due| Instant::now() >= due);
-        if !is_due || !free.is_ok_and(|free| limits.are_passed(free)) {
+        if !free.is_ok_and(|free| limits.are_passed(free)) {
+            continue;
+        }
+        // All members have as much that is free, and at the same time: not all of them are to be busy with it at once.
+        let at = *due.get_or_insert_with(|| Instant::now() + some_of(rest));
+        if Instant::now() < at {
             continue;
         }
         let shrunk = state.shrink(&limits).await;
-        due = Some(Instant::now() + limits.rest);
+        rest = if shrunk.is_ok() { limits.rest } else { (rest * 2).min(REST_MAX) };
+        due = Some(Instant::now() + rest + some_of(rest));
         match shrunk {
             Ok(Shrunk { before, after }) => {
                 tracing::info!(before, after, "the file of the state was made smaller")
@@ -356,14 +382,28 @@ pub(crate) async fn shrink_in_time(state: Arc<State>) {
             Err(GaveUp::Ended) => return,
             Err(why @ GaveUp::Differs(_)) => {
                 tracing::error!(%why, "the file of the state is not made smaller before the next start");
-                due = None;
+                return state.remove_older_only(&limits).await;
             }
             Err(why) => tracing::warn!(%why, "the file of the state was not made smaller"),
         }
     }
 }
 
+/// A random part of a time.
+fn some_of(time: Duration) -> Duration {
+    let part = (random() % 1024) as u32;
+    time / 1024 * part
+}
+
 impl State {
+    /// Goes on without copies.
+    async fn remove_older_only(self: &Arc<Self>, limits: &Limits) {
+        while self.check().is_ok() {
+            self.remove_older().await;
+            sleep(limits.look_every).await;
+        }
+    }
+
     /// Has a copy take the place of the tables.
     ///
     /// # Cancel safety
@@ -431,6 +471,8 @@ impl State {
         limits: &Limits,
     ) -> Result<Loaded, GaveUp> {
         let Limits { piece_bytes, bytes_per_second, .. } = *limits;
+        let (bytes, free) = source.free().map_err(GaveUp::Disk)?;
+        self.check_room(limits, bytes.saturating_sub(free))?;
         let folder = DraftFolder { path: self.generations.draft(), _receiving: None };
         // A snapshot whose folder has a smaller number could not take the place of this copy.
         self.shrinking.check(self, source)?;
@@ -442,7 +484,7 @@ impl State {
         };
         let mut copying = beside(begin).await?;
         let pace = Pace::new(bytes_per_second);
-        loop {
+        for piece in 1.. {
             let state = Arc::clone(self);
             let (next, length) = beside(move || copying.step(&state, piece_bytes)).await?;
             copying = next;
@@ -450,7 +492,11 @@ impl State {
                 break;
             }
             pace.after(length).await;
-            if let Err(why) = self.shrinking.check(self, source) {
+            let is_enough = || match piece % ROOM_CHECK_PIECES {
+                0 => self.check_room(limits, 0),
+                _ => Ok(()),
+            };
+            if let Err(why) = self.shrinking.check(self, source).and_then(|()| is_enough()) {
                 drop_beside(copying).await;
                 return Err(why);
             }
@@ -459,6 +505,16 @@ impl State {
         // Checking takes a while, and the old pages need not be kept for it.
         drop(reader);
         beside(move || Ok(draft.finish()?)).await
+    }
+
+    /// Whether the disk has room for so many bytes more, and for what the log may need meanwhile.
+    fn check_room(&self, limits: &Limits, bytes: u64) -> Result<(), GaveUp> {
+        // A file has free pages of its own, and grows in steps.
+        let wanted = limits.room_bytes.saturating_add(bytes).saturating_add(bytes / 4);
+        match self.generations.room() {
+            Some(room) if room < wanted && limits.room_bytes > 0 => Err(GaveUp::NoRoom),
+            _ => Ok(()),
+        }
     }
 
     /// Writes to the copy what was flushed meanwhile, and says how much that was.

@@ -355,6 +355,11 @@ impl Applier {
     /// Goes on with the copy, if it has taken the place of the tables.
     fn shrunk(&mut self, state: &Arc<State>, result: Result<Store, GaveUp>, answer: Answer) {
         self.shrinking = Shrinking::No;
+        // After a failure nothing more is shown: a batch may be there by half.
+        let result = result.and_then(|store| match state.check() {
+            Ok(()) => Ok(store),
+            Err(_) => Err(GaveUp::Ended),
+        });
         let moved = result.and_then(|store| {
             let moved = self.core.move_to(store).and_then(|()| {
                 state.show(self.core.moment());

@@ -95,7 +95,7 @@ impl Client {
     /// client.replace_member(lost).with(new.id()).await?;
     ///
     /// let voters: Vec<_> = client.members().await?.into_iter().filter(|it| it.is_voter).map(|it| it.id).collect();
-    /// assert_eq!(voters, [first.id(), second.id(), new.id()]);
+    /// assert!(voters.contains(&new.id()) && !voters.contains(&lost));
     /// # Ok(()) }
     /// ```
     pub fn replace_member(&self, id: impl Into<NodeId>) -> ReplaceMember<'_> {

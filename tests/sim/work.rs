@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 /// How much longer values are where there is no room for many.
-const LARGE: usize = 6000;
+const LARGE: usize = 20_000;
 /// How many keys there are.
 const KEYS: u64 = 10;
 pub const PREFIX: &str = "k/";

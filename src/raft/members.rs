@@ -32,12 +32,13 @@ use crate::codec;
 use crate::error::{Error, Fault, Reason};
 use crate::types::{Member, NodeId};
 use crate::wire::{Endpoint, RpcClient};
-use futures::future::join_all;
+use futures::future::{Either, join_all, select};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::Precondition;
 use openraft::{ChangeMembers, Instant as _, RaftMetrics};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -445,13 +446,12 @@ pub(super) async fn leave(shared: Arc<Shared>) {
         // What is in the log says when to look whether the group has agreed on it.
         let may_be = shared.membership().get_node(&node).is_none();
         let pause = if may_be { shared.timing.heartbeat } else { Duration::from_secs(3600) };
-        tokio::select! {
-            changed = timeout(pause, changes.changed()) => {
-                if let Ok(Err(_)) = changed {
-                    return;
-                }
-            }
-            () = shared.refusals.removed() => break,
+        let (removed, changed) =
+            (pin!(shared.refusals.removed()), pin!(timeout(pause, changes.changed())));
+        match select(removed, changed).await {
+            Either::Left(((), _)) => break,
+            Either::Right((Ok(Err(_)), _)) => return,
+            Either::Right(_) => {}
         }
     }
     shared.state.end_with(Fault::from_reason(Reason::MemberRemoved { node: node.into() }));

@@ -157,6 +157,15 @@ pub(crate) async fn aside<T: Send + 'static>(
     }
 }
 
+/// Drops what may take a while to drop, beside the async tasks. Nobody waits for it but the end of the runtime.
+pub(crate) fn drop_aside<T: Send + 'static>(old: T) {
+    #[cfg(feature = "sim")]
+    if crate::sim::world().is_some() {
+        return drop(old);
+    }
+    drop(tokio::task::spawn_blocking(move || drop(old)));
+}
+
 /// A proposal together with its bytes, so that it is encoded once and decoded once on each member, however often it is
 /// appended, replicated and applied. Cloning copies two pointers.
 #[derive(Clone, PartialEq)]

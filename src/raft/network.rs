@@ -75,6 +75,8 @@ const RESUME_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the receiver of a snapshot may take for one chunk, and for the installation.
 pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take as a whole to look a snapshot over: a hundred times as long as one of a gigabyte does.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// The same. What a simulated group has would fit one.
 fn chunk_bytes() -> usize {
@@ -264,9 +266,29 @@ impl Connection {
         // The view keeps pages from being reused: it goes before the receiver's work begins.
         drop(reader);
         point(Point::SnapshotSent);
-        let answer =
-            self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT).await?;
-        read_answer(answer)
+        self.end(vote).await
+    }
+
+    /// Has a snapshot that was sent take effect. To look over a large one takes longer than a call: it goes on meanwhile, and
+    /// the next call finds it further.
+    async fn end(&mut self, vote: Vote) -> Result<Vote, Error> {
+        let begun = Instant::now();
+        let mut heard = begun;
+        loop {
+            let ended = self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT);
+            let error = match ended.await {
+                Ok(answer) => return read_answer(answer),
+                Err(error) if !is_lost(&error) => return Err(error),
+                Err(error) => error,
+            };
+            if matches!(error.reason(), Reason::DeadlinePassed { .. }) {
+                heard = Instant::now();
+            }
+            if heard.elapsed() > RESUME_PATIENCE || begun.elapsed() > INSTALL_PATIENCE {
+                return Err(error);
+            }
+            sleep(self.timing.heartbeat).await;
+        }
     }
 
     /// Has a chunk arrive, over as many connections as that takes.

@@ -16,7 +16,7 @@ use super::marks::Verdict;
 use super::member::Shared;
 use super::network::method;
 use super::state::{Draft, Loaded};
-use super::{LogId, Types, Vote, aside};
+use super::{LogId, Types, Vote, aside, drop_aside};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
 use crate::fault::{Bug, Point, bug, point};
@@ -112,6 +112,9 @@ impl PeerServer {
             return Err(Reason::Starting.into());
         }
         *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if let Some(idle) = self.drafts.take_idle() {
+            drop_aside(idle);
+        }
         point(Point::PeerAsked);
         let gate = self.gate.read().await;
         let mut append = pin!(self.shared.raft.append_entries(request));
@@ -208,10 +211,12 @@ impl PeerServer {
     async fn end(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         let vote: Vote = read(body)?;
         speaks_for(from, &vote)?;
-        let receiving = self.drafts.take(from).await;
-        let receiving = receiving.ok_or_else(|| malformed("snapshot: it has not begun"))?;
+        let not_begun = || malformed("snapshot: it has not begun");
+        // Whoever calls again waits until the first look is over.
+        let turn = self.drafts.turn(from).await.ok_or_else(not_begun)?;
         point(Point::SnapshotEnd);
-        let (mut meta, loaded) = self.blocking(move || finish(receiving.draft)).await?;
+        let turn = self.blocking(move || drafts::finish(turn, finish)).await?;
+        let (mut meta, loaded) = self.drafts.take(from, turn).ok_or_else(not_begun)?;
         if let Some(last) = meta.last_log_id.as_mut().filter(|_| bug(Bug::SnapshotWithOtherMeta)) {
             // As if it were of a state that is one entry further.
             last.index += 1;

@@ -337,6 +337,56 @@ async fn a_chunk_whose_call_is_dropped_has_come_or_has_not() {
     assert_eq!(member.shared.head().applied, Some(5));
 }
 
+/// To look a snapshot over may take longer than a call: whoever calls again finds it done.
+#[tokio::test]
+async fn an_end_whose_call_is_dropped_goes_on_and_is_found_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (member, leader, chunks) = receiving(folder.path()).await;
+    leader.try_call(method::SNAPSHOT_BEGIN, 7_u64.to_bytes()).await.unwrap();
+    let mut offset = 0;
+    for bytes in &chunks {
+        leader.try_call(method::SNAPSHOT_CHUNK, chunk(offset, bytes)).await.unwrap();
+        offset += bytes.len() as u64;
+    }
+    for _ in 0..3 {
+        let mut call = Box::pin(leader.try_call(method::SNAPSHOT_END, leader.vote().to_bytes()));
+        let _ = futures::poll!(&mut call);
+        drop(call);
+    }
+    leader.try_call(method::SNAPSHOT_CHUNK, chunk(offset, &chunks[0])).await.unwrap_err();
+    leader.try_call(method::SNAPSHOT_BEGIN, 8_u64.to_bytes()).await.unwrap();
+    assert_eq!(leader.received(8).await, Some(0), "another one begins all the same");
+    leader.try_call(method::SNAPSHOT_END, leader.vote().to_bytes()).await.unwrap_err();
+
+    leader.try_call(method::SNAPSHOT_BEGIN, 9_u64.to_bytes()).await.unwrap();
+    let mut offset = 0;
+    for bytes in &chunks {
+        leader.try_call(method::SNAPSHOT_CHUNK, chunk(offset, bytes)).await.unwrap();
+        offset += bytes.len() as u64;
+    }
+    let mut call = Box::pin(leader.try_call(method::SNAPSHOT_END, leader.vote().to_bytes()));
+    let _ = futures::poll!(&mut call);
+    drop(call);
+    leader.try_call(method::SNAPSHOT_END, leader.vote().to_bytes()).await.unwrap();
+    assert_eq!(member.shared.head().applied, Some(5));
+}
+
+/// Its sender leads no more, or has ended: the draft must not be in the way for ever.
+#[tokio::test]
+async fn a_snapshot_that_nobody_goes_on_with_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_member, leader, chunks) = receiving(folder.path()).await;
+    leader.try_call(method::SNAPSHOT_BEGIN, 7_u64.to_bytes()).await.unwrap();
+    leader.try_call(method::SNAPSHOT_CHUNK, chunk(0, &chunks[0])).await.unwrap();
+    let drafts = &leader.server.drafts;
+    assert!(drafts.take_idle().is_none());
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(301)).await;
+    tokio::time::resume();
+    assert!(drafts.take_idle().is_some());
+    assert_eq!(leader.received(7).await, None);
+}
+
 #[tokio::test]
 async fn another_snapshot_takes_the_place_of_one_that_did_not_end() {
     let folder = tempfile::tempdir().unwrap();

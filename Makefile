@@ -9,12 +9,12 @@ SECONDS ?= 60
 
 .PHONY: verify sim power bugs crash fix audit fuzz
 
+# The library also as those who depend on it have it: without what its tests ask of its dependencies.
 verify:
 	$(TIMED) cargo fmt --all --check
 	$(TIMED) cargo clippy --locked --all-targets -- -D warnings
 	$(TIMED) cargo clippy --locked --features sim --all-targets -- -D warnings
 	$(TIMED) cargo clippy --locked --lib --no-default-features -- -D warnings
-# As those who depend on it have it: without what its tests ask of its dependencies.
 	$(TIMED) cargo clippy --locked --lib -- -D warnings
 	$(TIMED) cargo clippy --locked -p quorate-bench --all-targets -- -D warnings
 	$(TIMED) cargo test --locked

@@ -32,7 +32,6 @@
 
 use super::thread::{Job, Work};
 use super::{Counted, Draft, DraftFolder, Loaded, State, answering};
-use crate::client::backoff::random;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{Flush, LoadError, SnapshotLoader, SnapshotReader, Store, View};
@@ -391,7 +390,8 @@ pub(crate) async fn shrink_in_time(state: Arc<State>) {
 
 /// A random part of a time.
 fn some_of(time: Duration) -> Duration {
-    let part = (random() % 1024) as u32;
+    // Who has no random number does it at once.
+    let part = (getrandom::u64().unwrap_or(0) % 1024) as u32;
     time / 1024 * part
 }
 

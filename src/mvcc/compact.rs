@@ -11,7 +11,7 @@
 //!                a row in gone, if it is the delete after which a key is not there
 //! ```
 //!
-//! How old history gets is said in slices of time, which only the leader's clock knows: it proposes an [`Age`](Command::Age)
+//! How old history gets is said in slices of time, which only the leader's clock knows: it proposes an [`Age`](crate::api::Command::Age)
 //! after each, and the state keeps the revisions of the last few. So it needs no clock, and no member has to remember anything
 //! when the leader changes; history then stays for a slice longer at most.
 //!

@@ -85,6 +85,7 @@ pub(crate) struct Limits {
     room_bytes: u64,
     look_every: Duration,
     rest: Duration,
+    rest_max: Duration,
     /// How many bytes the copy may have, if not as many as the tables.
     pub(super) map_bytes: Option<usize>,
 }
@@ -99,6 +100,7 @@ impl Limits {
         room_bytes: ROOM_BYTES,
         look_every: LOOK_EVERY,
         rest: REST,
+        rest_max: REST_MAX,
         map_bytes: None,
     };
 
@@ -109,10 +111,11 @@ impl Limits {
         free_bytes: 16 << 10,
         piece_bytes: 4 << 10,
         bytes_per_second: NonZeroU64::new(64 << 10).expect("it is more than nothing"),
-        tail_bytes: 64 << 10,
+        tail_bytes: 512 << 10,
         room_bytes: 0,
         look_every: Duration::from_millis(50),
-        rest: Duration::from_millis(200),
+        rest: Duration::from_millis(100),
+        rest_max: Duration::from_millis(200),
         map_bytes: None,
     };
 
@@ -372,7 +375,7 @@ pub(crate) async fn shrink_in_time(state: Arc<State>) {
             continue;
         }
         let shrunk = state.shrink(&limits).await;
-        rest = if shrunk.is_ok() { limits.rest } else { (rest * 2).min(REST_MAX) };
+        rest = if shrunk.is_ok() { limits.rest } else { (rest * 2).min(limits.rest_max) };
         due = Some(Instant::now() + rest + some_of(rest));
         match shrunk {
             Ok(Shrunk { before, after }) => {

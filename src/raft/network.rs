@@ -75,7 +75,7 @@ const RESUME_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the receiver of a snapshot may take for one chunk, and for the installation.
 pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long it may take as a whole to look a snapshot over: a hundred times as long as one of a gigabyte does.
+/// How long it may take as a whole to look a snapshot over. Bounded, so that a receiver that hangs is given up.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// The same. What a simulated group has would fit one.

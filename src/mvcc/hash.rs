@@ -22,7 +22,7 @@ use crate::types::LeaseId;
 
 /// What members compare that have the same. It goes up whenever a state of the same rows gets another hash, so that a group
 /// whose members are replaced by those of another version, one after the other, does not take that for damage.
-pub(crate) const HASH_FORMAT: u8 = 1;
+pub(crate) const HASH_FORMAT: u8 = 2;
 
 const KEY: u8 = 1;
 const LEASE: u8 = 2;
@@ -30,7 +30,7 @@ const SETTINGS: u8 = 3;
 const MEMBERSHIP: u8 = 4;
 
 /// What an image takes with a value that is kept in its row, so that the buffer need not grow.
-const ROOM: usize = 320;
+const ROOM: usize = 128;
 
 /// What a key adds to the hash.
 pub(super) fn of_key(key: &[u8], image: &Image) -> u128 {

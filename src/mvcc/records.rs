@@ -8,7 +8,7 @@
 //! row       version: u8 ++ content ++ crc32c(table: u8 ++ key ++ version ++ content): u32
 //!
 //! Image     create_revision: u64 ++ modified: position ++ version: u64 ++ lease: u64 (0 is none) ++ turn: u8
-//!           ++ length: u32 ++ value, if length ≤ 256; else its digest: u128, and the value is in `val` under `modified`
+//!           ++ length: u32 ++ value, if length ≤ 64; else its digest: u128, and the value is in `val` under `modified`
 //! Change    1 ++ key ++ Image ++ 1 ++ prev: Image              a put over something
 //!           1 ++ key ++ Image ++ 0 ++ gone: Option<position>   a put where nothing was; where it went, if that is known
 //!           2 ++ key ++ turn: u8 ++ prev: Image                a delete
@@ -47,8 +47,9 @@ pub(super) fn next_turn(turn: u8) -> u8 {
     (turn + 1) % TURNS
 }
 
-/// The longest value that is kept beside its metadata. A longer one is written once, to `val`.
-pub(super) const INLINE_BYTES_MAX: usize = 256;
+/// The longest value that is kept beside its metadata, and so three times: there, in its change, and in the change that
+/// follows, as what was before it. A longer one is written once, to `val`.
+pub(super) const INLINE_BYTES_MAX: usize = 64;
 
 /// Nothing has been counted so far by anybody. A row that says so comes from a member that lies, and the next number would
 /// not be one.
@@ -110,7 +111,7 @@ impl Table {
 }
 
 /// What most rows fit in: a change with both values in it, and keys of a usual length.
-const ROW_ROOM: usize = 1024;
+const ROW_ROOM: usize = 384;
 
 /// A record that is a row of a table.
 pub(super) trait Record: Layout {
@@ -515,7 +516,7 @@ layout!(struct Format { schema, codec });
 
 impl Format {
     /// What this code writes.
-    pub(super) const CURRENT: Self = Self { schema: 2, codec: 1 };
+    pub(super) const CURRENT: Self = Self { schema: 3, codec: 1 };
 }
 
 impl Record for Format {
@@ -601,7 +602,7 @@ mod tests {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(Table::ALL.map(|table| table as u8), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
         let sealed = Format::CURRENT.seal(Format::KEY);
-        assert_eq!(sealed, [1, 0, 2, 0, 1, 242, 99, 177, 246]);
+        assert_eq!(sealed, [1, 0, 3, 0, 1, 87, 34, 35, 136]);
     }
 
     #[test]
@@ -614,10 +615,10 @@ mod tests {
 
     #[test]
     fn a_long_value_stands_elsewhere() {
-        let long = Image { value: Value::of(&Bytes::from(vec![9; 257])), ..image(b"") };
-        let digest = hash::digest(&[9; 257]).to_be_bytes();
-        golden(&long, &[&IMAGE[..37], &[0, 0, 1, 1], &digest].concat());
-        let longest_inline = Value::of(&Bytes::from(vec![9; 256]));
+        let long = Image { value: Value::of(&Bytes::from(vec![9; 65])), ..image(b"") };
+        let digest = hash::digest(&[9; 65]).to_be_bytes();
+        golden(&long, &[&IMAGE[..37], &[0, 0, 0, 65], &digest].concat());
+        let longest_inline = Value::of(&Bytes::from(vec![9; 64]));
         assert!(matches!(longest_inline, Value::Inline(_)));
         let row = LargeValue { key: "k".into(), value: "long".into() };
         golden(&row, &[0, 0, 0, 1, b'k', 0, 0, 0, 4, b'l', b'o', b'n', b'g']);

@@ -62,7 +62,7 @@ impl<'bytes> Tape<'bytes> {
 
     fn value(&mut self) -> Bytes {
         let fill = self.pick(b"xyz");
-        let length = self.pick(&[1, 0, 2, 256, 257, 300, 4000]);
+        let length = self.pick(&[1, 0, 2, 64, 65, 300, 4000]);
         Bytes::from(vec![fill; length])
     }
 

@@ -153,7 +153,7 @@ fn worth(table: Table, key: &[u8], row: &[u8]) -> (u128, u64) {
 }
 
 pub(in crate::mvcc) fn written(rows: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    let mut stream = b"QSNP\x02".to_vec();
+    let mut stream = b"QSNP\x03".to_vec();
     for (table, key, row) in rows {
         stream.push(*table);
         stream.extend_from_slice(&(key.len() as u16).to_be_bytes());
@@ -245,7 +245,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         seed(0, "applied-at-its-end", &stream_of(1, applied)),
         seed(0, "leases-at-their-end", &stream_of(1, |head| head.lease_chosen = end)),
         seed(0, "compacted-in-the-future", &stream_of(1, |head| head.compact_revision = 99.into())),
-        seed(0, "a-newer-version", b"QSNP\x02"),
-        seed(0, "a-wild-length", b"QSNP\x01\x01\x00\x01k\xff\xff\xff\xff"),
+        seed(0, "a-newer-version", b"QSNP\x04"),
+        seed(0, "a-wild-length", b"QSNP\x03\x01\x00\x01k\xff\xff\xff\xff"),
     ]
 }

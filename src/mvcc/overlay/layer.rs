@@ -107,9 +107,30 @@ impl<V> Layer<V> {
         self.entries.get(number)
     }
 
+    /// Where a key comes to lie, in this one and all of the same seed.
+    pub(in crate::mvcc) fn place(&self, key: &[u8]) -> u32 {
+        self.index.place(key)
+    }
+
+    /// The number of the newest entry of a key that lies at `place`.
+    pub(in crate::mvcc) fn newest_of_all(&self, place: u32, key: &[u8]) -> Option<u32> {
+        self.index.slot(&self.entries, place, key).1
+    }
+
+    /// Where each key lies, with the number of its newest entry, once nothing is put any more.
+    pub(in crate::mvcc) fn places(&self) -> impl Iterator<Item = (u32, u32)> {
+        let table = self.index.table(self.index.current.load(Memory::Acquire));
+        table.iter().filter_map(|slot| parsed(slot.load(Memory::Acquire)))
+    }
+
+    /// How many keys there are.
+    pub(in crate::mvcc) fn keys(&self) -> usize {
+        self.index.keys.load(Memory::Acquire) as usize
+    }
+
     /// The number of the newest entry of a key as of a moment.
     pub(in crate::mvcc) fn newest(&self, key: &[u8], moment: u32) -> Option<u32> {
-        let (_, newest) = self.index.slot(&self.entries, self.index.place(key), key);
+        let newest = self.newest_of_all(self.place(key), key);
         match newest.and_then(|newest| self.oldest(newest, |number, _| number >= moment)) {
             Some(later) => self.before(later),
             None => newest,
@@ -318,12 +339,12 @@ struct Index {
 }
 
 /// What stands in the slot of a key with an entry: its place, and the number plus one. Zero is none.
-fn filled(place: u32, number: u32) -> u64 {
+pub(super) fn filled(place: u32, number: u32) -> u64 {
     u64::from(place) << 32 | (u64::from(number) + 1)
 }
 
 /// The place of the key in a slot, and the number of its newest entry.
-fn parsed(slot: u64) -> Option<(u32, u32)> {
+pub(super) fn parsed(slot: u64) -> Option<(u32, u32)> {
     let number = (slot as u32).checked_sub(1)?;
     Some(((slot >> 32) as u32, number))
 }

@@ -190,14 +190,14 @@ fn another_version_is_refused_as_such() {
         let newer: Vec<u8> = if name == b"last" {
             [&[2], &row[1..row.len() - 4]].concat()
         } else {
-            vec![1, 0, 3, 0, 1]
+            vec![1, 0, 4, 0, 1]
         };
         let sum = crc32c::crc32c(&[&[*table], &key[..], &newer].concat());
         *row = [&newer[..], &sum.to_be_bytes()].concat();
         let error = Error::from(inspect(&[head, &stream_of_rows(&all)].concat(), 999).unwrap_err());
         assert!(matches!(error.reason(), Reason::UnreadableFormat { .. }), "{error}");
     }
-    for bytes in [&b"QSNP\x02"[..], b"Q\0", b"", b"QBKP", &[0; 1000]] {
+    for bytes in [&b"QSNP\x03"[..], b"Q\0", b"", b"QBKP", &[0; 1000]] {
         place(inspect(bytes, 999));
     }
 }

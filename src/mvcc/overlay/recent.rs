@@ -152,10 +152,10 @@ impl Settled {
             fits
         };
         let dropped = all.len() - all.iter().rev().take_while(fits).count();
-        let before = self.parts.get(dropped).map_or_else(
-            || self.parts.last().map_or(0, Part::end),
-            |first| first.begin,
-        );
+        let before = self
+            .parts
+            .get(dropped)
+            .map_or_else(|| self.parts.last().map_or(0, Part::end), |first| first.begin);
         let keys = self.keys + newer.iter().map(|it| it.changes.keys()).sum::<usize>();
         let mut settled = Self {
             parts: Vec::with_capacity(all.len() - dropped),

@@ -7,6 +7,7 @@
 //! ```
 
 mod agent;
+mod calm;
 mod compare;
 mod etcd;
 mod group;
@@ -54,6 +55,8 @@ enum Command {
     Scale(scale::Options),
     /// Have a group work for a long time, and say what has grown; fails if anything has.
     Soak(soak::Options),
+    /// Puts while a million revisions are compacted, and while a follower gets a snapshot; fails if they are not as quick.
+    Calm(calm::Options),
     /// Run one workload steadily, for a profiler to look at.
     Profile(Profile),
     /// Measure the physical limits of this machine.
@@ -145,6 +148,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => in_runtime(compare(options)),
         Command::Scale(options) => in_runtime(scale::run(options)),
         Command::Soak(options) => in_runtime(soak::soak(options)),
+        Command::Calm(options) => in_runtime(calm::calm(options)),
         Command::Profile(options) => in_runtime(profile(options)),
         Command::Limit { data } => limits(&data),
         Command::Show { report, markdown } => show(&report, markdown),

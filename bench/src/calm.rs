@@ -1,0 +1,178 @@
+//! `calm`: whether puts stay as quick as they are while a group does what it has to do beside them.
+//!
+//! Writers put at a steady pace that does not fill the machine. Meanwhile a million revisions are compacted, and then a
+//! member that was away for a gigabyte of puts gets a snapshot. Each is compared with the minute of quiet before it.
+//!
+//! ```text
+//! writers, paced  ├─ quiet ─┤ ├─ compaction ─┤   ├─ quiet ─┤ ├─ snapshot ─┤      p99 of the second by that of the first
+//!                 many puts ▲                    a member is killed, and many bytes are put ▲
+//! ```
+//!
+//! A put is timed from when it was due: one that has to wait for the one before it is late, too.
+
+use crate::group::{Column, Group, Settings, Side, load};
+use crate::job::{Act, Job, Load};
+use crate::store::Result;
+use crate::{Common, settings};
+use clap::Args;
+use quorate::{Client, Revision, Status};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+const WRITERS: u64 = 16;
+const KEYS: u64 = 10_000;
+const VALUE_BYTES: usize = 256;
+/// The values that the snapshot is made of.
+const LARGE_BYTES: usize = 4096;
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Work is over when so many looks in a row have seen none.
+const STILL_LOOKS: u32 = 5;
+/// By what factor the p99 of puts may be larger than in quiet.
+const FACTOR_MAX: f64 = 1.5;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    common: Common,
+    /// Puts a second, of all writers.
+    #[arg(long, default_value_t = 500)]
+    rate: u64,
+    /// How long it is quiet, in seconds.
+    #[arg(long, default_value_t = 20)]
+    quiet: u64,
+    /// Revisions that are compacted.
+    #[arg(long, default_value_t = 1_000_000)]
+    revisions: u64,
+    /// The size of the snapshot, in MiB of values.
+    #[arg(long, default_value_t = 1024)]
+    snapshot_mib: u64,
+}
+
+/// How long puts took, in milliseconds.
+type Times = Arc<Mutex<Vec<f64>>>;
+
+pub(crate) async fn calm(options: Options) -> Result {
+    let common = settings(&options.common, None);
+    // Nothing is to be compacted before it is asked for.
+    let settings = Settings { history: Some(Duration::from_secs(24 * 3600)), ..common };
+    let mut group = Group::start(Side::Quorate, &settings).await?;
+    let leader = group.find_leader().await?;
+    let addresses = group.addresses();
+    let times = Times::default();
+
+    let client = Client::connect([&addresses[leader]]).await?;
+    while client.status().await?.revision.get() < options.revisions {
+        let puts = Load { keys: KEYS, run_ms: 5_000, ..load(Act::Put, 256) };
+        group.work(Column::Embedded, &Job::Load(puts)).await?;
+    }
+    let writers = start_writers(&addresses[leader], &options, &times).await?;
+    let quiet = measure(&times, sleep(Duration::from_secs(options.quiet))).await;
+    let revision = client.status().await?.revision;
+    let compaction = measure(&times, compact(&client, revision)).await;
+    let mut missed = Vec::new();
+    missed.extend(report(&format!("{revision} revisions compacted"), &quiet, &compaction.0));
+    compaction.1?;
+    drop(writers);
+
+    let away = (leader + 1) % group.size();
+    group.kill(away).await?;
+    let keys = options.snapshot_mib * (1 << 20) / LARGE_BYTES as u64;
+    let (from, to) = (KEYS, KEYS + keys);
+    let puts = Job::Distinct { from, to, callers: 64, value_bytes: LARGE_BYTES };
+    group.work(Column::Remote, &puts).await?;
+    let writers = start_writers(&addresses[leader], &options, &times).await?;
+    let quiet = measure(&times, sleep(Duration::from_secs(options.quiet))).await;
+    let snapshot = measure(&times, group.start_again(&[away])).await;
+    let what = format!("a follower came back for {} MiB", options.snapshot_mib);
+    missed.extend(report(&what, &quiet, &snapshot.0));
+    println!("  it served again after {:.1} s", snapshot.1?.as_secs_f64());
+    drop(writers);
+    group.end().await?;
+    match missed.is_empty() {
+        true => Ok(()),
+        false => Err(format!("not calm: {}", missed.join(", ")).into()),
+    }
+}
+
+/// Writers that put until they are dropped.
+async fn start_writers(address: &str, options: &Options, times: &Times) -> Result<JoinSet<()>> {
+    let mut writers = JoinSet::new();
+    let pause = Duration::from_secs_f64(WRITERS as f64 / options.rate.max(1) as f64);
+    for writer in 0..WRITERS {
+        let client = Client::connect([address]).await?;
+        writers.spawn(write(client, writer, pause, Arc::clone(times)));
+    }
+    Ok(writers)
+}
+
+async fn write(client: Client, writer: u64, pause: Duration, times: Times) {
+    let mut random = fastrand::Rng::with_seed(writer);
+    let mut value = vec![0; VALUE_BYTES];
+    let mut pace = interval(pause);
+    // One that is late is late by all that it waited.
+    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    loop {
+        let due = pace.tick().await;
+        random.fill(&mut value);
+        let put = client.put(format!("k/{:08}", random.u64(..KEYS)), value.clone()).await;
+        let took = if put.is_ok() { due.elapsed().as_secs_f64() * 1e3 } else { f64::INFINITY };
+        times.lock().expect("nobody panics with it").push(took);
+    }
+}
+
+/// What is compacted is gone from the tables when a member uses no fewer bytes any more.
+async fn compact(client: &Client, revision: Revision) -> Result<()> {
+    client.compact(revision).await?;
+    let (mut least, mut still) = (u64::MAX, 0);
+    while still < STILL_LOOKS {
+        sleep(LOOK_EVERY).await;
+        let Status { bytes_in_use, .. } = client.status().await?;
+        still = if bytes_in_use < least { 0 } else { still + 1 };
+        least = least.min(bytes_in_use);
+    }
+    Ok(())
+}
+
+/// How long puts took while something went on, sorted; and what came of that.
+async fn measure<T>(times: &Times, work: impl Future<Output = T>) -> (Vec<f64>, T) {
+    times.lock().expect("nobody panics with it").clear();
+    let began = Instant::now();
+    let done = work.await;
+    let mut taken = std::mem::take(&mut *times.lock().expect("nobody panics with it"));
+    taken.sort_unstable_by(f64::total_cmp);
+    println!("  {} puts in {:.1} s", taken.len(), began.elapsed().as_secs_f64());
+    (taken, done)
+}
+
+fn part(sorted: &[f64], part: f64) -> f64 {
+    sorted.get((sorted.len() as f64 * part) as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Prints what the puts of both took, and returns what is wrong with that.
+fn report(what: &str, quiet: &(Vec<f64>, ()), busy: &[f64]) -> Option<String> {
+    let [quiet_p50, quiet_p99] = [0.5, 0.99].map(|it| part(&quiet.0, it));
+    let [busy_p50, busy_p99] = [0.5, 0.99].map(|it| part(busy, it));
+    let factor = busy_p99 / quiet_p99;
+    println!(
+        "{what}: p50 {quiet_p50:.2} ─▶ {busy_p50:.2} ms, p99 {quiet_p99:.2} ─▶ {busy_p99:.2} ms, {factor:.2}x"
+    );
+    // It is no number if nothing was put.
+    (factor.is_nan() || factor > FACTOR_MAX).then(|| format!("{what} {factor:.2}x"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_slower_than_quiet_is_named() {
+        let times = |of: f64| (0..1000).map(|at| of + at as f64 / 1000.0).collect::<Vec<_>>();
+        assert_eq!(report("it", &(times(1.0), ()), &times(1.5)), None);
+        assert_eq!(report("it", &(times(1.0), ()), &times(4.0)).as_deref(), Some("it 2.51x"));
+        assert!(report("it", &(times(1.0), ()), &[]).is_some(), "nothing was put");
+        let failed = [vec![1.0; 90], vec![f64::INFINITY; 10]].concat();
+        assert!(report("it", &(times(1.0), ()), &failed).is_some(), "puts failed");
+    }
+}

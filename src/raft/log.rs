@@ -31,7 +31,7 @@ mod segment;
 pub(crate) mod tests;
 mod writer;
 
-use super::format::entry_bytes;
+use super::format::{entry_bytes, memory_bytes};
 use super::{Entry, LogId, Types, Vote};
 use crate::error::Fault;
 use crate::fault::{Bug, Point, bug, point};
@@ -379,7 +379,7 @@ impl Shared {
                 None if cfg!(test) => self.index.begin(index),
                 _ => {}
             }
-            bytes += entry_bytes(entry);
+            bytes += memory_bytes(entry);
             self.last = Some(entry.log_id);
             self.tail.push_back(entry.clone());
         }
@@ -394,7 +394,7 @@ impl Shared {
     fn cut_back(&mut self, last: Option<LogId>) {
         let end = last.map_or(0, |id| id.index + 1);
         while self.tail.back().is_some_and(|entry| entry.log_id.index >= end) {
-            self.tail_bytes -= self.tail.pop_back().as_ref().map_or(0, entry_bytes);
+            self.tail_bytes -= self.tail.pop_back().as_ref().map_or(0, memory_bytes);
         }
         for append in &mut self.pending {
             // What is left of it still has to be written before the entries that will follow.
@@ -460,7 +460,7 @@ impl Shared {
     }
 
     fn drop_oldest(&mut self) {
-        self.tail_bytes -= self.tail.pop_front().as_ref().map_or(0, entry_bytes);
+        self.tail_bytes -= self.tail.pop_front().as_ref().map_or(0, memory_bytes);
     }
 }
 

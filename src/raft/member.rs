@@ -245,7 +245,7 @@ impl Member {
         let Parts { identity, timing, quota, history, retention, snapshot_rate, .. } = parts;
         let Parts { log, state, desk, plaintext, .. } = parts;
         let refusals = Refusals::default();
-        let bulk = Bulk { pace: Pace::new(snapshot_rate), sending: state.sending.clone() };
+        let bulk = Bulk { pace: Pace::new(snapshot_rate), state: Arc::clone(&state) };
         let network = Network::new(identity, timing, plaintext, refusals.clone(), bulk);
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
         let machine = machine.sparing(retention.bytes);

@@ -17,7 +17,7 @@ use super::format::position;
 use super::identity::Identity;
 use super::machine::{SnapshotData, SnapshotOf};
 use super::pace::Pace;
-use super::state::Sending;
+use super::state::State;
 use super::{Peer, Types, Vote};
 use crate::codec::layout::Layout;
 use crate::error::{Error, ErrorKind, Fault, Reason};
@@ -149,7 +149,8 @@ pub(crate) struct Network {
 pub(crate) struct Bulk {
     /// One for all: two members that have fallen behind are no reason to go twice as fast.
     pub(super) pace: Pace,
-    pub(super) sending: Sending,
+    /// Of which they are, and which has failed if they cannot be read.
+    pub(super) state: Arc<State>,
 }
 
 impl Network {
@@ -245,7 +246,7 @@ impl Connection {
         let at = snapshot.meta.last_log_id.as_ref().map(position);
         tracing::info!(?at, "sending a snapshot");
         point(Point::SnapshotSend);
-        let _sending = self.bulk.sending.begin();
+        let _sending = self.bulk.state.sending.begin();
         let transfer = name()?;
         self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
@@ -258,7 +259,9 @@ impl Connection {
             });
             let chunk;
             (reader, chunk) = read.await?;
-            let Some(chunk) = chunk? else { break };
+            // What is wrong with the own tables is no trouble of the way to the other.
+            let chunk = chunk.map_err(|fault| self.bulk.state.fail(fault))?;
+            let Some(chunk) = chunk else { break };
             self.send_chunk(transfer, offset, &chunk).await?;
             offset += chunk.len() as u64;
             self.bulk.pace.after(chunk.len()).await;

@@ -304,7 +304,10 @@ pub enum Reason {
         /// What was tried.
         detail: String,
     },
-    /// What is on the disk is not what was written.
+    /// What is on the disk is not what was written. If it is the state of a member, and there are others, the text says so:
+    /// start the member again, and it gets the state of another before it does anything else. If it is the log, or there is
+    /// nobody else, what was promised is lost with it: [`replace`](crate::Client::replace_member) the member, or restore a
+    /// backup.
     Corrupt {
         /// What, and where.
         detail: String,
@@ -510,63 +513,81 @@ impl std::error::Error for Error {
 
 /// A failure of this member's own: it stops the node, with this as the cause, and never becomes an answer of the group.
 #[derive(Clone, Debug)]
-pub(crate) struct Fault(Error);
+pub(crate) struct Fault {
+    error: Error,
+    /// Whether it is the tables of the state that are damaged, which others have as well.
+    is_of_tables: bool,
+}
 
 impl Fault {
+    fn new(error: Error) -> Self {
+        Self { error, is_of_tables: false }
+    }
+
     /// The disk refused, or broke its word.
     pub(crate) fn disk(
         tried: impl Into<String>,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
-        Self(Error::new(Reason::DiskFailed { detail: tried.into() }).because(source))
+        Self::new(Error::new(Reason::DiskFailed { detail: tried.into() }).because(source))
     }
 
     /// What is on the disk is not what was written.
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
-        Self(Error::new(Reason::Corrupt { detail: what.into() }))
+        Self::from_reason(Reason::Corrupt { detail: what.into() })
+    }
+
+    /// The same, of the tables of the state, and of nothing else: not of the log, nor of how the two fit together.
+    pub(crate) fn damaged(what: impl Into<String>) -> Self {
+        Self { is_of_tables: true, ..Self::corrupt(what) }
+    }
+
+    /// Whether it is the tables of the state that are damaged.
+    pub(crate) fn is_of_tables(&self) -> bool {
+        self.is_of_tables
     }
 
     /// A newer version wrote this, or another LMDB.
     pub(crate) fn format(found: impl Into<String>) -> Self {
-        Self(Error::new(Reason::UnreadableFormat { detail: found.into() }))
+        Self::from_reason(Reason::UnreadableFormat { detail: found.into() })
     }
 
     /// Its reason.
     pub(crate) fn reason(&self) -> &Reason {
-        self.0.reason()
+        self.error.reason()
     }
 
     /// A fault of any other reason.
     pub(crate) fn from_reason(reason: Reason) -> Self {
-        Self(Error::new(reason))
+        Self::new(Error::new(reason))
     }
 
     /// An assertion failed.
     pub(crate) fn assertion(detail: impl Into<String>) -> Self {
-        Self(Error::new(Reason::AssertionFailed { detail: detail.into() }))
+        Self::from_reason(Reason::AssertionFailed { detail: detail.into() })
     }
 
     /// Another node has the folder open.
     pub(crate) fn already_open(path: &std::path::Path) -> Self {
-        Self(Error::new(Reason::AlreadyOpen { path: path.display().to_string() }))
+        Self::from_reason(Reason::AlreadyOpen { path: path.display().to_string() })
     }
 }
 
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
-        fault.0
+        fault.error
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.error.fmt(f)
     }
 }
 
 impl std::error::Error for Fault {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
+        self.error.source()
     }
 }
 

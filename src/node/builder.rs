@@ -15,7 +15,7 @@ use crate::raft::joining;
 use crate::raft::log::LogStore;
 use crate::raft::member::{Member, Parts};
 use crate::raft::network::SNAPSHOT_RATE;
-use crate::raft::reseed::{Asker, Reseed};
+use crate::raft::reseed::{Asker, Reseed, distrust_damaged};
 use crate::raft::state::State;
 use crate::wire::{self, Endpoint, Listener, RpcClient, check_plaintext};
 use std::collections::BTreeMap;
@@ -214,8 +214,8 @@ impl NodeBuilder {
     }
 
     /// How long [`form`](Self::form) waits for the other founders when the group is founded, [`join`](Self::join) for the
-    /// group, and any start for another member when this one's [state differs](Reason::StateDiffers); five minutes unless
-    /// said otherwise.
+    /// group, and any start for another member when this one's [state differs](Reason::StateDiffers) or is
+    /// [damaged](Reason::Corrupt); five minutes unless said otherwise.
     pub fn patience(mut self, others: Duration) -> Self {
         self.patience = others;
         self
@@ -262,7 +262,10 @@ impl NodeBuilder {
     /// - [`Reason::IncarnationRefused`] if the group exists and this folder is not the one that founded it: its data was
     ///   lost, and with it the votes it gave. It must not come back under the old id;
     /// - [`Reason::Unreachable`], with the addresses, if founders do not answer within [`patience`](Self::patience); or if this
-    ///   member's state [differed](Reason::StateDiffers) from that of the group, and no other hands its own out in that time;
+    ///   member's state [differed](Reason::StateDiffers) from that of the group or was damaged, and no other hands its own out
+    ///   in that time;
+    /// - [`Reason::Corrupt`] if bytes in the folder have changed. If it is only the state, the text says that the next start
+    ///   gets that of another member;
     /// - if the folder is in use, damaged or from a newer version; if the address cannot be listened on.
     ///
     /// # Cancel safety
@@ -406,7 +409,15 @@ impl NodeBuilder {
         // A state that is not to be opened is replaced as soon as it is known who asks for another.
         let reseed = Reseed::find(&self.folder, map_bytes)?;
         let open = || self.open_state(map_bytes, &log);
-        let state = if reseed.is_none() { Some(open()?) } else { None };
+        let state = match reseed {
+            Some(_) => None,
+            None => match open() {
+                Ok(state) => Some(state),
+                Err(fault) => {
+                    return Err(distrust_damaged(&self.folder, map_bytes, &log, fault).await);
+                }
+            },
+        };
         let mut records = Records::open(&log).await?;
         let base = state.as_ref().and_then(|state| state.base());
         if state.as_ref().is_some_and(|state| state.now().applied.is_none()) {
@@ -464,13 +475,13 @@ impl NodeBuilder {
     }
 
     /// Opens the state, if there is the log that led to it.
-    fn open_state(&self, map_bytes: usize, log: &LogStore) -> Result<Arc<State>> {
+    fn open_state(&self, map_bytes: usize, log: &LogStore) -> Result<Arc<State>, Fault> {
         let state = State::open(&self.folder, map_bytes)?;
         if log.is_pristine() && state.head().borrow().applied.is_some() {
             // Begun anew, it would be another group with the same data, or a member that has forgotten its votes.
             let folder = self.folder.display();
             let lost = format!("{folder} has a state, and has lost the log that led to it");
-            return Err(Fault::corrupt(lost).into());
+            return Err(Fault::corrupt(lost));
         }
         point(Point::StartStateOpen);
         Ok(state)

@@ -10,6 +10,9 @@
 //! Checksums find what has changed on a disk. This finds what was wrong before it was sealed: a bug of ours in how a command is
 //! applied, a row that is gone together with what would have told of it, memory that lies.
 //!
+//! What a checksum finds instead ends in the same way: the folder is marked, and the next start gets another state. But only if
+//! it was found in the tables, and there are others who have them. The log is nobody else's.
+//!
 //! A member judges nobody but itself. It asks over connections that name both ends, like those for votes, so that it is its own
 //! group that answers.
 //!
@@ -79,13 +82,34 @@ fn pause(time: Duration) -> Duration {
 /// Marks the folder, and ends this member's part in the group.
 async fn isolate(shared: &Arc<Shared>, membership: &Membership, reason: Reason) {
     tracing::error!(node = shared.identity.node, %reason, "this member's state is not that of the group");
-    let marked = shared.state.distrust(super::reseed::word(membership));
     // A disk that stalls or fails must not keep a wrong state in service. Without a mark the next life finds out again.
-    if let Ok(Err(fault)) = timeout(shared.timing.election_max(), marked).await {
-        let error = Error::from(fault);
-        tracing::error!(node = shared.identity.node, %error, "and that could not be written down");
-    }
+    mark(shared, membership).await;
     shared.state.fail(Fault::from_reason(reason));
+}
+
+/// Marks the folder if this member has failed because bytes of its tables have changed, and others have the same state. Says
+/// whether the next start gets that of another.
+pub(super) async fn mark_damaged(shared: &Shared) -> bool {
+    if !shared.state.check().is_err_and(|fault| fault.is_of_tables()) {
+        return false;
+    }
+    let membership = shared.membership();
+    let is_alone = membership.nodes().all(|(node, _)| *node == shared.identity.node);
+    !is_alone && mark(shared, &membership).await
+}
+
+/// Marks the state as one that is not to be opened again, and says whether that is on the disk.
+async fn mark(shared: &Shared, membership: &Membership) -> bool {
+    let marked = shared.state.distrust(super::reseed::word(membership));
+    match timeout(shared.timing.election_max(), marked).await {
+        Ok(Ok(())) => true,
+        Ok(Err(fault)) => {
+            let error = Error::from(fault);
+            tracing::error!(node = shared.identity.node, %error, "that the state is not trusted could not be written down");
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 /// Says what there is to say about others, once. What was found stays found until members were seen to be equal again.

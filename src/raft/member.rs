@@ -23,6 +23,7 @@ use super::members;
 use super::network::{Bulk, Network, Refusals};
 use super::pace::Pace;
 use super::reads::{Reads, rounds};
+use super::reseed;
 use super::state::{FLUSH_EVERY, Head, State, shrink_in_time};
 use crate::error::{Error, Fault, Reason};
 use crate::types::{NodeId, Status};
@@ -472,6 +473,8 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
         faults.mark_unchanged();
         if let Some(error) = shared.fault() {
             tracing::error!(node = shared.identity.node, %error, "the node has failed");
+            let is_replaced = compare::mark_damaged(&shared).await;
+            let error = if is_replaced { reseed::advised(&error) } else { error };
             failed.send_replace(Some(error));
             // A member that is at odds with its own disk must not go on leading or voting.
             let _ = shared.raft.shutdown().await;

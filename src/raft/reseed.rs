@@ -1,4 +1,5 @@
-//! A state that is not trusted is replaced by that of another member, before this one takes part again.
+//! A state that is not trusted is replaced by that of another member, before this one takes part again: one that was found to
+//! differ from that of the group, or whose bytes have changed on the disk.
 //!
 //! ```text
 //! UNTRUSTED: the members  ─▶  ask one after the other  ─▶  a draft, verified  ─▶  does the log lead on from it?
@@ -30,18 +31,18 @@
 
 use super::config::Timing;
 use super::format::log_id;
-use super::identity::Identity;
+use super::identity::{Identity, Records};
 use super::log::LogStore;
 use super::network::{CHUNK_TIMEOUT, client, method};
 use super::state::{Draft, Loaded};
-use super::{LogId, Membership, Peer, aside};
+use super::{EntryPayload, LogId, Membership, Peer, aside};
 use crate::codec::layout::Layout;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::mvcc::{Generations, LoadError};
+use crate::mvcc::{Generations, LoadError, Store};
 use crate::wire::{PeerClient, PeerKind};
 use bytes::Bytes;
-use openraft::storage::RaftLogStorage;
+use openraft::storage::{RaftLogReader, RaftLogStorage};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -59,6 +60,87 @@ fn read_word(word: Vec<u8>) -> Option<Membership> {
     let members = (word.len() > 4).then(|| word.split_off(4))?;
     let is_whole = crc32c::crc32c(&members).to_be_bytes() == word[..];
     Membership::from_bytes(members).ok().filter(|_| is_whole)
+}
+
+/// How long the environment of a damaged state may take to be closed.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Marks a state in which a start has found that bytes have changed, if others have the same, so that the next start gets it
+/// from them. Returns what to say of it.
+///
+/// Nothing but the tables may be damaged: the log has been read, and says what this member promised. Whoever has lost that is
+/// not helped by a state.
+pub(crate) async fn distrust_damaged(
+    folder: &Path,
+    map_bytes: usize,
+    log: &LogStore,
+    fault: Fault,
+) -> Error {
+    if !fault.is_of_tables() || log.is_pristine() {
+        return fault.into();
+    }
+    match mark_damaged(folder, map_bytes, log).await {
+        Ok(true) => advised(&fault.into()),
+        Ok(false) => fault.into(),
+        Err(unmarked) => {
+            tracing::error!(error = %unmarked, "that the state is damaged could not be written down");
+            fault.into()
+        }
+    }
+}
+
+async fn mark_damaged(folder: &Path, map_bytes: usize, log: &LogStore) -> Result<bool, Fault> {
+    let records = Records::open(log).await?;
+    let Some(founding) = &records.founding else { return Ok(false) };
+    let generations = Generations::open(folder)?;
+    let members = members_in(&generations, map_bytes);
+    let mut others: BTreeMap<u64, Peer> = founding.members().collect();
+    others.extend(members_in_log(log).await?);
+    others.extend(members.iter().flat_map(nodes));
+    if others.values().all(|peer| peer.incarnation == records.incarnation) {
+        return Ok(false);
+    }
+    generations.distrust(&members.as_ref().map(word).unwrap_or_default())?;
+    Ok(true)
+}
+
+/// The members as a damaged state names them, if that much of it can be read.
+fn members_in(generations: &Generations, map_bytes: usize) -> Option<Membership> {
+    let store = Store::open(&generations.current(), map_bytes).ok()?;
+    let members = store.view().ok().and_then(|view| view.membership());
+    store.close(CLOSING);
+    Membership::from_bytes(members?.1).ok()
+}
+
+/// The members that the own log names, as far as it reaches back.
+async fn members_in_log(log: &LogStore) -> Result<BTreeMap<u64, Peer>, Fault> {
+    let (mut log, (purged, last)) = (log.clone(), log.ends());
+    let end = last.map_or(0, |last| last.index + 1);
+    let mut next = purged.map_or(0, |purged| purged.index + 1);
+    let mut members = BTreeMap::new();
+    while next < end {
+        let unread = |error| Fault::disk("cannot read the log", error);
+        // A piece at a time: it may be a gibibyte.
+        let entries = log.limited_get_log_entries(next, end).await.map_err(unread)?;
+        let Some(read) = entries.last() else { break };
+        next = read.log_id.index + 1;
+        for entry in &entries {
+            if let EntryPayload::Membership(named) = &entry.payload {
+                members.extend(nodes(named));
+            }
+        }
+    }
+    Ok(members)
+}
+
+fn nodes(members: &Membership) -> impl Iterator<Item = (u64, Peer)> {
+    members.nodes().map(|(node, peer)| (*node, peer.clone()))
+}
+
+/// What an error about damaged bytes says beside that, if there is another state to be had.
+pub(super) fn advised(error: &Error) -> Error {
+    let detail = format!("{error}: start this member again, and it gets the state of another");
+    Reason::Corrupt { detail }.into()
 }
 
 /// A data folder whose state is not to be opened.
@@ -124,7 +206,7 @@ impl Reseed {
         patience: Duration,
     ) -> Result<(), Error> {
         let started = Instant::now();
-        let others = self.others(log, asker, founders);
+        let others = self.others(log, asker, founders).await?;
         tracing::warn!(
             node = asker.identity.node,
             "the state is not trusted: another member is asked for its own"
@@ -155,21 +237,22 @@ impl Reseed {
         }
     }
 
-    /// The other members, whoever led last before the rest.
-    fn others(
+    /// The other members, whoever led last before the rest. A mark need not name all of them, so whoever was a member once is
+    /// asked as well.
+    async fn others(
         &self,
         log: &LogStore,
         asker: &Asker,
         founders: impl Iterator<Item = (u64, Peer)>,
-    ) -> Vec<(u64, Peer)> {
+    ) -> Result<Vec<(u64, Peer)>, Fault> {
         let mut others: BTreeMap<u64, Peer> = founders.collect();
-        let known = self.members.iter().flat_map(|members| members.nodes());
-        others.extend(known.map(|(node, peer)| (*node, peer.clone())));
+        others.extend(members_in_log(log).await?);
+        others.extend(self.members.iter().flat_map(nodes));
         others.remove(&asker.identity.node);
         let led = log.vote().map(|vote| vote.leader_id.node_id);
         let mut others: Vec<_> = others.into_iter().collect();
         others.sort_by_key(|(node, _)| Some(*node) != led);
-        others
+        Ok(others)
     }
 
     /// Gets the state of one member, and makes it the one that counts.
@@ -273,7 +356,7 @@ fn unfit(what: &str) -> Refused {
 fn no_seed(refused: &[String]) -> Error {
     let why = if refused.is_empty() { "there is none".to_owned() } else { refused.join("; ") };
     let detail = format!(
-        "the state of this member is not that of the group, and no other member hands its own out: {why}"
+        "the state of this member is not that of the group, or is damaged, and no other member hands its own out: {why}"
     );
     Reason::Unreachable { detail }.into()
 }

@@ -301,7 +301,7 @@ impl Copying {
         match self.draft.push(&chunk) {
             Ok(()) => Ok((self, chunk.len())),
             // It was read from the tables: what is wrong with it is wrong there.
-            Err(LoadError::Malformed(what)) => Err(ended(state, Fault::corrupt(what.to_owned()))),
+            Err(LoadError::Malformed(what)) => Err(ended(state, Fault::damaged(what.to_owned()))),
             Err(LoadError::Fault(fault)) => Err(GaveUp::Disk(fault)),
         }
     }

@@ -21,13 +21,21 @@
 //! log has another entry     go, as they would with the leader's next message
 //! ```
 //!
+//! A state behind the end of the own log may be of a later term than the own vote. Whoever got it in any other way, from a leader,
+//! has that leader's vote as well: it takes nothing any more from one before it, and stands for no term that is over. openraft
+//! counts on that, and asserts it of whoever is elected. So the vote is raised, to that of the leader who wrote the last entry of
+//! the state: that is a vote that a majority has given. It is never lowered, so no promise is forgotten by it, and it is on the
+//! disk before the state counts: with the higher vote and the old log this member is one that has heard of a later leader, and
+//! has nothing of it yet.
+//!
 //! The state is believed as a snapshot is: its rows add up to its own hash. That the hash is the group's is what comparing finds
 //! out, again and again.
 //!
 //! Invariants
 //! - at whatever step the power goes, the mark is there, or the new state counts; with the mark nothing of the old state is
 //!   opened, and all begins anew;
-//! - of the log nothing goes but what was never committed.
+//! - of the log nothing goes but what was never committed;
+//! - a vote is only ever raised, and is no lower than the term of the state when that counts.
 
 use super::config::Timing;
 use super::format::log_id;
@@ -35,7 +43,7 @@ use super::identity::{Identity, Records};
 use super::log::LogStore;
 use super::network::{CHUNK_TIMEOUT, client, method};
 use super::state::{Draft, Loaded};
-use super::{EntryPayload, LogId, Membership, Peer, aside};
+use super::{EntryPayload, LogId, Membership, Peer, Vote, aside};
 use crate::codec::layout::Layout;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
@@ -272,6 +280,7 @@ impl Reseed {
         let at =
             at.ok_or(LoadError::Malformed("the state of a member that has applied nothing"))?;
         fit(log, at).await?;
+        raise_vote(log, at).await?;
         if bug(Bug::TrustedTooEarly) {
             self.generations.trust()?;
         }
@@ -333,6 +342,16 @@ async fn fit(log: &LogStore, at: LogId) -> Result<(), Refused> {
         .await
         .map_err(|error| Fault::disk("cannot cut the log", error))?;
     log.flush().await?;
+    Ok(())
+}
+
+/// Has the vote be that of the leader who wrote an entry, or a later one that was given already.
+async fn raise_vote(log: &LogStore, at: LogId) -> Result<(), Fault> {
+    let leaders = Vote { leader_id: *at.committed_leader_id(), committed: true };
+    if log.vote().is_none_or(|own| own < leaders) {
+        let saved = log.clone().save_vote(&leaders).await;
+        saved.map_err(|error| Fault::disk("cannot write the vote", error))?;
+    }
     Ok(())
 }
 

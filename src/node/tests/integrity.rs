@@ -223,6 +223,34 @@ async fn a_state_that_is_not_trusted_is_not_opened_while_nobody_has_another() {
     group.shutdown().await;
 }
 
+/// A group that has changed its leader meanwhile is of a later term than the vote of whoever was away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_of_a_later_term_brings_the_vote_for_it() {
+    let mut group = Group::start(3).await;
+    let away = group.follower();
+    let others = [(away + 1) % 3, (away + 2) % 3];
+    let identity = group.node(away).shared().identity;
+    group.stop(away).await;
+    let before = astray::applied_in(&group.data(away)).term;
+    for other in others {
+        group.stop(other).await;
+    }
+    let again = try_join_all(others.map(|other| group.starting(other))).await.unwrap();
+    for (other, node) in others.into_iter().zip(again) {
+        timeout(LONG, node.ready()).await.expect("it hangs").unwrap();
+        group.nodes[other] = Some(node);
+    }
+    group.node(others[0]).client().put("k", "v").await.unwrap();
+    astray::distrust(&group.data(away));
+    let members = group.node(others[0]).shared().membership();
+    let (vote, state) = astray::reseed(&group.data(away), identity, HEARTBEAT, &members).await;
+    assert!(state > before, "they have elected somebody");
+    assert!(vote >= state, "of term {vote}, and the state of term {state}");
+    group.restart(away).await;
+    timeout(LONG, group.node(away).ready()).await.expect("it hangs").unwrap();
+    group.shutdown().await;
+}
+
 /// Has a byte of a value change wherever it stands in the file of a state, in place.
 fn rot(data: &Path, value: &str) {
     use std::os::unix::fs::FileExt;

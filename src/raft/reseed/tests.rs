@@ -86,6 +86,39 @@ async fn a_state_that_the_log_does_not_lead_on_from_is_not_taken() {
     assert_eq!(end_after_fitting(&log, id(4, 5)).await, Some(Some(id(2, 4))), "its end was not");
 }
 
+/// openraft takes entries from whoever has a vote as high as the own one: a leader whose time is over must not be such.
+#[tokio::test]
+async fn the_vote_is_no_lower_than_the_state_and_never_gets_lower() {
+    let vote = |term: u64, node: u64, committed| Vote {
+        leader_id: *log_id(LogPosition { term, node, index: 0 }).committed_leader_id(),
+        committed,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let raised = [
+        // None was given.
+        (None, vote(5, 5, true)),
+        // To somebody before it; to it; to somebody who may have led in the same term, and later.
+        (Some(vote(3, 1, true)), vote(5, 5, true)),
+        (Some(vote(5, 2, false)), vote(5, 5, true)),
+        (Some(vote(5, 5, false)), vote(5, 5, true)),
+        (Some(vote(5, 6, false)), vote(5, 6, false)),
+        (Some(vote(6, 1, false)), vote(6, 1, false)),
+        (Some(vote(7, 1, true)), vote(7, 1, true)),
+    ];
+    for (number, (own, expected)) in raised.into_iter().enumerate() {
+        let folder = folder.path().join(number.to_string());
+        let mut log = log(&folder, &[0, 1]).await;
+        if let Some(own) = &own {
+            log.save_vote(own).await.unwrap();
+        }
+        raise_vote(&log, id(5, 9)).await.unwrap();
+        assert_eq!(log.vote(), Some(expected), "{own:?}");
+        assert!(log.close(Duration::from_secs(10)));
+        let log = LogStore::open(&folder, 64 << 20).unwrap();
+        assert_eq!(log.vote(), Some(expected), "{own:?}: it is on the disk");
+    }
+}
+
 #[test]
 fn a_mark_names_members_and_is_one_without() {
     let peer = |id: u64| (id, Peer { address: format!("a:{id}"), incarnation: id });

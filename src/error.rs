@@ -350,6 +350,15 @@ pub enum Reason {
         /// The hash that a majority has.
         others: u128,
     },
+    /// A snapshot, or a state that another member asked for, came forward so slowly that sending it was given up: as long as it
+    /// is sent, the file and the log of its sender grow. It is begun again. If the connection carries no more, lower
+    /// [`snapshot_rate`](crate::NodeBuilder::snapshot_rate) on the members that send: an eighth of that is what is asked for.
+    TransferTooSlow {
+        /// How much of it has come.
+        bytes: u64,
+        /// In which time.
+        took: Duration,
+    },
     /// An assertion of this crate failed, and stopped the node before it could do harm. This is a bug: report it.
     AssertionFailed {
         /// Which.
@@ -402,6 +411,7 @@ impl Reason {
             | Self::Starting
             | Self::NotCaughtUp { .. }
             | Self::MembersAreChanging
+            | Self::TransferTooSlow { .. }
             | Self::Unrecognized { .. } => ErrorKind::Unavailable,
             Self::DeadlinePassed { .. } | Self::ConnectionLost => ErrorKind::Timeout,
             Self::GroupMismatch

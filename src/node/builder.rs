@@ -15,6 +15,7 @@ use crate::raft::joining;
 use crate::raft::log::LogStore;
 use crate::raft::member::{Member, Parts};
 use crate::raft::network::SNAPSHOT_RATE;
+use crate::raft::pace::RATE_MIN;
 use crate::raft::reseed::{Asker, Reseed, distrust_damaged};
 use crate::raft::state::State;
 use crate::wire::{self, Endpoint, Listener, RpcClient, check_plaintext};
@@ -164,11 +165,16 @@ impl NodeBuilder {
     }
 
     /// How many bytes of snapshots this node sends in a second, to all members together that have fallen behind the log;
-    /// 16 MiB unless said otherwise.
+    /// 16 MiB unless said otherwise, and 1 MiB at least. A member that gets its state anew, because its own
+    /// [differs](Reason::StateDiffers) or is [damaged](Reason::Corrupt), gets it at that rate as well.
     ///
     /// A snapshot shares a disk and a connection with the writes of the group, and must not be what they wait for. But as long
     /// as it takes, the log behind it is kept, up to a gibibyte: if more is written meanwhile, it was for nothing, and the next
     /// one begins. So a group that writes much wants it faster: at the default a state of a gibibyte takes a minute.
+    ///
+    /// It also says what the connection is good for. A snapshot that comes forward at less than an eighth of it is given up
+    /// after ten minutes, with a warning that says [`Reason::TransferTooSlow`], and begun anew, for the file of the sender grows
+    /// as long as it is sent. If the way to a member carries no more, lower the rate.
     ///
     /// ```
     /// // A fast network, and disks that nothing slows down.
@@ -387,8 +393,11 @@ impl NodeBuilder {
     }
 
     fn checked_snapshot_rate(&self) -> Result<NonZeroU64> {
-        NonZeroU64::new(self.snapshot_rate).ok_or_else(|| {
-            let detail = "a snapshot of which nothing may be sent never arrives".to_owned();
+        NonZeroU64::new(self.snapshot_rate).filter(|rate| rate.get() >= RATE_MIN).ok_or_else(|| {
+            let detail = format!(
+                "snapshots go at {RATE_MIN} bytes a second at least, and not at {}: the file and the log grow meanwhile",
+                self.snapshot_rate
+            );
             Reason::BadOption { detail }.into()
         })
     }

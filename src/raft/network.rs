@@ -10,7 +10,8 @@
 //! that writes have the disk, the connection and the processors to themselves for most of the time. If its connection
 //! breaks it goes on from the last chunk that has come, as long as the receiver knows it: then the view is still there. Who
 //! was restarted meanwhile gets a new one. While a snapshot is being sent the log is not cut
-//! ([`Machine`](super::machine::Machine)), or whoever got it would need the next.
+//! ([`Machine`](super::machine::Machine)), or whoever got it would need the next. So one that comes forward far more slowly than
+//! the rate lets it is given up ([`Pace::check`]), and openraft begins the next with a view of that moment.
 
 use super::config::Timing;
 use super::format::position;
@@ -55,9 +56,10 @@ pub(crate) mod method {
     pub(crate) const SNAPSHOT_END: u16 = 7;
     /// The hashes that the state had on the way, to be compared.
     pub(crate) const MARKS: u16 = 8;
-    /// Begin to hand out a whole state, whoever leads; what was handed out to this member before is dropped.
+    /// `transfer u64`: begin to hand out a whole state that is called so, whoever leads, and say what it was applied up to, a
+    /// log id; what was handed out to this member before is dropped.
     pub(crate) const SEED_BEGIN: u16 = 9;
-    /// `offset u64`: the bytes from there on, and none after the last.
+    /// `transfer u64 | offset u64`: the bytes of it from there on, and none after the last.
     pub(crate) const SEED_NEXT: u16 = 10;
     /// `transfer u64`: how many bytes of it have come? `none`, if it is not known, or not any more.
     pub(crate) const SNAPSHOT_RESUME: u16 = 11;
@@ -250,8 +252,12 @@ impl Connection {
         let transfer = name()?;
         self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
-        let mut offset = 0u64;
+        let (mut offset, begun) = (0u64, Instant::now());
         loop {
+            if let Err(reason) = self.bulk.pace.check(begun, offset) {
+                tracing::warn!(to = self.target, %reason, "a snapshot is sent no further");
+                return Err(reason.into());
+            }
             // It may wait for the disk, and passes over all that waits to be removed: beside the tasks that send heartbeats.
             let read = aside(move || {
                 let chunk = reader.next_chunk(chunk_bytes());
@@ -333,7 +339,7 @@ impl Connection {
 }
 
 /// What this member calls a transfer, as it has called none before.
-fn name() -> Result<u64, Error> {
+pub(super) fn name() -> Result<u64, Error> {
     getrandom::u64().map_err(|error| {
         let error = std::io::Error::other(error.to_string());
         Fault::disk("cannot draw a random number", error).into()

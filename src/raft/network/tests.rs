@@ -226,6 +226,8 @@ async fn a_snapshot_goes_no_faster_than_it_may() {
     const RATE: u64 = 2_000_000;
     let mut kit = kit(&[], RATE).await;
     let begun = Instant::now();
+    // It has not rested since it was made.
+    kit.connection.bulk.pace = Pace::new(NonZeroU64::new(RATE).unwrap());
     let sending = kit.connection.bulk.state.sending.clone();
     assert!(!sending.is_any());
     let sent = pin!(send(&mut kit, snapshot));
@@ -240,6 +242,21 @@ async fn a_snapshot_goes_no_faster_than_it_may() {
     assert!(!sending.is_any());
     let least = Duration::from_secs_f64(expected.len() as f64 / RATE as f64);
     assert!(begun.elapsed() >= least, "{:?} for {} bytes", begun.elapsed(), expected.len());
+}
+
+/// A receiver that takes ten seconds for each chunk would keep the file of the sender growing for days.
+#[tokio::test]
+async fn a_snapshot_that_does_not_come_forward_is_given_up_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, _) = snapshot(folder.path());
+    let mut kit = kit(&[], 1 << 40).await;
+    // It asks for a rate that no receiver has.
+    kit.connection.bulk.pace = kit.connection.bulk.pace.clone().impatient();
+    let error = send(&mut kit, snapshot).await.unwrap_err();
+    let Reason::TransferTooSlow { bytes, .. } = *error.reason() else { panic!("{error:?}") };
+    assert_eq!(kit.receiver.lock().unwrap().bytes.len() as u64, bytes, "no further");
+    assert!(!kit.connection.bulk.state.sending.is_any(), "its view is gone");
+    kit.connection.bulk.state.check().expect("it is no fault of the sender");
 }
 
 /// Has a byte of a value change in the file of a state that is open.

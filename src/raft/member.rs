@@ -76,6 +76,8 @@ pub(crate) struct Shared {
     disk: Health,
     leadership: watch::Sender<Leadership>,
     pub(super) refusals: Refusals,
+    /// How fast whole states may go to others, all together.
+    pub(super) pace: Pace,
     /// What came of comparing the state with those of the others.
     pub(crate) compared: watch::Sender<Verdict>,
     /// The first cause that has ended this member.
@@ -246,7 +248,8 @@ impl Member {
         let Parts { identity, timing, quota, history, retention, snapshot_rate, .. } = parts;
         let Parts { log, state, desk, plaintext, .. } = parts;
         let refusals = Refusals::default();
-        let bulk = Bulk { pace: Pace::new(snapshot_rate), state: Arc::clone(&state) };
+        let pace = Pace::new(snapshot_rate);
+        let bulk = Bulk { pace: pace.clone(), state: Arc::clone(&state) };
         let network = Network::new(identity, timing, plaintext, refusals.clone(), bulk);
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
         let machine = machine.sparing(retention.bytes);
@@ -271,6 +274,7 @@ impl Member {
             disk: log.health(),
             leadership: watch::Sender::new(Leadership::default()),
             refusals,
+            pace,
             compared: watch::Sender::new(Verdict::Unknown),
             failed: failures,
             clients: Mutex::default(),

@@ -2,9 +2,11 @@
 //! differ from that of the group, or whose bytes have changed on the disk.
 //!
 //! ```text
-//! UNTRUSTED: the members  ─▶  ask one after the other  ─▶  a draft, verified  ─▶  does the log lead on from it?
+//! UNTRUSTED: the members  ─▶  ask one after the other: where does it stand?  ─▶  does the log lead on from there?
 //!                                                                                   │ yes
-//!        the node starts  ◀─  the mark goes  ◀─  CURRENT names it  ◀─  the log ends where it does not contradict
+//!                                       the log ends where it does not contradict  ◀─  a draft, pulled and verified
+//!                                          │
+//!        the node starts  ◀─  the mark goes  ◀─  CURRENT names it
 //! ```
 //!
 //! Only the state is not trusted. The log and the vote have checksums of their own and are read back as they were written, so
@@ -41,7 +43,7 @@ use super::config::Timing;
 use super::format::log_id;
 use super::identity::{Identity, Records};
 use super::log::LogStore;
-use super::network::{CHUNK_TIMEOUT, client, method};
+use super::network::{CHUNK_TIMEOUT, client, method, name, read_answer};
 use super::state::{Draft, Loaded};
 use super::{EntryPayload, LogId, Membership, Peer, Vote, aside};
 use crate::codec::layout::Layout;
@@ -272,13 +274,17 @@ impl Reseed {
     ) -> Result<LogId, Refused> {
         let Asker { identity, timing, plaintext } = *asker;
         let mut client = client(PeerKind::Snapshot, identity, timing, plaintext, from);
-        call(&mut client, method::SEED_BEGIN, Bytes::new()).await?;
+        let transfer = name().map_err(Refused::Now)?;
+        let said = call(&mut client, method::SEED_BEGIN, transfer.to_bytes()).await?;
+        let at: LogId = read_answer(said).map_err(Refused::Now)?;
+        // What is of no use is not pulled: it would be gigabytes, and a share of the disk of whoever hands it out.
+        cut_for(log, at)?;
         // Only for somebody who answers: it is an environment of its own.
         let draft = Draft::beside(&self.generations, self.map_bytes)?;
-        let loaded = pull(&mut client, draft).await?;
-        let at = loaded.view()?.applied().map(log_id);
-        let at =
-            at.ok_or(LoadError::Malformed("the state of a member that has applied nothing"))?;
+        let loaded = pull(&mut client, transfer, draft).await?;
+        if loaded.view()?.applied().map(log_id) != Some(at) {
+            return Err(unfit("the state of that member stands elsewhere than it said"));
+        }
         fit(log, at).await?;
         raise_vote(log, at).await?;
         if bug(Bug::TrustedTooEarly) {
@@ -295,10 +301,10 @@ impl Reseed {
 }
 
 /// Receives a state that a member has begun to hand out, and verifies it.
-async fn pull(client: &mut PeerClient, mut draft: Draft) -> Result<Loaded, Refused> {
+async fn pull(client: &mut PeerClient, transfer: u64, mut draft: Draft) -> Result<Loaded, Refused> {
     let mut offset = 0u64;
     loop {
-        let piece = call(client, method::SEED_NEXT, offset.to_bytes()).await?;
+        let piece = call(client, method::SEED_NEXT, (transfer, offset).to_bytes()).await?;
         if piece.is_empty() {
             break;
         }
@@ -315,13 +321,28 @@ async fn call(client: &mut PeerClient, method: u16, body: Bytes) -> Result<Bytes
 
 /// Has the log end where it does not contradict a state at a committed entry, if it can lead on from there at all.
 async fn fit(log: &LogStore, at: LogId) -> Result<(), Refused> {
+    let Some(Cut { kept }) = cut_for(log, at)? else { return Ok(()) };
+    let cut = log.clone().truncate_after(kept).await;
+    cut.map_err(|error| Fault::disk("cannot cut the log", error))?;
+    log.flush().await?;
+    Ok(())
+}
+
+/// What of a log contradicts a state, and goes: all that is behind this entry.
+#[derive(Debug)]
+struct Cut {
+    kept: Option<LogId>,
+}
+
+/// What has to go of the log, if anything, so that it leads on from a state. Changes nothing.
+fn cut_for(log: &LogStore, at: LogId) -> Result<Option<Cut>, Refused> {
     let (purged, last) = log.ends();
     if purged.is_some_and(|purged| purged.index > at.index) {
         return Err(unfit("the state of that member ends before the own log begins"));
     }
     let own = log.id_at(at.index)?;
     if own == Some(at) {
-        return Ok(());
+        return Ok(None);
     }
     let kept = before(log, at.index)?;
     // Whoever led later has what was committed. So in the place of a committed entry, or before it, there is nothing of a later
@@ -330,19 +351,14 @@ async fn fit(log: &LogStore, at: LogId) -> Result<(), Refused> {
         return Err(unfit("the own log has entries of later terms than the state of that member"));
     }
     if kept == last {
-        return Ok(());
+        return Ok(None);
     }
     if kept < purged || kept < log.committed() {
         return Err(unfit(
             "the own log has committed something else than the state of that member",
         ));
     }
-    log.clone()
-        .truncate_after(kept)
-        .await
-        .map_err(|error| Fault::disk("cannot cut the log", error))?;
-    log.flush().await?;
-    Ok(())
+    Ok(Some(Cut { kept }))
 }
 
 /// Has the vote be that of the leader who wrote an entry, or a later one that was given already.

@@ -85,7 +85,7 @@ pub(crate) struct Sending(Arc<AtomicUsize>);
 
 impl Sending {
     /// Another one is, until what this returns is dropped.
-    pub(crate) fn begin(&self) -> impl Drop + Send + use<> {
+    pub(crate) fn begin(&self) -> Counted {
         self.0.fetch_add(1, Ordering::SeqCst);
         Counted(Arc::clone(&self.0))
     }
@@ -97,7 +97,7 @@ impl Sending {
 
 /// One of those that there are of something.
 #[derive(Debug)]
-struct Counted(Arc<AtomicUsize>);
+pub(crate) struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
     fn drop(&mut self) {

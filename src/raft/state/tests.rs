@@ -389,7 +389,7 @@ async fn a_state_that_is_wrong_is_shown_to_nobody() {
         state.read(&TxnOp::single(Op::get("k1").0)).map(drop).unwrap_err(),
         state.view().map(drop).unwrap_err(),
         state.flushed_view().await.map(drop).unwrap_err(),
-        state.begin_seed(2).await.unwrap_err(),
+        state.begin_seed(2, 7).await.unwrap_err(),
     ];
     for fault in refused {
         assert!(matches!(fault.reason(), Reason::StateDiffers { .. }), "{fault}");

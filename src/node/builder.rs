@@ -459,6 +459,7 @@ impl NodeBuilder {
             Some(state) => state,
             None => open()?,
         };
+        state.hold(Arc::clone(&lock));
         let parts = Parts {
             identity,
             timing: self.timing,

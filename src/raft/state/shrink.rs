@@ -337,6 +337,7 @@ impl Successor {
         if !is_same && !bug(Bug::ShrinkWithoutTail) {
             return Err(GaveUp::Differs("they stand for two moments"));
         }
+        let _mine = state.naming().map_err(|_| GaveUp::Ended)?;
         let announced = state.generations.announce(&folder.path).map_err(GaveUp::Disk)?;
         point(Point::ShrinkAnnounced);
         // From here on it may be what a start finds, also if an error leaves that open.

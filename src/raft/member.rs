@@ -479,6 +479,7 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
             tracing::error!(node = shared.identity.node, %error, "the node has failed");
             let is_replaced = compare::mark_damaged(&shared).await;
             let error = if is_replaced { reseed::advised(&error) } else { error };
+            shared.state.interest.end(error.clone());
             failed.send_replace(Some(error));
             // A member that is at odds with its own disk must not go on leading or voting.
             let _ = shared.raft.shutdown().await;

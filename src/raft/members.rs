@@ -199,7 +199,8 @@ fn plan(
                 return unknown(new);
             }
             if !is_member(old) {
-                let is_done = was_given(old) && new.is_none_or(|new| voters.contains(&new));
+                // Without a name nobody can tell whether somebody came in its place, or it was just removed.
+                let is_done = was_given(old) && new.is_some_and(|new| voters.contains(&new));
                 return if is_done { Ok(Plan::Done) } else { unknown(old) };
             }
             let new = new.map_or_else(|| only_learner(members), Ok)?;
@@ -520,7 +521,7 @@ mod tests {
         assert_eq!(planned(&one, replace(2, Some(1041))), unknown(1041));
         // Asked again: 4 is gone, and 3 votes.
         assert_eq!(planned(&one, replace(4, Some(3))), Ok(Plan::Done));
-        assert_eq!(planned(&one, replace(4, None)), Ok(Plan::Done));
+        assert_eq!(planned(&one, replace(4, None)), unknown(4), "or was it just removed?");
         assert_eq!(planned(&one, replace(4, Some(1030))), unknown(4));
     }
 

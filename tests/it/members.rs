@@ -268,6 +268,14 @@ async fn only_who_belongs_to_the_group_gets_in() {
     assert!(matches!(name.reason(), Reason::FoundersDiffer { .. }), "{name}");
     let alone = newcomer.builder().join([&newcomer.address]).await.unwrap_err();
     assert!(matches!(alone.reason(), Reason::BadMembers { .. }), "{alone}");
+    // What is sent to it would come to another, founder or not, leader or not.
+    for taken in &trio.addresses {
+        let twice = newcomer.builder().advertise(taken).join(&trio.addresses);
+        let twice = timeout(HEARTBEAT * 100, twice).await.expect("it waits for ever").unwrap_err();
+        assert!(matches!(twice.reason(), Reason::BadMembers { .. }), "{twice}");
+        assert!(twice.to_string().contains(&format!("is at {taken} and answers")), "{twice}");
+        assert!(!twice.is_retryable(), "{twice}");
+    }
     let silent = newcomer.builder().patience(HEARTBEAT).join(["127.0.0.1:9"]).await.unwrap_err();
     assert!(matches!(silent.reason(), Reason::Unreachable { .. }), "{silent}");
 

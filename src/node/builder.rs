@@ -192,6 +192,17 @@ impl NodeBuilder {
     /// Beyond that the group refuses whatever takes room with [`Reason::NoSpace`], and goes on to delete, to compact, to end
     /// leases, and to answer reads. When a tenth is free it takes writes again. [`Status`](crate::Status) shows how much is
     /// in use. A deleted key takes room until its history is forgotten.
+    ///
+    /// What counts is what the leader holds: the pages that its rows are in, the rows of history that wait to be removed
+    /// included, and what was applied and is not in the tables yet, as bytes. What does not:
+    /// - the log, which has a bound of its own; pages of the file that are free, and a smaller copy while it is made;
+    /// - writes that the leader has taken on and that are not applied yet, about 64 MiB at most. They are carried out all the
+    ///   same if the group hears of the alarm behind them, so the quota may be passed by that much: it is no exact limit, and
+    ///   the disk has to have more.
+    ///
+    /// It is the leader's quota that counts, and its count. If members have different ones, the limit changes with the leader;
+    /// each says so in a warning. A member with less room than the leader may be unable to store what the group has taken,
+    /// and then fails.
     pub fn quota(mut self, bytes: u64) -> Self {
         self.quota = Quota(bytes);
         self
@@ -320,7 +331,8 @@ impl NodeBuilder {
     /// # Errors
     ///
     /// - [`Reason::BadMembers`] if no seed is given, or the folder holds a restored backup: who joins begins with nothing;
-    ///   if a copy of this folder is a member elsewhere;
+    ///   if a copy of this folder is a member elsewhere; if another member answers at this node's address. The address of a
+    ///   member that is down, and that this one is to replace, can be used;
     /// - [`Reason::FoundersDiffer`] if the group has another name, or was started with [`solo`](Self::solo); if the folder
     ///   is of a member with another address;
     /// - [`Reason::TimingDiffers`] if the group has another heartbeat;

@@ -41,11 +41,21 @@ const EVERY_HEARTBEATS: u32 = 20;
 /// Compares this member's state with those of the others, as long as it lives.
 pub(super) async fn compare(shared: Arc<Shared>) {
     let mut peers = Peers::default();
+    let mut quotas = BTreeMap::new();
     loop {
         tokio::time::sleep(pause(shared.timing.heartbeat * EVERY_HEARTBEATS)).await;
         shared.state.seeds.drop_idle();
         let membership = shared.membership();
         let reports = peers.ask(&shared, &membership).await;
+        if note_quotas(shared.quota.0, &reports, &mut quotas) {
+            let (node, quota) = (shared.identity.node, shared.quota.0);
+            tracing::warn!(
+                node,
+                quota,
+                others = ?quotas,
+                "members have different quotas: that of the leader counts, whoever it is by then"
+            );
+        }
         // What was applied meanwhile is more to find in common.
         let own = shared.report();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
@@ -62,6 +72,7 @@ impl Shared {
     /// What this member has to say of its state.
     pub(super) fn report(&self) -> Report {
         let mut report = self.state.report();
+        report.quota = Some(self.quota.0);
         if bug(Bug::ReportsAnotherHash) {
             // Nobody has the same.
             let other = u128::from(self.identity.incarnation);
@@ -69,6 +80,23 @@ impl Shared {
         }
         report
     }
+}
+
+/// Keeps which members have another quota, and says whether there is news of it. Who does not answer is as it was.
+fn note_quotas(
+    own: u64,
+    reports: &BTreeMap<u64, Report>,
+    different: &mut BTreeMap<u64, u64>,
+) -> bool {
+    let before = different.clone();
+    for (node, quota) in reports.iter().filter_map(|(node, report)| Some((*node, report.quota?))) {
+        if quota == own {
+            different.remove(&node);
+        } else {
+            different.insert(node, quota);
+        }
+    }
+    !different.is_empty() && *different != before
 }
 
 /// Between half of the time and once and a half, so that members do not fall into step.
@@ -161,5 +189,31 @@ impl Peers {
                 (peer.clone(), client)
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As often as it changes, and not as often as they compare.
+    #[test]
+    fn quotas_that_differ_are_told_once() {
+        let said = |quotas: &[(u64, Option<u64>)]| -> BTreeMap<u64, Report> {
+            let report = |quota| Report { format: 1, marks: Vec::new(), quota };
+            quotas.iter().map(|(node, quota)| (*node, report(*quota))).collect()
+        };
+        let mut different = BTreeMap::new();
+        let mut round = |quotas: &[(u64, Option<u64>)]| {
+            let is_news = note_quotas(8, &said(quotas), &mut different);
+            (is_news, different.len())
+        };
+        assert_eq!(round(&[(2, Some(8)), (3, None)]), (false, 0));
+        assert_eq!(round(&[(2, Some(8)), (3, Some(4))]), (true, 1));
+        assert_eq!(round(&[(2, Some(8)), (3, Some(4))]), (false, 1));
+        assert_eq!(round(&[(2, Some(8))]), (false, 1), "who is silent is as it was");
+        assert_eq!(round(&[(2, Some(6)), (3, Some(4))]), (true, 2));
+        assert_eq!(round(&[(2, Some(8)), (3, Some(8))]), (false, 0));
+        assert_eq!(round(&[(3, Some(4))]), (true, 1));
     }
 }

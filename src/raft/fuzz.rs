@@ -231,7 +231,11 @@ pub(crate) mod seeds {
         let granted = VoteResponse::<Types>::new(vote(), Some(at(4)), true);
         let chunk = [&[0; 8], &b"QSNP\x01"[..]].concat();
         let mark = |index: u64| Mark { index, hash: u128::from(index) << 64 };
-        let report = Report { format: HASH_FORMAT, marks: vec![mark(1024), mark(1040)] };
+        let report = Report {
+            format: HASH_FORMAT,
+            marks: vec![mark(1024), mark(1040)],
+            quota: Some(8 << 30),
+        };
         vec![
             seed(1, "append", &append.to_bytes()),
             seed(129, "append-partly", &partly.to_bytes()),

@@ -244,6 +244,35 @@ async fn a_snapshot_goes_no_faster_than_it_may() {
     assert!(begun.elapsed() >= least, "{:?} for {} bytes", begun.elapsed(), expected.len());
 }
 
+/// A learner has no say in whether this member can take part, but one in whether it was removed: it knows what was agreed on.
+#[tokio::test]
+async fn only_refusals_of_voters_count() {
+    let refusals = Refusals::default();
+    let refused = |reason: Reason| Err::<(), Error>(reason.into());
+    let voters = BTreeSet::from([1, 2, 3]);
+    for learner in [1030, 1031, 1032] {
+        refusals.note(learner, &refused(Reason::TimingDiffers));
+    }
+    assert!(refusals.by_too_many(&voters).is_none());
+    refusals.note(2, &refused(Reason::TimingDiffers));
+    assert!(refusals.by_too_many(&voters).is_none(), "the third and this one are two");
+    refusals.note(3, &refused(Reason::GroupMismatch));
+    let cause = refusals.by_too_many(&voters).expect("nobody is left");
+    assert_eq!(*cause.reason(), Reason::TimingDiffers, "the first of them says why");
+    // A member that is down refuses nothing, and one that answers has changed its mind.
+    refusals.note(3, &refused(Reason::ConnectionLost));
+    assert!(refusals.by_too_many(&voters).is_some());
+    refusals.note(3, &Ok(()));
+    assert!(refusals.by_too_many(&voters).is_none());
+    // Of whom nobody knows as a voter any more nothing is held against this one.
+    refusals.note(3, &refused(Reason::GroupMismatch));
+    assert!(refusals.by_too_many(&BTreeSet::from([1, 2, 1030])).is_some());
+    assert!(refusals.by_too_many(&BTreeSet::from([1, 4, 5])).is_none());
+    assert!(refusals.removed().now_or_never().is_none());
+    refusals.note(1030, &refused(Reason::MemberRemoved { node: 1.into() }));
+    refusals.removed().now_or_never().expect("it was agreed on");
+}
+
 /// A receiver that takes ten seconds for each chunk would keep the file of the sender growing for days.
 #[tokio::test]
 async fn a_snapshot_that_does_not_come_forward_is_given_up_with_the_reason() {

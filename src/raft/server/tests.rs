@@ -224,7 +224,10 @@ async fn a_member_says_what_its_state_was_and_hands_it_out_until_it_fails() {
     leader.append(0, 20, Some(19)).await;
     timeout(LONG, member.shared.applied(19)).await.expect("it hangs").unwrap();
     let said = leader.call(PeerKind::Raft, method::MARKS, Bytes::new()).await;
-    assert_eq!(said, member.shared.state.report().to_bytes());
+    assert_eq!(said, member.shared.report().to_bytes());
+    let report = super::super::marks::Report::from_bytes(said).unwrap();
+    assert_eq!(report.quota, Some(member.shared.quota.0));
+    assert_eq!(report.marks, member.shared.state.report().marks);
     let at = leader.call(PeerKind::Snapshot, method::SEED_BEGIN, 7_u64.to_bytes()).await;
     assert_eq!(LogId::from_bytes(at).unwrap(), log_id(leader.at(19)), "where it stands");
     let mut draft = member.shared.state.draft().unwrap();

@@ -172,7 +172,7 @@ impl NodeBuilder {
     /// as it takes, the log behind it is kept, up to a gibibyte: if more is written meanwhile, it was for nothing, and the next
     /// one begins. So a group that writes much wants it faster: at the default a state of a gibibyte takes a minute.
     ///
-    /// It also says what the connection is good for. A snapshot that comes forward at less than an eighth of it is given up
+    /// It also says what the connection is good for. A snapshot that comes forward at less than an eighth of its share of it is given up
     /// after ten minutes, with a warning that says [`Reason::TransferTooSlow`], and begun anew, for the file of the sender grows
     /// as long as it is sent. If the way to a member carries no more, lower the rate.
     ///

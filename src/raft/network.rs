@@ -11,13 +11,13 @@
 //! breaks it goes on from the last chunk that has come, as long as the receiver knows it: then the view is still there. Who
 //! was restarted meanwhile gets a new one. While a snapshot is being sent the log is not cut
 //! ([`Machine`](super::machine::Machine)), or whoever got it would need the next. So one that comes forward far more slowly than
-//! the rate lets it is given up ([`Pace::check`]), and openraft begins the next with a view of that moment.
+//! the rate lets it is given up ([`Transfer`]), and openraft begins the next with a view of that moment.
 
 use super::config::Timing;
 use super::format::position;
 use super::identity::Identity;
 use super::machine::{SnapshotData, SnapshotOf};
-use super::pace::Pace;
+use super::pace::{Pace, Transfer};
 use super::state::State;
 use super::{Peer, Types, Vote};
 use crate::codec::layout::Layout;
@@ -248,13 +248,13 @@ impl Connection {
         let at = snapshot.meta.last_log_id.as_ref().map(position);
         tracing::info!(?at, "sending a snapshot");
         point(Point::SnapshotSend);
-        let _sending = self.bulk.state.sending.begin();
+        let sending = self.bulk.state.sending.begin();
         let transfer = name()?;
         self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
-        let (mut offset, begun) = (0u64, Instant::now());
+        let (mut offset, mut under_way) = (0u64, Transfer::begin());
         loop {
-            if let Err(reason) = self.bulk.pace.check(begun, offset) {
+            if let Err(reason) = under_way.check(&self.bulk.pace, offset, sending.all()) {
                 tracing::warn!(to = self.target, %reason, "a snapshot is sent no further");
                 return Err(reason.into());
             }

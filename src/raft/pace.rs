@@ -8,7 +8,7 @@
 //!
 //! Slow has an end. Whoever sends a state keeps its pages from being used again, so the file grows as long as it takes, and the
 //! log with it. The rate says what is to be expected of the way and of the other end; a transfer that stays far below that is
-//! given up, after a time that is long enough for anything but that ([`Pace::check`]).
+//! given up, after a time that is long enough for anything but that ([`Transfer`]).
 
 use crate::error::Reason;
 use std::num::NonZeroU64;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 pub(crate) const RATE_MIN: u64 = 1 << 20;
 /// A transfer may take so long, however small it is,
 const FLOOR: Duration = Duration::from_secs(600);
-/// and so many times longer than at its rate: others share that, and the other end may be busy.
+/// and so many times longer than at its share of the rate: the other end may be busy.
 const SLACK: u32 = 8;
 /// How long a piece may hold up the next one. A clock cannot count to the end of a rate of one byte a day.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -45,16 +45,6 @@ impl Pace {
         Self { floor: Duration::ZERO, ..self }
     }
 
-    /// Refuses to go on with a transfer that has come so far since it began, if that took too long.
-    pub(super) fn check(&self, begun: Instant, bytes: u64) -> Result<(), Reason> {
-        let took = begun.elapsed();
-        let slow = self.time_of(bytes).saturating_mul(SLACK);
-        if took <= self.floor.saturating_add(slow) {
-            return Ok(());
-        }
-        Err(Reason::TransferTooSlow { bytes, took })
-    }
-
     /// How long so many bytes take.
     fn time_of(&self, bytes: u64) -> Duration {
         let seconds = bytes as f64 / self.bytes_per_second.get() as f64;
@@ -76,6 +66,31 @@ impl Pace {
         // Nobody waits longer than this for one piece, however little is allowed.
         *due = (*due + takes.min(LONGEST)).max(Instant::now());
         *due
+    }
+}
+
+/// Something large that is under way, and must not be so for ever.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    begun: Instant,
+    /// How many have shared the rate, when they were most.
+    shared_by: usize,
+}
+
+impl Transfer {
+    pub(super) fn begin() -> Self {
+        Self { begun: Instant::now(), shared_by: 1 }
+    }
+
+    /// Refuses to go on if so much has come by now, and that took too long. So many share the rate.
+    pub(super) fn check(&mut self, pace: &Pace, bytes: u64, sharing: usize) -> Result<(), Reason> {
+        self.shared_by = self.shared_by.max(sharing);
+        let shares = u32::try_from(self.shared_by).unwrap_or(u32::MAX).saturating_mul(SLACK);
+        let (took, slow) = (self.begun.elapsed(), pace.time_of(bytes).saturating_mul(shares));
+        if took <= pace.floor.saturating_add(slow) {
+            return Ok(());
+        }
+        Err(Reason::TransferTooSlow { bytes, took })
     }
 }
 
@@ -112,26 +127,30 @@ mod tests {
     async fn a_transfer_far_below_its_rate_is_given_up() {
         const PIECE: u64 = 512 << 10;
         let pace = Pace::new(NonZeroU64::new(16 << 20).unwrap());
-        let slowly = async |each: Duration| {
-            let begun = Instant::now();
+        let slowly = async |each: Duration, sharing: usize| {
+            let mut transfer = Transfer::begin();
             for pieces in 1..=20_000 {
                 tokio::time::advance(each).await;
-                pace.check(begun, pieces * PIECE)?;
+                // The others are done before it is.
+                let sharing = if pieces < 10_000 { sharing } else { 1 };
+                transfer.check(&pace, pieces * PIECE, sharing)?;
             }
             Ok::<_, Reason>(())
         };
-        let given_up = slowly(Duration::from_secs(10)).await.unwrap_err();
+        let given_up = slowly(Duration::from_secs(10), 1).await.unwrap_err();
         let Reason::TransferTooSlow { bytes, took } = given_up else { panic!("{given_up:?}") };
         assert_eq!(took.as_secs(), bytes / PIECE * 10);
         assert!((FLOOR..FLOOR + Duration::from_secs(60)).contains(&took), "{took:?}");
-        // Seven others go at the same time, and for as long as they take nobody gives up.
-        slowly(Duration::from_millis(240)).await.unwrap();
+        // An eighth of the rate is enough; and of the share that it has.
+        slowly(Duration::from_millis(240), 1).await.unwrap();
+        slowly(Duration::from_millis(400), 1).await.unwrap_err();
+        slowly(Duration::from_millis(400), 20).await.unwrap();
         // Nothing has come at all.
-        let begun = Instant::now();
+        let mut transfer = Transfer::begin();
         tokio::time::advance(FLOOR).await;
-        pace.check(begun, 0).unwrap();
+        transfer.check(&pace, 0, 1).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        pace.check(begun, 0).unwrap_err();
-        pace.check(begun, u64::MAX).unwrap();
+        transfer.check(&pace, 0, 1).unwrap_err();
+        transfer.check(&pace, u64::MAX, usize::MAX).unwrap();
     }
 }

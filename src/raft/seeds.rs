@@ -20,7 +20,7 @@
 use super::LogId;
 use super::format::log_id;
 use super::network::CHUNK_BYTES;
-use super::pace::Pace;
+use super::pace::{Pace, Transfer};
 use super::state::{Counted, State};
 use crate::error::{Fault, Reason};
 use crate::mvcc::{LoadError, SnapshotReader};
@@ -46,10 +46,10 @@ struct Seed {
     /// Gone while a piece is being read.
     reader: Option<SnapshotReader>,
     sent: u64,
-    begun: Instant,
+    under_way: Transfer,
     /// When it was pulled last.
     at: Instant,
-    _sending: Counted,
+    sending: Counted,
 }
 
 impl Default for Seeds {
@@ -95,7 +95,7 @@ impl Seeds {
         const NOT_NEXT: LoadError = LoadError::Malformed("seed: this piece is not the next one");
         let take = |seed: &mut Seed| {
             let reader = seed.reader.take_if(|_| seed.sent == offset)?;
-            Some((reader, pace.check(seed.begun, seed.sent)))
+            Some((reader, seed.under_way.check(pace, seed.sent, seed.sending.all())))
         };
         let (mut reader, in_time) = self.with(to, transfer, take).flatten().ok_or(NOT_NEXT)?;
         let piece = match in_time {
@@ -148,9 +148,15 @@ impl State {
         self.seeds.drop_of(to);
         let view = self.flushed_view().await?;
         let Some(at) = view.applied().map(log_id) else { return Ok(None) };
-        let (reader, now) = (Some(SnapshotReader::new(view)), Instant::now());
-        let _sending = self.sending.begin();
-        self.seeds.put(to, Seed { transfer, reader, sent: 0, begun: now, at: now, _sending })?;
+        let seed = Seed {
+            transfer,
+            reader: Some(SnapshotReader::new(view)),
+            sent: 0,
+            under_way: Transfer::begin(),
+            at: Instant::now(),
+            sending: self.sending.begin(),
+        };
+        self.seeds.put(to, seed)?;
         Ok(Some(at))
     }
 }

@@ -99,6 +99,13 @@ impl Sending {
 #[derive(Debug)]
 pub(crate) struct Counted(Arc<AtomicUsize>);
 
+impl Counted {
+    /// How many there are.
+    pub(super) fn all(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);

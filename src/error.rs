@@ -552,6 +552,11 @@ impl Fault {
         Self { is_of_tables: true, ..Self::corrupt(what) }
     }
 
+    /// The same, of tables that are not those of the state: of a copy that is being made.
+    pub(crate) fn elsewhere(self) -> Self {
+        Self { is_of_tables: false, ..self }
+    }
+
     /// Whether it is the tables of the state that are damaged.
     pub(crate) fn is_of_tables(&self) -> bool {
         self.is_of_tables
@@ -612,6 +617,21 @@ mod tests {
         let unknown = error.unknown_outcome();
         assert_eq!(unknown.to_string(), "no answer within 2s; the write may have been applied");
         assert!(unknown.is_retryable() && unknown.may_have_applied());
+    }
+
+    /// For that the state of another member is taken, and its own is not looked at any more.
+    #[test]
+    fn only_damage_of_the_tables_is_taken_for_such() {
+        let damaged = Fault::damaged("a row");
+        assert!(damaged.is_of_tables() && !damaged.clone().elsewhere().is_of_tables());
+        assert_eq!(*damaged.reason(), Reason::Corrupt { detail: "a row".to_owned() });
+        let others = [
+            Fault::corrupt("the log"),
+            Fault::format("a newer one"),
+            Fault::disk("cannot read", std::io::Error::other("no")),
+            Fault::assertion("a bug"),
+        ];
+        assert!(others.iter().all(|fault| !fault.is_of_tables()));
     }
 
     #[test]

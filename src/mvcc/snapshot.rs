@@ -254,14 +254,18 @@ impl SnapshotLoader {
         for part in chunk.chunks(LOAD_BYTES) {
             self.stream.push(part);
             if self.stream.waiting() >= self.gathers {
-                self.load()?;
+                self.load().map_err(of_draft)?;
             }
         }
         Ok(())
     }
 
     /// The store, if the stream was whole and everything in it is right. It then survives a loss of power.
-    pub(crate) fn finish(mut self) -> Result<Store, LoadError> {
+    pub(crate) fn finish(self) -> Result<Store, LoadError> {
+        self.try_finish().map_err(of_draft)
+    }
+
+    fn try_finish(mut self) -> Result<Store, LoadError> {
         self.load()?;
         self.stream.finish()?;
         let Self { env, tables, .. } = self;
@@ -284,6 +288,14 @@ impl SnapshotLoader {
         }
         txn.commit().map_err(Fault::from)?;
         Ok(())
+    }
+}
+
+/// A draft whose file fails its member says nothing of the state that this has.
+fn of_draft(error: LoadError) -> LoadError {
+    match error {
+        LoadError::Fault(fault) => LoadError::Fault(fault.elsewhere()),
+        malformed @ LoadError::Malformed(_) => malformed,
     }
 }
 

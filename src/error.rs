@@ -304,7 +304,10 @@ pub enum Reason {
         /// What was tried.
         detail: String,
     },
-    /// What is on the disk is not what was written.
+    /// What is on the disk is not what was written. If it is the state of a member, and there are others, the text says so:
+    /// start the member again, and it gets the state of another before it does anything else. If it is the log, or there is
+    /// nobody else, what was promised is lost with it: [`replace`](crate::Client::replace_member) the member, or restore a
+    /// backup.
     Corrupt {
         /// What, and where.
         detail: String,
@@ -346,6 +349,15 @@ pub enum Reason {
         own: u128,
         /// The hash that a majority has.
         others: u128,
+    },
+    /// A snapshot, or a state that another member asked for, came forward so slowly that sending it was given up: as long as it
+    /// is sent, the file and the log of its sender grow. It is begun again. If the connection carries no more, lower
+    /// [`snapshot_rate`](crate::NodeBuilder::snapshot_rate) on the members that send: an eighth of that is what is asked for.
+    TransferTooSlow {
+        /// How much of it has come.
+        bytes: u64,
+        /// In which time.
+        took: Duration,
     },
     /// An assertion of this crate failed, and stopped the node before it could do harm. This is a bug: report it.
     AssertionFailed {
@@ -399,6 +411,7 @@ impl Reason {
             | Self::Starting
             | Self::NotCaughtUp { .. }
             | Self::MembersAreChanging
+            | Self::TransferTooSlow { .. }
             | Self::Unrecognized { .. } => ErrorKind::Unavailable,
             Self::DeadlinePassed { .. } | Self::ConnectionLost => ErrorKind::Timeout,
             Self::GroupMismatch
@@ -510,63 +523,86 @@ impl std::error::Error for Error {
 
 /// A failure of this member's own: it stops the node, with this as the cause, and never becomes an answer of the group.
 #[derive(Clone, Debug)]
-pub(crate) struct Fault(Error);
+pub(crate) struct Fault {
+    error: Error,
+    /// Whether it is the tables of the state that are damaged, which others have as well.
+    is_of_tables: bool,
+}
 
 impl Fault {
+    fn new(error: Error) -> Self {
+        Self { error, is_of_tables: false }
+    }
+
     /// The disk refused, or broke its word.
     pub(crate) fn disk(
         tried: impl Into<String>,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
-        Self(Error::new(Reason::DiskFailed { detail: tried.into() }).because(source))
+        Self::new(Error::new(Reason::DiskFailed { detail: tried.into() }).because(source))
     }
 
     /// What is on the disk is not what was written.
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
-        Self(Error::new(Reason::Corrupt { detail: what.into() }))
+        Self::from_reason(Reason::Corrupt { detail: what.into() })
+    }
+
+    /// The same, of the tables of the state, and of nothing else: not of the log, nor of how the two fit together.
+    pub(crate) fn damaged(what: impl Into<String>) -> Self {
+        Self { is_of_tables: true, ..Self::corrupt(what) }
+    }
+
+    /// The same, of tables that are not those of the state: of a copy that is being made.
+    pub(crate) fn elsewhere(self) -> Self {
+        Self { is_of_tables: false, ..self }
+    }
+
+    /// Whether it is the tables of the state that are damaged.
+    pub(crate) fn is_of_tables(&self) -> bool {
+        self.is_of_tables
     }
 
     /// A newer version wrote this, or another LMDB.
     pub(crate) fn format(found: impl Into<String>) -> Self {
-        Self(Error::new(Reason::UnreadableFormat { detail: found.into() }))
+        Self::from_reason(Reason::UnreadableFormat { detail: found.into() })
     }
 
     /// Its reason.
     pub(crate) fn reason(&self) -> &Reason {
-        self.0.reason()
+        self.error.reason()
     }
 
     /// A fault of any other reason.
     pub(crate) fn from_reason(reason: Reason) -> Self {
-        Self(Error::new(reason))
+        Self::new(Error::new(reason))
     }
 
     /// An assertion failed.
     pub(crate) fn assertion(detail: impl Into<String>) -> Self {
-        Self(Error::new(Reason::AssertionFailed { detail: detail.into() }))
+        Self::from_reason(Reason::AssertionFailed { detail: detail.into() })
     }
 
     /// Another node has the folder open.
     pub(crate) fn already_open(path: &std::path::Path) -> Self {
-        Self(Error::new(Reason::AlreadyOpen { path: path.display().to_string() }))
+        Self::from_reason(Reason::AlreadyOpen { path: path.display().to_string() })
     }
 }
 
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
-        fault.0
+        fault.error
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.error.fmt(f)
     }
 }
 
 impl std::error::Error for Fault {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
+        self.error.source()
     }
 }
 
@@ -581,6 +617,21 @@ mod tests {
         let unknown = error.unknown_outcome();
         assert_eq!(unknown.to_string(), "no answer within 2s; the write may have been applied");
         assert!(unknown.is_retryable() && unknown.may_have_applied());
+    }
+
+    /// For that the state of another member is taken, and its own is not looked at any more.
+    #[test]
+    fn only_damage_of_the_tables_is_taken_for_such() {
+        let damaged = Fault::damaged("a row");
+        assert!(damaged.is_of_tables() && !damaged.clone().elsewhere().is_of_tables());
+        assert_eq!(*damaged.reason(), Reason::Corrupt { detail: "a row".to_owned() });
+        let others = [
+            Fault::corrupt("the log"),
+            Fault::format("a newer one"),
+            Fault::disk("cannot read", std::io::Error::other("no")),
+            Fault::assertion("a bug"),
+        ];
+        assert!(others.iter().all(|fault| !fault.is_of_tables()));
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
         sync_names_found(folder)?;
     }
     audit::audit(&file).map_err(|finding| match finding {
-        audit::Finding::Wrong(what) => Fault::corrupt(format!("{}: {what}", file.display())),
+        audit::Finding::Wrong(what) => Fault::damaged(format!("{}: {what}", file.display())),
         audit::Finding::Io(error) => Fault::disk(format!("cannot open {}", file.display()), error),
     })?;
     let env = open_mapped(folder, options)?;
@@ -315,10 +315,10 @@ fn fault(tried: impl Into<String>, error: heed::Error) -> Fault {
     let tried = tried.into();
     match error {
         heed::Error::Mdb(Corrupted | PageNotFound | Invalid) => {
-            Fault::corrupt(format!("{tried}: {error}"))
+            Fault::damaged(format!("{tried}: {error}"))
         }
         heed::Error::Mdb(VersionMismatch) => Fault::format(format!("{tried}: {error}")),
-        heed::Error::Decoding(_) => Fault::corrupt(format!("{tried}: {error}")),
+        heed::Error::Decoding(_) => Fault::damaged(format!("{tried}: {error}")),
         heed::Error::Io(error) => Fault::disk(tried, error),
         heed::Error::Mdb(_) | heed::Error::Encoding(_) | heed::Error::EnvAlreadyOpened => {
             Fault::disk(tried, error)

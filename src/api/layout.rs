@@ -339,6 +339,7 @@ reasons! {
     55 => NotCaughtUp { node, behind },
     56 => MembersAreChanging,
     57 => QuorumAtRisk { detail },
+    58 => TransferTooSlow { bytes, took },
 }
 
 #[cfg(test)]

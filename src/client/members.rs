@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Any member passes these on to the leader. Each may be called again when its outcome is unknown: what has happened
-//! already is a success.
+//! already is a success. But for a replacement that does not say who comes: of a member that is gone nobody can tell whether
+//! somebody took its place, or it was just removed.
 //!
 //! Invariant: whoever is to vote has caught up first. A call waits for that as long as its timeout allows, and its error
 //! says how much is missing.
@@ -16,9 +17,10 @@ use super::Client;
 use super::link::unexpected;
 use super::ops::request;
 use crate::api::{Change, Request, Response};
-use crate::error::Result;
+use crate::error::{self, Result};
 use crate::types::{Member, NodeId};
 use std::time::Duration;
+use tokio::time::Instant;
 
 impl Client {
     /// Asks the leader who the members are, who of them votes, and how far each is behind.
@@ -72,6 +74,10 @@ impl Client {
     ///
     /// Those of [`promote_member`](Self::promote_member), and [`Reason::BadMembers`](crate::Reason::BadMembers) if nobody has
     /// joined, or [`with`](ReplaceMember::with) is missing and there are several who could be meant.
+    ///
+    /// If the outcome is unknown, call again with [`with`](ReplaceMember::with): it succeeds if that has happened already.
+    /// Without it, a member that is gone is [`Reason::MemberNotFound`](crate::Reason::MemberNotFound), whether it was replaced
+    /// or [removed](Self::remove_member); [`members`](Self::members) says who votes.
     ///
     /// ```
     /// # #[tokio::main]
@@ -233,7 +239,30 @@ impl ReplaceMember<'_> {
     }
 
     async fn send(self) -> Result<()> {
-        let change = Change::Replace { old: self.old, new: self.new };
-        self.client.change_members(change, self.timeout).await
+        let Self { client, old, new, timeout } = self;
+        let (started, timeout) = (Instant::now(), timeout.unwrap_or(client.link().timeout()));
+        let new = match new {
+            Some(new) => new,
+            // Who that is is found out once, so that what is tried again on the way there means the same.
+            None => self.only_learner(timeout).await?,
+        };
+        let left = timeout.saturating_sub(started.elapsed());
+        client.change_members(Change::Replace { old, new: Some(new) }, Some(left)).await
+    }
+
+    /// The member that can only be meant to come.
+    async fn only_learner(&self, timeout: Duration) -> Result<NodeId> {
+        let members = self.client.members().timeout(timeout).await?;
+        if members.iter().all(|member| member.id != self.old) {
+            return Err(error::Reason::MemberNotFound { node: self.old }.into());
+        }
+        let learners = members.iter().filter(|member| !member.is_voter);
+        let learners: Vec<u64> = learners.map(|member| member.id.get()).collect();
+        let detail = match learners[..] {
+            [learner] => return Ok(learner.into()),
+            [] => "there is nobody to come: a node has to join first".to_owned(),
+            _ => format!("there are several who could come, so say who: {learners:?}"),
+        };
+        Err(error::Reason::BadMembers { detail }.into())
     }
 }

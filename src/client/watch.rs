@@ -10,8 +10,8 @@
 //! Invariants
 //! - *ordered* by revision; *unique*; *reliable*: nothing that matches is left out; *atomic*: a revision comes whole;
 //! - *resumable*: a watch from `position()` goes on where this one stopped, on any member;
-//! - it ends only if history was compacted past it, or the client or its node was shut down or refuses for good. An
-//!   outage is waited out.
+//! - it ends only if history was compacted past it, or the client or its node was shut down or refuses for good: it has
+//!   failed, or was removed from the group. An outage is waited out.
 //!
 //! It is not a queue of its own: one task follows all watches of a client (`follow.rs`), and a slow watch holds up
 //! neither it nor other watches.
@@ -195,8 +195,10 @@ impl Watch {
     /// # Errors
     ///
     /// [`Compacted`](crate::ErrorKind::Compacted): history begins later than where the watch stands. Read the range
-    /// anew, and watch from there. [`Closed`](crate::ErrorKind::Closed): the node or client was shut down. An error is
-    /// final; a call after it yields the same one. An outage is no error: the watch goes on when the group does.
+    /// anew, and watch from there. [`Closed`](crate::ErrorKind::Closed): the node or client was shut down. The cause,
+    /// if the member that is watched through has failed, or was removed from the group
+    /// ([`MemberRemoved`](crate::Reason::MemberRemoved)): watch from [`position`](Self::position) through another. An error
+    /// is final; a call after it yields the same one. An outage is no error: the watch goes on when the group does.
     ///
     /// # Cancel safety
     ///

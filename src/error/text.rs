@@ -127,6 +127,11 @@ impl fmt::Display for Reason {
                      start this member again, and it gets the state of another"
                 )
             }
+            Self::TransferTooSlow { bytes, took } => write!(
+                f,
+                "after {took:?} only {bytes} bytes of a state have come, and sending it was given up: if the connection \
+                 carries no more, lower snapshot_rate"
+            ),
             Self::Closed => f.write_str("shut down"),
             Self::Unrecognized { text } => f.write_str(text),
         }

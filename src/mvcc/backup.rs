@@ -98,7 +98,7 @@ impl BackupReader {
 /// What is wrong with a backup that is being read is wrong with the disk that it is read from.
 fn of_this_member(fault: Fault) -> Fault {
     match fault.reason() {
-        Reason::BackupDamaged { detail, .. } => Fault::corrupt(detail.clone()),
+        Reason::BackupDamaged { detail, .. } => Fault::damaged(detail.clone()),
         _ => fault,
     }
 }

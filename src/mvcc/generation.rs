@@ -14,8 +14,9 @@
 //!
 //! Invariants
 //! - what `CURRENT` names is whole and on the disk before it is named;
-//! - a number is not used twice while the node lives, nor one that it found, so that a late reader of an old state cannot
-//!   meet a new one, nor what is left of an earlier node remove it;
+//! - a number is not used twice in a folder while the process lives, nor one that was found there, so that a late reader of an
+//!   old state cannot meet a new one, nor what is left of an earlier node remove it: a node that is shut down may have a draft
+//!   that is looked over for minutes more, and another may have begun in its folder meanwhile;
 //! - one state after the other is published: those who do so wait for each other;
 //! - without `CURRENT` there is no state; a folder with one that lost its `CURRENT`, or the other way round, was meddled
 //!   with, and a member that began anew there would forget what it has promised;
@@ -26,10 +27,12 @@
 use crate::error::{Fault, Reason};
 use crate::fault::{Point, point};
 use crate::lmdb;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "state-";
@@ -43,13 +46,27 @@ const DRAFT: &str = "draft";
 /// The lock of the folder, which is no part of what is in it.
 const LOCK: &str = "LOCK";
 
+/// The highest number that this process has given out in each folder. They stay, a few words each: what a node has left behind
+/// says to nobody when it goes.
+static GIVEN: Mutex<BTreeMap<PathBuf, Arc<AtomicU64>>> = Mutex::new(BTreeMap::new());
+
+/// What gives out the numbers of a folder, above one that was found there.
+fn numbers_above(folder: &Path, found: u64) -> Result<Arc<AtomicU64>, Fault> {
+    let cannot = |error| Fault::disk(format!("cannot open {}", folder.display()), error);
+    let real = folder.canonicalize().map_err(cannot)?;
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let highest = given.entry(real).or_default();
+    highest.fetch_max(found, Ordering::SeqCst);
+    Ok(Arc::clone(highest))
+}
+
 /// The states of a node.
 #[derive(Debug)]
 pub(crate) struct Generations {
     folder: PathBuf,
     current: AtomicU64,
-    /// The highest number that was given out.
-    highest: AtomicU64,
+    /// The highest number that was given out, by this node or one before it.
+    highest: Arc<AtomicU64>,
     /// Whether there may be states before the one that counts.
     has_older: AtomicBool,
 }
@@ -87,7 +104,7 @@ impl Generations {
         let generations = Self {
             folder: folder.to_owned(),
             current: current.into(),
-            highest: highest.into(),
+            highest: numbers_above(folder, highest)?,
             has_older: false.into(),
         };
         generations.check_current()?;
@@ -380,6 +397,28 @@ mod tests {
             "a found number is not used"
         );
         Generations::open(folder.path()).unwrap();
+    }
+
+    /// A node that has been shut down may drop a draft minutes later, with its folder, and another has begun there.
+    #[test]
+    fn no_number_is_used_by_two_lives_of_one_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut given = std::collections::BTreeSet::new();
+        // By another name it is the same folder.
+        let names = [folder.path().to_owned(), folder.path().join("aside/..")];
+        fs::create_dir(folder.path().join("aside")).unwrap();
+        for life in 0..4 {
+            let states = Generations::open(&names[life % 2]).unwrap();
+            if life == 0 {
+                fill(&states.current());
+            }
+            // One that is there when the next life begins, which removes it; and one that is not made yet.
+            let drafts = [states.draft(), states.draft()];
+            fill(&drafts[0]);
+            let fresh =
+                drafts.iter().all(|draft| given.insert(draft.file_name().unwrap().to_owned()));
+            assert!(fresh, "in life {life}: {drafts:?}");
+        }
     }
 
     #[test]

@@ -101,12 +101,12 @@ impl Table {
 
     /// The fault that a row is not what was written.
     pub(super) fn corrupt(self, key: &[u8]) -> Fault {
-        Fault::corrupt(format!("table {}: the row {} is damaged", self.name(), key.escape_ascii()))
+        Fault::damaged(format!("table {}: the row {} is damaged", self.name(), key.escape_ascii()))
     }
 
     /// The fault that a row which another one points to is not there.
     pub(super) fn missing(self, key: &[u8]) -> Fault {
-        Fault::corrupt(format!("table {}: the row {} is missing", self.name(), key.escape_ascii()))
+        Fault::damaged(format!("table {}: the row {} is missing", self.name(), key.escape_ascii()))
     }
 }
 

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! [`SnapshotReader`] is pulled, and holds one [`View`]: log position, membership and data are of one moment. Rows of
-//! compacted revisions are left out, also where physical compaction has not come by yet.
+//! compacted revisions are left out, also where physical compaction has not come by yet. A row that is not what was written is
+//! not passed on: it is the reader's own fault, and is reported as such.
 //!
 //! [`SnapshotLoader`] is pushed, in pieces cut anywhere, and believes nothing: each row must be of a known table, sealed,
 //! legal and above the one before it; the trailer must be right (`unpack.rs`); and the rows must add up to the hash that
@@ -23,7 +24,7 @@
 //! - the table `meta` comes last, so that a folder that was loaded halfway has no head and does not open;
 //! - the loader never holds more than [`LOAD_BYTES`] and one row.
 
-use super::records::{Gone, Record, Table};
+use super::records::{Gone, Record, Table, check_row};
 use super::tables::Tables;
 use super::unpack::{Refused, Unpacker};
 use super::{Store, VERIFIED_BYTES, View, keys, lmdb, open_environment, verify};
@@ -106,6 +107,8 @@ impl SnapshotReader {
             if !is_needed(view, table, key, row)? {
                 continue;
             }
+            // Whoever gets it would refuse it, and this member would never hear that its disk has failed it.
+            check_row(table, key, row)?;
             let begin = ready.len();
             write_row(table, key, row, ready);
             *sum = crc32c::crc32c_append(*sum, &ready[begin..]);
@@ -251,14 +254,18 @@ impl SnapshotLoader {
         for part in chunk.chunks(LOAD_BYTES) {
             self.stream.push(part);
             if self.stream.waiting() >= self.gathers {
-                self.load()?;
+                self.load().map_err(of_draft)?;
             }
         }
         Ok(())
     }
 
     /// The store, if the stream was whole and everything in it is right. It then survives a loss of power.
-    pub(crate) fn finish(mut self) -> Result<Store, LoadError> {
+    pub(crate) fn finish(self) -> Result<Store, LoadError> {
+        self.try_finish().map_err(of_draft)
+    }
+
+    fn try_finish(mut self) -> Result<Store, LoadError> {
         self.load()?;
         self.stream.finish()?;
         let Self { env, tables, .. } = self;
@@ -281,6 +288,14 @@ impl SnapshotLoader {
         }
         txn.commit().map_err(Fault::from)?;
         Ok(())
+    }
+}
+
+/// A draft whose file fails its member says nothing of the state that this has.
+fn of_draft(error: LoadError) -> LoadError {
+    match error {
+        LoadError::Fault(fault) => LoadError::Fault(fault.elsewhere()),
+        malformed @ LoadError::Malformed(_) => malformed,
     }
 }
 

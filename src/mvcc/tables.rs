@@ -84,7 +84,7 @@ impl Tables {
                         opener.create_database::<Raw, Raw>(txn, Some(table.name()))?
                     }
                     None => {
-                        return Err(Fault::corrupt(format!("table {} is missing", table.name())));
+                        return Err(Fault::damaged(format!("table {} is missing", table.name())));
                     }
                 });
             }

@@ -55,7 +55,7 @@ pub(super) fn verify(view: &View) -> Result<(), Fault> {
     check_chains(&state)?;
     check_values(&state)?;
     ensure(recompute_hash(view)? == view.hash(), || {
-        Fault::corrupt("the state has another hash than its changes add up to")
+        Fault::damaged("the state has another hash than its changes add up to")
     })
 }
 
@@ -145,7 +145,7 @@ fn check_events(state: &Reader<'_>) -> Result<(), Fault> {
     let newest = last.map_or(Revision::FIRST, |last| last.revision);
     let rows = state.tables.count(state.txn, Table::History)?;
     ensure(newest == state.revision && rows == indexed, || {
-        Fault::corrupt("history does not end where the state stands")
+        Fault::damaged("history does not end where the state stands")
     })
 }
 
@@ -205,7 +205,7 @@ fn check_chains(state: &Reader<'_>) -> Result<(), Fault> {
         let change = state.tables.change(state.txn, key, gone.at)?;
         ensure(change.new.is_none() && change.turn == gone.turn, || Table::Gone.corrupt(key))
     })?;
-    ensure(all == known, || Fault::corrupt("history has a change that no key leads to"))
+    ensure(all == known, || Fault::damaged("history has a change that no key leads to"))
 }
 
 /// The first change that is there, whether or not compaction still has to take it away.
@@ -231,5 +231,5 @@ fn check_values(state: &Reader<'_>) -> Result<(), Fault> {
         Ok(())
     })?;
     let there = state.tables.count(state.txn, Table::Values)?;
-    ensure(there == needed, || Fault::corrupt("there are large values that nobody needs"))
+    ensure(there == needed, || Fault::damaged("there are large values that nobody needs"))
 }

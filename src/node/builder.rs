@@ -15,7 +15,8 @@ use crate::raft::joining;
 use crate::raft::log::LogStore;
 use crate::raft::member::{Member, Parts};
 use crate::raft::network::SNAPSHOT_RATE;
-use crate::raft::reseed::{Asker, Reseed};
+use crate::raft::pace::RATE_MIN;
+use crate::raft::reseed::{Asker, Reseed, distrust_damaged};
 use crate::raft::state::State;
 use crate::wire::{self, Endpoint, Listener, RpcClient, check_plaintext};
 use std::collections::BTreeMap;
@@ -164,11 +165,16 @@ impl NodeBuilder {
     }
 
     /// How many bytes of snapshots this node sends in a second, to all members together that have fallen behind the log;
-    /// 16 MiB unless said otherwise.
+    /// 16 MiB unless said otherwise, and 1 MiB at least. A member that gets its state anew, because its own
+    /// [differs](Reason::StateDiffers) or is [damaged](Reason::Corrupt), gets it at that rate as well.
     ///
     /// A snapshot shares a disk and a connection with the writes of the group, and must not be what they wait for. But as long
     /// as it takes, the log behind it is kept, up to a gibibyte: if more is written meanwhile, it was for nothing, and the next
     /// one begins. So a group that writes much wants it faster: at the default a state of a gibibyte takes a minute.
+    ///
+    /// It also says what the connection is good for. A snapshot that comes forward at less than an eighth of its share of it is given up
+    /// after ten minutes, with a warning that says [`Reason::TransferTooSlow`], and begun anew, for the file of the sender grows
+    /// as long as it is sent. If the way to a member carries no more, lower the rate.
     ///
     /// ```
     /// // A fast network, and disks that nothing slows down.
@@ -186,6 +192,17 @@ impl NodeBuilder {
     /// Beyond that the group refuses whatever takes room with [`Reason::NoSpace`], and goes on to delete, to compact, to end
     /// leases, and to answer reads. When a tenth is free it takes writes again. [`Status`](crate::Status) shows how much is
     /// in use. A deleted key takes room until its history is forgotten.
+    ///
+    /// What counts is what the leader holds: the pages that its rows are in, the rows of history that wait to be removed
+    /// included, and what was applied and is not in the tables yet, as bytes. What does not:
+    /// - the log, which has a bound of its own; pages of the file that are free, and a smaller copy while it is made;
+    /// - writes that the leader has taken on and that are not applied yet, about 64 MiB at most. They are carried out all the
+    ///   same if the group hears of the alarm behind them, so the quota may be passed by that much: it is no exact limit, and
+    ///   the disk has to have more.
+    ///
+    /// It is the leader's quota that counts, and its count. If members have different ones, the limit changes with the leader;
+    /// each says so in a warning. A member with less room than the leader may be unable to store what the group has taken,
+    /// and then fails.
     pub fn quota(mut self, bytes: u64) -> Self {
         self.quota = Quota(bytes);
         self
@@ -214,8 +231,8 @@ impl NodeBuilder {
     }
 
     /// How long [`form`](Self::form) waits for the other founders when the group is founded, [`join`](Self::join) for the
-    /// group, and any start for another member when this one's [state differs](Reason::StateDiffers); five minutes unless
-    /// said otherwise.
+    /// group, and any start for another member when this one's [state differs](Reason::StateDiffers) or is
+    /// [damaged](Reason::Corrupt); five minutes unless said otherwise.
     pub fn patience(mut self, others: Duration) -> Self {
         self.patience = others;
         self
@@ -262,7 +279,10 @@ impl NodeBuilder {
     /// - [`Reason::IncarnationRefused`] if the group exists and this folder is not the one that founded it: its data was
     ///   lost, and with it the votes it gave. It must not come back under the old id;
     /// - [`Reason::Unreachable`], with the addresses, if founders do not answer within [`patience`](Self::patience); or if this
-    ///   member's state [differed](Reason::StateDiffers) from that of the group, and no other hands its own out in that time;
+    ///   member's state [differed](Reason::StateDiffers) from that of the group or was damaged, and no other hands its own out
+    ///   in that time;
+    /// - [`Reason::Corrupt`] if bytes in the folder have changed. If it is only the state, the text says that the next start
+    ///   gets that of another member;
     /// - if the folder is in use, damaged or from a newer version; if the address cannot be listened on.
     ///
     /// # Cancel safety
@@ -311,7 +331,8 @@ impl NodeBuilder {
     /// # Errors
     ///
     /// - [`Reason::BadMembers`] if no seed is given, or the folder holds a restored backup: who joins begins with nothing;
-    ///   if a copy of this folder is a member elsewhere;
+    ///   if a copy of this folder is a member elsewhere; if another member answers at this node's address. The address of a
+    ///   member that is down, and that this one is to replace, can be used;
     /// - [`Reason::FoundersDiffer`] if the group has another name, or was started with [`solo`](Self::solo); if the folder
     ///   is of a member with another address;
     /// - [`Reason::TimingDiffers`] if the group has another heartbeat;
@@ -384,8 +405,11 @@ impl NodeBuilder {
     }
 
     fn checked_snapshot_rate(&self) -> Result<NonZeroU64> {
-        NonZeroU64::new(self.snapshot_rate).ok_or_else(|| {
-            let detail = "a snapshot of which nothing may be sent never arrives".to_owned();
+        NonZeroU64::new(self.snapshot_rate).filter(|rate| rate.get() >= RATE_MIN).ok_or_else(|| {
+            let detail = format!(
+                "snapshots go at {RATE_MIN} bytes a second at least, and not at {}: the file and the log grow meanwhile",
+                self.snapshot_rate
+            );
             Reason::BadOption { detail }.into()
         })
     }
@@ -406,7 +430,15 @@ impl NodeBuilder {
         // A state that is not to be opened is replaced as soon as it is known who asks for another.
         let reseed = Reseed::find(&self.folder, map_bytes)?;
         let open = || self.open_state(map_bytes, &log);
-        let state = if reseed.is_none() { Some(open()?) } else { None };
+        let state = match reseed {
+            Some(_) => None,
+            None => match open() {
+                Ok(state) => Some(state),
+                Err(fault) => {
+                    return Err(distrust_damaged(&self.folder, map_bytes, &log, fault).await);
+                }
+            },
+        };
         let mut records = Records::open(&log).await?;
         let base = state.as_ref().and_then(|state| state.base());
         if state.as_ref().is_some_and(|state| state.now().applied.is_none()) {
@@ -439,6 +471,7 @@ impl NodeBuilder {
             Some(state) => state,
             None => open()?,
         };
+        state.hold(Arc::clone(&lock));
         let parts = Parts {
             identity,
             timing: self.timing,
@@ -464,13 +497,13 @@ impl NodeBuilder {
     }
 
     /// Opens the state, if there is the log that led to it.
-    fn open_state(&self, map_bytes: usize, log: &LogStore) -> Result<Arc<State>> {
+    fn open_state(&self, map_bytes: usize, log: &LogStore) -> Result<Arc<State>, Fault> {
         let state = State::open(&self.folder, map_bytes)?;
         if log.is_pristine() && state.head().borrow().applied.is_some() {
             // Begun anew, it would be another group with the same data, or a member that has forgotten its votes.
             let folder = self.folder.display();
             let lost = format!("{folder} has a state, and has lost the log that led to it");
-            return Err(Fault::corrupt(lost).into());
+            return Err(Fault::corrupt(lost));
         }
         point(Point::StartStateOpen);
         Ok(state)

@@ -262,6 +262,7 @@ async fn history_is_forgotten_by_itself() {
     let builder = || Node::builder(folder.path());
     for senseless in [
         builder().snapshot_rate(0),
+        builder().snapshot_rate((1 << 20) - 1),
         builder().keep_revisions(0),
         builder().keep_history(second / 2),
     ] {

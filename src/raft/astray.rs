@@ -1,6 +1,11 @@
 //! For tests: members that have applied something else than the others. What they have on the disk is sealed, whole, and adds
 //! up to its own hash, so that nothing but comparing can find it.
 
+use super::Membership;
+use super::config::Timing;
+use super::identity::Identity;
+use super::log::LogStore;
+use super::reseed::{Asker, Reseed};
 use super::state::State;
 use crate::api::{Command, Proposal};
 use crate::mvcc::{Body, Entry, Generations, LogPosition};
@@ -43,6 +48,24 @@ pub(crate) fn next(position: LogPosition) -> LogPosition {
 /// Marks the state of a member that does not run as one that is not to be opened, without a word.
 pub(crate) fn distrust(folder: &Path) {
     Generations::open(folder).unwrap().distrust(b"").unwrap();
+}
+
+/// Has a member that does not run get the state of one of these, as its start would, and says of which terms its vote and that
+/// state are then.
+pub(crate) async fn reseed(
+    folder: &Path,
+    identity: Identity,
+    heartbeat: Duration,
+    members: &Membership,
+) -> (u64, u64) {
+    let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
+    let reseed = Reseed::find(folder, 64 << 20).unwrap().expect("it is marked");
+    let asker = Asker { identity, timing: Timing { heartbeat }, plaintext: false };
+    let others = members.nodes().map(|(node, peer)| (*node, peer.clone()));
+    reseed.run(&log, &asker, others, Duration::from_secs(20)).await.unwrap();
+    let vote = log.vote().map_or(0, |vote| vote.leader_id.term);
+    assert!(log.close(Duration::from_secs(20)));
+    (vote, applied_in(folder).term)
 }
 
 fn with<T>(folder: &Path, work: impl FnOnce(&std::sync::Arc<State>) -> T) -> T {

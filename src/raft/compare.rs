@@ -10,6 +10,9 @@
 //! Checksums find what has changed on a disk. This finds what was wrong before it was sealed: a bug of ours in how a command is
 //! applied, a row that is gone together with what would have told of it, memory that lies.
 //!
+//! What a checksum finds instead ends in the same way: the folder is marked, and the next start gets another state. But only if
+//! it was found in the tables, and there are others who have them. The log is nobody else's.
+//!
 //! A member judges nobody but itself. It asks over connections that name both ends, like those for votes, so that it is its own
 //! group that answers.
 //!
@@ -38,11 +41,21 @@ const EVERY_HEARTBEATS: u32 = 20;
 /// Compares this member's state with those of the others, as long as it lives.
 pub(super) async fn compare(shared: Arc<Shared>) {
     let mut peers = Peers::default();
+    let mut quotas = BTreeMap::new();
     loop {
         tokio::time::sleep(pause(shared.timing.heartbeat * EVERY_HEARTBEATS)).await;
         shared.state.seeds.drop_idle();
         let membership = shared.membership();
         let reports = peers.ask(&shared, &membership).await;
+        if note_quotas(shared.quota.0, &reports, &mut quotas) {
+            let (node, quota) = (shared.identity.node, shared.quota.0);
+            tracing::warn!(
+                node,
+                quota,
+                others = ?quotas,
+                "members have different quotas: that of the leader counts, whoever it is by then"
+            );
+        }
         // What was applied meanwhile is more to find in common.
         let own = shared.report();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
@@ -59,6 +72,7 @@ impl Shared {
     /// What this member has to say of its state.
     pub(super) fn report(&self) -> Report {
         let mut report = self.state.report();
+        report.quota = Some(self.quota.0);
         if bug(Bug::ReportsAnotherHash) {
             // Nobody has the same.
             let other = u128::from(self.identity.incarnation);
@@ -66,6 +80,23 @@ impl Shared {
         }
         report
     }
+}
+
+/// Keeps which members have another quota, and says whether there is news of it. Who does not answer is as it was.
+fn note_quotas(
+    own: u64,
+    reports: &BTreeMap<u64, Report>,
+    different: &mut BTreeMap<u64, u64>,
+) -> bool {
+    let before = different.clone();
+    for (node, quota) in reports.iter().filter_map(|(node, report)| Some((*node, report.quota?))) {
+        if quota == own {
+            different.remove(&node);
+        } else {
+            different.insert(node, quota);
+        }
+    }
+    !different.is_empty() && *different != before
 }
 
 /// Between half of the time and once and a half, so that members do not fall into step.
@@ -79,13 +110,34 @@ fn pause(time: Duration) -> Duration {
 /// Marks the folder, and ends this member's part in the group.
 async fn isolate(shared: &Arc<Shared>, membership: &Membership, reason: Reason) {
     tracing::error!(node = shared.identity.node, %reason, "this member's state is not that of the group");
-    let marked = shared.state.distrust(super::reseed::word(membership));
     // A disk that stalls or fails must not keep a wrong state in service. Without a mark the next life finds out again.
-    if let Ok(Err(fault)) = timeout(shared.timing.election_max(), marked).await {
-        let error = Error::from(fault);
-        tracing::error!(node = shared.identity.node, %error, "and that could not be written down");
-    }
+    mark(shared, membership).await;
     shared.state.fail(Fault::from_reason(reason));
+}
+
+/// Marks the folder if this member has failed because bytes of its tables have changed, and others have the same state. Says
+/// whether the next start gets that of another.
+pub(super) async fn mark_damaged(shared: &Shared) -> bool {
+    if !shared.state.check().is_err_and(|fault| fault.is_of_tables()) {
+        return false;
+    }
+    let membership = shared.membership();
+    let is_alone = membership.nodes().all(|(node, _)| *node == shared.identity.node);
+    !is_alone && mark(shared, &membership).await
+}
+
+/// Marks the state as one that is not to be opened again, and says whether that is on the disk.
+async fn mark(shared: &Shared, membership: &Membership) -> bool {
+    let marked = shared.state.distrust(super::reseed::word(membership));
+    match timeout(shared.timing.election_max(), marked).await {
+        Ok(Ok(())) => true,
+        Ok(Err(fault)) => {
+            let error = Error::from(fault);
+            tracing::error!(node = shared.identity.node, %error, "that the state is not trusted could not be written down");
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 /// Says what there is to say about others, once. What was found stays found until members were seen to be equal again.
@@ -137,5 +189,31 @@ impl Peers {
                 (peer.clone(), client)
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As often as it changes, and not as often as they compare.
+    #[test]
+    fn quotas_that_differ_are_told_once() {
+        let said = |quotas: &[(u64, Option<u64>)]| -> BTreeMap<u64, Report> {
+            let report = |quota| Report { format: 1, marks: Vec::new(), quota };
+            quotas.iter().map(|(node, quota)| (*node, report(*quota))).collect()
+        };
+        let mut different = BTreeMap::new();
+        let mut round = |quotas: &[(u64, Option<u64>)]| {
+            let is_news = note_quotas(8, &said(quotas), &mut different);
+            (is_news, different.len())
+        };
+        assert_eq!(round(&[(2, Some(8)), (3, None)]), (false, 0));
+        assert_eq!(round(&[(2, Some(8)), (3, Some(4))]), (true, 1));
+        assert_eq!(round(&[(2, Some(8)), (3, Some(4))]), (false, 1));
+        assert_eq!(round(&[(2, Some(8))]), (false, 1), "who is silent is as it was");
+        assert_eq!(round(&[(2, Some(6)), (3, Some(4))]), (true, 2));
+        assert_eq!(round(&[(2, Some(8)), (3, Some(8))]), (false, 0));
+        assert_eq!(round(&[(3, Some(4))]), (true, 1));
     }
 }

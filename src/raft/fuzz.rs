@@ -94,8 +94,16 @@ pub(crate) fn peer_call(input: &[u8]) {
             }
             None
         }
-        (method::SEED_NEXT, false) => {
+        (method::SEED_BEGIN, false) => {
             comes_back::<u64>(body);
+            None
+        }
+        (method::SEED_BEGIN, true) => {
+            comes_back::<LogId>(body);
+            None
+        }
+        (method::SEED_NEXT, false) => {
+            comes_back::<(u64, u64)>(body);
             None
         }
         _ => None,
@@ -223,7 +231,11 @@ pub(crate) mod seeds {
         let granted = VoteResponse::<Types>::new(vote(), Some(at(4)), true);
         let chunk = [&[0; 8], &b"QSNP\x01"[..]].concat();
         let mark = |index: u64| Mark { index, hash: u128::from(index) << 64 };
-        let report = Report { format: HASH_FORMAT, marks: vec![mark(1024), mark(1040)] };
+        let report = Report {
+            format: HASH_FORMAT,
+            marks: vec![mark(1024), mark(1040)],
+            quota: Some(8 << 30),
+        };
         vec![
             seed(1, "append", &append.to_bytes()),
             seed(129, "append-partly", &partly.to_bytes()),
@@ -241,8 +253,9 @@ pub(crate) mod seeds {
             seed(7, "snapshot-end", &vote().to_bytes()),
             seed(8, "marks", &[]),
             seed(136, "marks-answered", &report.to_bytes()),
-            seed(9, "seed-begin", &[]),
-            seed(10, "seed-next", &(512u64 << 10).to_bytes()),
+            seed(9, "seed-begin", &7u64.to_bytes()),
+            seed(137, "seed-begun", &at(4).to_bytes()),
+            seed(10, "seed-next", &(7u64, 512u64 << 10).to_bytes()),
         ]
     }
 

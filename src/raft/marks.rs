@@ -53,7 +53,7 @@ impl Marks {
     /// All of them, with where the state is now.
     pub(super) fn report(&self, now: Option<Mark>) -> Report {
         let marks = self.coarse.iter().chain(&self.fine).copied().chain(now).collect();
-        Report { format: HASH_FORMAT, marks }
+        Report { format: HASH_FORMAT, marks, quota: None }
     }
 }
 
@@ -70,16 +70,21 @@ pub(super) struct Report {
     pub(super) format: u8,
     /// In no order, and some of them twice.
     pub(super) marks: Vec<Mark>,
+    /// How much room it would give the group as its leader, in bytes. At the end, where a report of before this is over.
+    pub(super) quota: Option<u64>,
 }
 
 impl Layout for Report {
     fn write(&self, out: &mut Vec<u8>) {
         self.format.write(out);
         self.marks.write(out);
+        self.quota.iter().for_each(|quota| quota.write(out));
     }
 
     fn read(input: &mut Input) -> Result<Self, Malformed> {
-        Ok(Self { format: u8::read(input)?, marks: read_list(input, REPORT_MAX)? })
+        let (format, marks) = (u8::read(input)?, read_list(input, REPORT_MAX)?);
+        let quota = if input.remaining() > 0 { Some(u64::read(input)?) } else { None };
+        Ok(Self { format, marks, quota })
     }
 }
 
@@ -160,7 +165,7 @@ mod tests {
 
     fn report(marks: &[(u64, u128)]) -> Report {
         let marks = marks.iter().map(|(index, hash)| Mark { index: *index, hash: *hash });
-        Report { format: HASH_FORMAT, marks: marks.collect() }
+        Report { format: HASH_FORMAT, marks: marks.collect(), quota: None }
     }
 
     /// Of so many voters, from 1 on. The first one judges, and the others say something or nothing.
@@ -245,8 +250,15 @@ mod tests {
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, // hash
         ];
         let report = report(&[(16, 258)]);
-        assert_eq!(report.to_bytes(), golden);
+        assert_eq!(report.to_bytes(), golden, "of a version that says nothing of a quota");
         assert_eq!(Report::from_bytes(Bytes::from_static(golden)).unwrap(), report);
+        let with_quota = Report { quota: Some(3), ..report.clone() };
+        let bytes = [golden, &[0, 0, 0, 0, 0, 0, 0, 3]].concat();
+        assert_eq!(with_quota.to_bytes(), bytes);
+        assert_eq!(Report::from_bytes(bytes.clone().into()).unwrap(), with_quota);
+        for length in golden.len() + 1..bytes.len() {
+            assert!(Report::from_bytes(bytes[..length].to_vec().into()).is_err());
+        }
         let many = Report { marks: vec![report.marks[0]; REPORT_MAX + 1], ..report };
         assert!(Report::from_bytes(many.to_bytes()).is_err());
     }

@@ -23,6 +23,7 @@ use super::members;
 use super::network::{Bulk, Network, Refusals};
 use super::pace::Pace;
 use super::reads::{Reads, rounds};
+use super::reseed;
 use super::state::{FLUSH_EVERY, Head, State, shrink_in_time};
 use crate::error::{Error, Fault, Reason};
 use crate::types::{NodeId, Status};
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     disk: Health,
     leadership: watch::Sender<Leadership>,
     pub(super) refusals: Refusals,
+    /// How fast whole states may go to others, all together.
+    pub(super) pace: Pace,
     /// What came of comparing the state with those of the others.
     pub(crate) compared: watch::Sender<Verdict>,
     /// The first cause that has ended this member.
@@ -245,7 +248,8 @@ impl Member {
         let Parts { identity, timing, quota, history, retention, snapshot_rate, .. } = parts;
         let Parts { log, state, desk, plaintext, .. } = parts;
         let refusals = Refusals::default();
-        let bulk = Bulk { pace: Pace::new(snapshot_rate), sending: state.sending.clone() };
+        let pace = Pace::new(snapshot_rate);
+        let bulk = Bulk { pace: pace.clone(), state: Arc::clone(&state) };
         let network = Network::new(identity, timing, plaintext, refusals.clone(), bulk);
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
         let machine = machine.sparing(retention.bytes);
@@ -270,6 +274,7 @@ impl Member {
             disk: log.health(),
             leadership: watch::Sender::new(Leadership::default()),
             refusals,
+            pace,
             compared: watch::Sender::new(Verdict::Unknown),
             failed: failures,
             clients: Mutex::default(),
@@ -472,6 +477,9 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
         faults.mark_unchanged();
         if let Some(error) = shared.fault() {
             tracing::error!(node = shared.identity.node, %error, "the node has failed");
+            let is_replaced = compare::mark_damaged(&shared).await;
+            let error = if is_replaced { reseed::advised(&error) } else { error };
+            shared.state.interest.end(error.clone());
             failed.send_replace(Some(error));
             // A member that is at odds with its own disk must not go on leading or voting.
             let _ = shared.raft.shutdown().await;

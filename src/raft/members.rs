@@ -46,6 +46,9 @@ use tokio::time::{Instant, sleep, timeout};
 /// How many entries a member may lack and be a voter: about what is under way to it at any time.
 const LAG_MAX: u64 = 1000;
 
+/// How long a leader waits at most to hear of a member for the first time. Less than whoever joins waits for an answer.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What a change comes to.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
@@ -86,7 +89,10 @@ pub(super) async fn admit(shared: &Shared, join: &Join) -> Result<Response, Erro
     let settled = settled(&metrics(&shared.raft))?;
     let node = match known(settled.membership(), join)? {
         Some(node) => node,
-        None => take_in(shared, &settled, join).await?,
+        None => {
+            check_address(shared, settled.membership(), join).await?;
+            take_in(shared, &settled, join).await?
+        }
     };
     Ok(Response::Join { node: node.into(), founding: codec::encode(&founding).into() })
 }
@@ -123,6 +129,40 @@ fn known(members: &Membership, join: &Join) -> Result<Option<u64>, Error> {
         "the folder at {is} is member {node} at {was} already: if that is wrong, remove member {node} first"
     );
     Err(Reason::BadMembers { detail }.into())
+}
+
+/// Refuses an address at which another member answers: whoever calls the new one would reach that, and the new one would wait to
+/// be called for ever. One that is silent is no hindrance: it may be what is to be replaced. What counts is what it answers
+/// from now on, as for a majority ([`check_quorum`]): a node that takes the place of another at once must not be refused.
+async fn check_address(shared: &Shared, members: &Membership, join: &Join) -> Result<(), Error> {
+    let there = members.nodes().filter(|(_, peer)| peer.address == join.address);
+    let there: Vec<u64> = there.map(|(node, _)| *node).collect();
+    let asked = Instant::now();
+    // Of one that a new leader has not heard of yet it hears within a heartbeat or two.
+    let unheard = (shared.timing.heartbeat * 3).min(ADDRESS_PATIENCE);
+    loop {
+        let (metrics, so_far) = (metrics(&shared.raft), asked.elapsed());
+        let silent_for = |node: &u64| lag(shared, &metrics, *node).1;
+        let answers = |node: &&u64| {
+            **node == shared.identity.node || silent_for(node).is_some_and(|it| it < so_far)
+        };
+        if let Some(node) = there.iter().find(answers) {
+            let address = &join.address;
+            let detail = format!(
+                "member {node} is at {address} and answers: give this node an address of its own with listen() or \
+                 advertise(), or remove or stop member {node} first"
+            );
+            return Err(Reason::BadMembers { detail }.into());
+        }
+        let is_gone = |node: &u64| match silent_for(node) {
+            Some(silent_for) => !is_alive(shared, Some(silent_for)),
+            None => so_far > unheard,
+        };
+        if there.iter().all(is_gone) {
+            return Ok(());
+        }
+        sleep(shared.timing.heartbeat / 4).await;
+    }
 }
 
 async fn take_in(shared: &Shared, settled: &StoredMembership, join: &Join) -> Result<u64, Error> {
@@ -199,7 +239,8 @@ fn plan(
                 return unknown(new);
             }
             if !is_member(old) {
-                let is_done = was_given(old) && new.is_none_or(|new| voters.contains(&new));
+                // Without a name nobody can tell whether somebody came in its place, or it was just removed.
+                let is_done = was_given(old) && new.is_some_and(|new| voters.contains(&new));
                 return if is_done { Ok(Plan::Done) } else { unknown(old) };
             }
             let new = new.map_or_else(|| only_learner(members), Ok)?;
@@ -520,7 +561,7 @@ mod tests {
         assert_eq!(planned(&one, replace(2, Some(1041))), unknown(1041));
         // Asked again: 4 is gone, and 3 votes.
         assert_eq!(planned(&one, replace(4, Some(3))), Ok(Plan::Done));
-        assert_eq!(planned(&one, replace(4, None)), Ok(Plan::Done));
+        assert_eq!(planned(&one, replace(4, None)), unknown(4), "or was it just removed?");
         assert_eq!(planned(&one, replace(4, Some(1030))), unknown(4));
     }
 

@@ -37,7 +37,7 @@ pub(crate) mod marks;
 pub(crate) mod member;
 pub(crate) mod members;
 pub(crate) mod network;
-mod pace;
+pub(crate) mod pace;
 #[cfg(feature = "sim")]
 pub(crate) mod peek;
 pub(crate) mod reads;

@@ -10,14 +10,15 @@
 //! that writes have the disk, the connection and the processors to themselves for most of the time. If its connection
 //! breaks it goes on from the last chunk that has come, as long as the receiver knows it: then the view is still there. Who
 //! was restarted meanwhile gets a new one. While a snapshot is being sent the log is not cut
-//! ([`Machine`](super::machine::Machine)), or whoever got it would need the next.
+//! ([`Machine`](super::machine::Machine)), or whoever got it would need the next. So one that comes forward far more slowly than
+//! the rate lets it is given up ([`Transfer`]), and openraft begins the next with a view of that moment.
 
 use super::config::Timing;
 use super::format::position;
 use super::identity::Identity;
 use super::machine::{SnapshotData, SnapshotOf};
-use super::pace::Pace;
-use super::state::Sending;
+use super::pace::{Pace, Transfer};
+use super::state::State;
 use super::{Peer, Types, Vote};
 use crate::codec::layout::Layout;
 use crate::error::{Error, ErrorKind, Fault, Reason};
@@ -55,9 +56,10 @@ pub(crate) mod method {
     pub(crate) const SNAPSHOT_END: u16 = 7;
     /// The hashes that the state had on the way, to be compared.
     pub(crate) const MARKS: u16 = 8;
-    /// Begin to hand out a whole state, whoever leads; what was handed out to this member before is dropped.
+    /// `transfer u64`: begin to hand out a whole state that is called so, whoever leads, and say what it was applied up to, a
+    /// log id; what was handed out to this member before is dropped.
     pub(crate) const SEED_BEGIN: u16 = 9;
-    /// `offset u64`: the bytes from there on, and none after the last.
+    /// `transfer u64 | offset u64`: the bytes of it from there on, and none after the last.
     pub(crate) const SEED_NEXT: u16 = 10;
     /// `transfer u64`: how many bytes of it have come? `none`, if it is not known, or not any more.
     pub(crate) const SNAPSHOT_RESUME: u16 = 11;
@@ -149,7 +151,8 @@ pub(crate) struct Network {
 pub(crate) struct Bulk {
     /// One for all: two members that have fallen behind are no reason to go twice as fast.
     pub(super) pace: Pace,
-    pub(super) sending: Sending,
+    /// Of which they are, and which has failed if they cannot be read.
+    pub(super) state: Arc<State>,
 }
 
 impl Network {
@@ -245,12 +248,16 @@ impl Connection {
         let at = snapshot.meta.last_log_id.as_ref().map(position);
         tracing::info!(?at, "sending a snapshot");
         point(Point::SnapshotSend);
-        let _sending = self.bulk.sending.begin();
+        let sending = self.bulk.state.sending.begin();
         let transfer = name()?;
         self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
         let mut reader = SnapshotReader::new(*view);
-        let mut offset = 0u64;
+        let (mut offset, mut under_way) = (0u64, Transfer::begin());
         loop {
+            if let Err(reason) = under_way.check(&self.bulk.pace, offset, sending.all()) {
+                tracing::warn!(to = self.target, %reason, "a snapshot is sent no further");
+                return Err(reason.into());
+            }
             // It may wait for the disk, and passes over all that waits to be removed: beside the tasks that send heartbeats.
             let read = aside(move || {
                 let chunk = reader.next_chunk(chunk_bytes());
@@ -258,7 +265,9 @@ impl Connection {
             });
             let chunk;
             (reader, chunk) = read.await?;
-            let Some(chunk) = chunk? else { break };
+            // What is wrong with the own tables is no trouble of the way to the other.
+            let chunk = chunk.map_err(|fault| self.bulk.state.fail(fault))?;
+            let Some(chunk) = chunk else { break };
             self.send_chunk(transfer, offset, &chunk).await?;
             offset += chunk.len() as u64;
             self.bulk.pace.after(chunk.len()).await;
@@ -330,7 +339,7 @@ impl Connection {
 }
 
 /// What this member calls a transfer, as it has called none before.
-fn name() -> Result<u64, Error> {
+pub(super) fn name() -> Result<u64, Error> {
     getrandom::u64().map_err(|error| {
         let error = std::io::Error::other(error.to_string());
         Fault::disk("cannot draw a random number", error).into()

@@ -1,9 +1,12 @@
-//! A state that is not trusted is replaced by that of another member, before this one takes part again.
+//! A state that is not trusted is replaced by that of another member, before this one takes part again: one that was found to
+//! differ from that of the group, or whose bytes have changed on the disk.
 //!
 //! ```text
-//! UNTRUSTED: the members  ─▶  ask one after the other  ─▶  a draft, verified  ─▶  does the log lead on from it?
+//! UNTRUSTED: the members  ─▶  ask one after the other: where does it stand?  ─▶  does the log lead on from there?
 //!                                                                                   │ yes
-//!        the node starts  ◀─  the mark goes  ◀─  CURRENT names it  ◀─  the log ends where it does not contradict
+//!                                       the log ends where it does not contradict  ◀─  a draft, pulled and verified
+//!                                          │
+//!        the node starts  ◀─  the mark goes  ◀─  CURRENT names it
 //! ```
 //!
 //! Only the state is not trusted. The log and the vote have checksums of their own and are read back as they were written, so
@@ -20,28 +23,36 @@
 //! log has another entry     go, as they would with the leader's next message
 //! ```
 //!
+//! A state behind the end of the own log may be of a later term than the own vote. Whoever got it in any other way, from a leader,
+//! has that leader's vote as well: it takes nothing any more from one before it, and stands for no term that is over. openraft
+//! counts on that, and asserts it of whoever is elected. So the vote is raised, to that of the leader who wrote the last entry of
+//! the state: that is a vote that a majority has given. It is never lowered, so no promise is forgotten by it, and it is on the
+//! disk before the state counts: with the higher vote and the old log this member is one that has heard of a later leader, and
+//! has nothing of it yet.
+//!
 //! The state is believed as a snapshot is: its rows add up to its own hash. That the hash is the group's is what comparing finds
 //! out, again and again.
 //!
 //! Invariants
 //! - at whatever step the power goes, the mark is there, or the new state counts; with the mark nothing of the old state is
 //!   opened, and all begins anew;
-//! - of the log nothing goes but what was never committed.
+//! - of the log nothing goes but what was never committed;
+//! - a vote is only ever raised, and is no lower than the term of the state when that counts.
 
 use super::config::Timing;
 use super::format::log_id;
-use super::identity::Identity;
+use super::identity::{Identity, Records};
 use super::log::LogStore;
-use super::network::{CHUNK_TIMEOUT, client, method};
+use super::network::{CHUNK_TIMEOUT, client, method, name, read_answer};
 use super::state::{Draft, Loaded};
-use super::{LogId, Membership, Peer, aside};
+use super::{EntryPayload, LogId, Membership, Peer, Vote, aside};
 use crate::codec::layout::Layout;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::mvcc::{Generations, LoadError};
+use crate::mvcc::{Generations, LoadError, Store};
 use crate::wire::{PeerClient, PeerKind};
 use bytes::Bytes;
-use openraft::storage::RaftLogStorage;
+use openraft::storage::{RaftLogReader, RaftLogStorage};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -59,6 +70,87 @@ fn read_word(word: Vec<u8>) -> Option<Membership> {
     let members = (word.len() > 4).then(|| word.split_off(4))?;
     let is_whole = crc32c::crc32c(&members).to_be_bytes() == word[..];
     Membership::from_bytes(members).ok().filter(|_| is_whole)
+}
+
+/// How long the environment of a damaged state may take to be closed.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Marks a state in which a start has found that bytes have changed, if others have the same, so that the next start gets it
+/// from them. Returns what to say of it.
+///
+/// Nothing but the tables may be damaged: the log has been read, and says what this member promised. Whoever has lost that is
+/// not helped by a state.
+pub(crate) async fn distrust_damaged(
+    folder: &Path,
+    map_bytes: usize,
+    log: &LogStore,
+    fault: Fault,
+) -> Error {
+    if !fault.is_of_tables() || log.is_pristine() {
+        return fault.into();
+    }
+    match mark_damaged(folder, map_bytes, log).await {
+        Ok(true) => advised(&fault.into()),
+        Ok(false) => fault.into(),
+        Err(unmarked) => {
+            tracing::error!(error = %unmarked, "that the state is damaged could not be written down");
+            fault.into()
+        }
+    }
+}
+
+async fn mark_damaged(folder: &Path, map_bytes: usize, log: &LogStore) -> Result<bool, Fault> {
+    let records = Records::open(log).await?;
+    let Some(founding) = &records.founding else { return Ok(false) };
+    let generations = Generations::open(folder)?;
+    let members = members_in(&generations, map_bytes);
+    let mut others: BTreeMap<u64, Peer> = founding.members().collect();
+    others.extend(members_in_log(log).await?);
+    others.extend(members.iter().flat_map(nodes));
+    if others.values().all(|peer| peer.incarnation == records.incarnation) {
+        return Ok(false);
+    }
+    generations.distrust(&members.as_ref().map(word).unwrap_or_default())?;
+    Ok(true)
+}
+
+/// The members as a damaged state names them, if that much of it can be read.
+fn members_in(generations: &Generations, map_bytes: usize) -> Option<Membership> {
+    let store = Store::open(&generations.current(), map_bytes).ok()?;
+    let members = store.view().ok().and_then(|view| view.membership());
+    store.close(CLOSING);
+    Membership::from_bytes(members?.1).ok()
+}
+
+/// The members that the own log names, as far as it reaches back.
+async fn members_in_log(log: &LogStore) -> Result<BTreeMap<u64, Peer>, Fault> {
+    let (mut log, (purged, last)) = (log.clone(), log.ends());
+    let end = last.map_or(0, |last| last.index + 1);
+    let mut next = purged.map_or(0, |purged| purged.index + 1);
+    let mut members = BTreeMap::new();
+    while next < end {
+        let unread = |error| Fault::disk("cannot read the log", error);
+        // A piece at a time: it may be a gibibyte.
+        let entries = log.limited_get_log_entries(next, end).await.map_err(unread)?;
+        let Some(read) = entries.last() else { break };
+        next = read.log_id.index + 1;
+        for entry in &entries {
+            if let EntryPayload::Membership(named) = &entry.payload {
+                members.extend(nodes(named));
+            }
+        }
+    }
+    Ok(members)
+}
+
+fn nodes(members: &Membership) -> impl Iterator<Item = (u64, Peer)> {
+    members.nodes().map(|(node, peer)| (*node, peer.clone()))
+}
+
+/// What an error about damaged bytes says beside that, if there is another state to be had.
+pub(super) fn advised(error: &Error) -> Error {
+    let detail = format!("{error}: start this member again, and it gets the state of another");
+    Reason::Corrupt { detail }.into()
 }
 
 /// A data folder whose state is not to be opened.
@@ -124,7 +216,7 @@ impl Reseed {
         patience: Duration,
     ) -> Result<(), Error> {
         let started = Instant::now();
-        let others = self.others(log, asker, founders);
+        let others = self.others(log, asker, founders).await?;
         tracing::warn!(
             node = asker.identity.node,
             "the state is not trusted: another member is asked for its own"
@@ -155,21 +247,22 @@ impl Reseed {
         }
     }
 
-    /// The other members, whoever led last before the rest.
-    fn others(
+    /// The other members, whoever led last before the rest. A mark need not name all of them, so whoever was a member once is
+    /// asked as well.
+    async fn others(
         &self,
         log: &LogStore,
         asker: &Asker,
         founders: impl Iterator<Item = (u64, Peer)>,
-    ) -> Vec<(u64, Peer)> {
+    ) -> Result<Vec<(u64, Peer)>, Fault> {
         let mut others: BTreeMap<u64, Peer> = founders.collect();
-        let known = self.members.iter().flat_map(|members| members.nodes());
-        others.extend(known.map(|(node, peer)| (*node, peer.clone())));
+        others.extend(members_in_log(log).await?);
+        others.extend(self.members.iter().flat_map(nodes));
         others.remove(&asker.identity.node);
         let led = log.vote().map(|vote| vote.leader_id.node_id);
         let mut others: Vec<_> = others.into_iter().collect();
         others.sort_by_key(|(node, _)| Some(*node) != led);
-        others
+        Ok(others)
     }
 
     /// Gets the state of one member, and makes it the one that counts.
@@ -181,14 +274,19 @@ impl Reseed {
     ) -> Result<LogId, Refused> {
         let Asker { identity, timing, plaintext } = *asker;
         let mut client = client(PeerKind::Snapshot, identity, timing, plaintext, from);
-        call(&mut client, method::SEED_BEGIN, Bytes::new()).await?;
+        let transfer = name().map_err(Refused::Now)?;
+        let said = call(&mut client, method::SEED_BEGIN, transfer.to_bytes()).await?;
+        let at: LogId = read_answer(said).map_err(Refused::Now)?;
+        // What is of no use is not pulled: it would be gigabytes, and a share of the disk of whoever hands it out.
+        cut_for(log, at)?;
         // Only for somebody who answers: it is an environment of its own.
         let draft = Draft::beside(&self.generations, self.map_bytes)?;
-        let loaded = pull(&mut client, draft).await?;
-        let at = loaded.view()?.applied().map(log_id);
-        let at =
-            at.ok_or(LoadError::Malformed("the state of a member that has applied nothing"))?;
+        let loaded = pull(&mut client, transfer, draft).await?;
+        if loaded.view()?.applied().map(log_id) != Some(at) {
+            return Err(unfit("the state of that member stands elsewhere than it said"));
+        }
         fit(log, at).await?;
+        raise_vote(log, at).await?;
         if bug(Bug::TrustedTooEarly) {
             self.generations.trust()?;
         }
@@ -203,10 +301,10 @@ impl Reseed {
 }
 
 /// Receives a state that a member has begun to hand out, and verifies it.
-async fn pull(client: &mut PeerClient, mut draft: Draft) -> Result<Loaded, Refused> {
+async fn pull(client: &mut PeerClient, transfer: u64, mut draft: Draft) -> Result<Loaded, Refused> {
     let mut offset = 0u64;
     loop {
-        let piece = call(client, method::SEED_NEXT, offset.to_bytes()).await?;
+        let piece = call(client, method::SEED_NEXT, (transfer, offset).to_bytes()).await?;
         if piece.is_empty() {
             break;
         }
@@ -223,13 +321,28 @@ async fn call(client: &mut PeerClient, method: u16, body: Bytes) -> Result<Bytes
 
 /// Has the log end where it does not contradict a state at a committed entry, if it can lead on from there at all.
 async fn fit(log: &LogStore, at: LogId) -> Result<(), Refused> {
+    let Some(Cut { kept }) = cut_for(log, at)? else { return Ok(()) };
+    let cut = log.clone().truncate_after(kept).await;
+    cut.map_err(|error| Fault::disk("cannot cut the log", error))?;
+    log.flush().await?;
+    Ok(())
+}
+
+/// What of a log contradicts a state, and goes: all that is behind this entry.
+#[derive(Debug)]
+struct Cut {
+    kept: Option<LogId>,
+}
+
+/// What has to go of the log, if anything, so that it leads on from a state. Changes nothing.
+fn cut_for(log: &LogStore, at: LogId) -> Result<Option<Cut>, Refused> {
     let (purged, last) = log.ends();
     if purged.is_some_and(|purged| purged.index > at.index) {
         return Err(unfit("the state of that member ends before the own log begins"));
     }
     let own = log.id_at(at.index)?;
     if own == Some(at) {
-        return Ok(());
+        return Ok(None);
     }
     let kept = before(log, at.index)?;
     // Whoever led later has what was committed. So in the place of a committed entry, or before it, there is nothing of a later
@@ -238,18 +351,23 @@ async fn fit(log: &LogStore, at: LogId) -> Result<(), Refused> {
         return Err(unfit("the own log has entries of later terms than the state of that member"));
     }
     if kept == last {
-        return Ok(());
+        return Ok(None);
     }
     if kept < purged || kept < log.committed() {
         return Err(unfit(
             "the own log has committed something else than the state of that member",
         ));
     }
-    log.clone()
-        .truncate_after(kept)
-        .await
-        .map_err(|error| Fault::disk("cannot cut the log", error))?;
-    log.flush().await?;
+    Ok(Some(Cut { kept }))
+}
+
+/// Has the vote be that of the leader who wrote an entry, or a later one that was given already.
+async fn raise_vote(log: &LogStore, at: LogId) -> Result<(), Fault> {
+    let leaders = Vote { leader_id: *at.committed_leader_id(), committed: true };
+    if log.vote().is_none_or(|own| own < leaders) {
+        let saved = log.clone().save_vote(&leaders).await;
+        saved.map_err(|error| Fault::disk("cannot write the vote", error))?;
+    }
     Ok(())
 }
 
@@ -273,7 +391,7 @@ fn unfit(what: &str) -> Refused {
 fn no_seed(refused: &[String]) -> Error {
     let why = if refused.is_empty() { "there is none".to_owned() } else { refused.join("; ") };
     let detail = format!(
-        "the state of this member is not that of the group, and no other member hands its own out: {why}"
+        "the state of this member is not that of the group, or is damaged, and no other member hands its own out: {why}"
     );
     Reason::Unreachable { detail }.into()
 }

@@ -94,7 +94,7 @@ impl PeerServer {
             (PeerKind::Raft, method::PRE_VOTE) => self.vote(from, body, true).await,
             (PeerKind::Raft, method::TRANSFER) => self.transfer(from, body).await,
             (PeerKind::Raft, method::MARKS) => self.marks(&body),
-            (PeerKind::Snapshot, method::SEED_BEGIN) => self.begin_seed(from, &body).await,
+            (PeerKind::Snapshot, method::SEED_BEGIN) => self.begin_seed(from, body).await,
             (PeerKind::Snapshot, method::SEED_NEXT) => self.next_of_seed(from, body).await,
             (PeerKind::Snapshot, method::SNAPSHOT_BEGIN) => self.begin(from, body).await,
             (PeerKind::Snapshot, method::SNAPSHOT_CHUNK) => self.chunk(from, body).await,
@@ -155,23 +155,33 @@ impl PeerServer {
         Ok(self.shared.report().to_bytes())
     }
 
-    async fn begin_seed(&self, from: u64, body: &Bytes) -> Result<Bytes, Error> {
-        is_empty(body)?;
+    async fn begin_seed(&self, from: u64, body: Bytes) -> Result<Bytes, Error> {
+        let transfer: u64 = read(body)?;
         point(Point::SeedBegin);
         // Whoever took it would be a majority with this one, whichever of the states is right.
         if matches!(*self.shared.compared.borrow(), Verdict::Undecided { .. }) {
             return Err(malformed("seed: no majority has the state of this member"));
         }
-        self.shared.state.begin_seed(from).await.map_err(|fault| self.shared.state.fail(fault))?;
-        Ok(Bytes::new())
+        let state = &self.shared.state;
+        let begun = state.begin_seed(from, transfer).await.map_err(|fault| state.fail(fault))?;
+        let at = begun.ok_or_else(|| malformed("seed: this member has applied nothing"))?;
+        tracing::info!(to = from, ?at, "handing the state out");
+        Ok(at.to_bytes())
     }
 
     async fn next_of_seed(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         point(Point::SeedChunk);
-        let offset: u64 = read(body)?;
+        let (transfer, offset): (u64, u64) = read(body)?;
         self.shared.state.check()?;
-        let state = Arc::clone(&self.shared.state);
-        self.blocking(move || state.seeds.next(from, offset)).await
+        let (state, pace) = (Arc::clone(&self.shared.state), self.shared.pace.clone());
+        let next = self.blocking(move || state.seeds.next(from, transfer, offset, &pace)).await;
+        let piece = next.inspect_err(|error| {
+            if matches!(error.reason(), Reason::TransferTooSlow { .. }) {
+                tracing::warn!(to = from, %error, "the state is handed out no further");
+            }
+        })?;
+        self.shared.pace.after(piece.len()).await;
+        Ok(piece)
     }
 
     async fn begin(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {

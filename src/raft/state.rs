@@ -37,7 +37,7 @@ use super::seeds::Seeds;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::lmdb::Worker;
+use crate::lmdb::{FolderLock, Worker};
 use crate::mvcc::{
     self, Core, Generations, LoadError, Mark, Moment, SnapshotLoader, Store, VERIFIED_BYTES, View,
 };
@@ -85,7 +85,7 @@ pub(crate) struct Sending(Arc<AtomicUsize>);
 
 impl Sending {
     /// Another one is, until what this returns is dropped.
-    pub(crate) fn begin(&self) -> impl Drop + Send + use<> {
+    pub(crate) fn begin(&self) -> Counted {
         self.0.fetch_add(1, Ordering::SeqCst);
         Counted(Arc::clone(&self.0))
     }
@@ -97,7 +97,14 @@ impl Sending {
 
 /// One of those that there are of something.
 #[derive(Debug)]
-struct Counted(Arc<AtomicUsize>);
+pub(crate) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    /// How many there are.
+    pub(super) fn all(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -116,6 +123,8 @@ pub(crate) struct State {
     /// The thread that applies, and the one that flushes.
     applier: Mutex<Option<Worker<Work>>>,
     flusher: Mutex<Option<Worker<Job>>>,
+    /// What keeps others out of the folder, as long as this node may name another state there.
+    held: Mutex<Option<Arc<FolderLock>>>,
     /// Where the entries come from.
     log: Mutex<Option<LogStore>>,
     /// Kilobytes of entries that may be handed in.
@@ -173,6 +182,7 @@ impl State {
                 applier.run(inbox)
             })?)),
             flusher: Mutex::new(Some(Worker::spawn("quorate-flush", flush)?)),
+            held: Mutex::new(None),
             log: Mutex::new(None),
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
             used: AtomicU64::new(used),
@@ -198,6 +208,19 @@ impl State {
             Store::open_with(folder, map_bytes, crate::lmdb::Sync::Never)
         };
         Self::open_with(folder, 256 << 20, open).unwrap()
+    }
+
+    /// From now on no state is named here without this.
+    pub(crate) fn hold(&self, lock: Arc<FolderLock>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
+    }
+
+    /// What has to be kept while a state is named: a thread of a node that was dropped may get to that when the folder is
+    /// another's already.
+    fn naming(&self) -> Result<Option<Arc<FolderLock>>, Fault> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // In this order, which is the other way round where it ends.
+        self.store().map(|_| held)
     }
 
     /// From now on nothing is flushed before this log is on the disk as far.
@@ -525,6 +548,7 @@ impl State {
     /// on.
     fn publish(&self, loaded: Loaded) -> Result<Core, Fault> {
         self.check()?;
+        let _mine = self.naming()?;
         let core = Core::new(loaded.store, seed()?)?;
         #[cfg(feature = "sim")]
         let _ = self
@@ -566,6 +590,7 @@ impl State {
         self.follow(None);
         self.seeds.close();
         let moment = self.moment.swap(None);
+        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).take());
         (applier, flusher, moment.map(|moment| moment.store()))
     }
 }

@@ -17,7 +17,8 @@
 //!   view that they are read from is not older than the moment they are taken: so no event can fall between;
 //! - a cursor that is not ready has seen everything up to `woken`;
 //! - a commit that touched nothing of a cursor's range neither wakes it nor costs it anything;
-//! - an answer is taken back if its caller asks again after the one before it.
+//! - an answer is taken back if its caller asks again after the one before it;
+//! - a member that has failed, or was removed, says so to whoever has had all that it can show.
 
 use super::state::State;
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position};
@@ -28,7 +29,7 @@ use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -56,6 +57,8 @@ pub(crate) struct Interest {
     next_stream: AtomicU64,
     /// The member is being shut down: nobody waits here any more.
     closed: AtomicBool,
+    /// Why there will be no news any more, if the member has failed or was removed.
+    ended: OnceLock<Error>,
 }
 
 /// Names a cursor on this member.
@@ -78,6 +81,7 @@ impl Interest {
             woken: AtomicU64::new(head.get()),
             next_stream: AtomicU64::new(1),
             closed: AtomicBool::new(false),
+            ended: OnceLock::new(),
         }
     }
 
@@ -115,6 +119,17 @@ impl Interest {
     /// Ends all calls that wait for news, and those to come.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.wake_calls();
+    }
+
+    /// The same, with the cause, for those who have seen all that there is: this member applies nothing any more, and who waits
+    /// for what comes next would wait for ever.
+    pub(crate) fn end(&self, cause: Error) {
+        let _ = self.ended.set(cause);
+        self.wake_calls();
+    }
+
+    fn wake_calls(&self) {
         self.ranges().streams.values().for_each(|stream| stream.woken.notify_one());
     }
 
@@ -254,7 +269,8 @@ impl Watchers {
         loop {
             let woken = stream.woken.notified();
             if self.state.interest.is_closed() {
-                return Err(Reason::Closed.into());
+                let cause = self.state.interest.ended.get().cloned();
+                return Err(cause.unwrap_or_else(|| Reason::Closed.into()));
             }
             if let Some(answer) = self.answer(number, &stream, turn, bytes_max, false)? {
                 return Ok(answer);
@@ -262,6 +278,9 @@ impl Watchers {
             if stream.cursors().has_more_to_read() && Instant::now() < deadline {
                 tokio::task::yield_now().await;
                 continue;
+            }
+            if let Some(cause) = self.state.interest.ended.get() {
+                return Err(cause.clone());
             }
             let is_idle = timeout_at(deadline, woken).await.is_err();
             point(Point::WatchWoken);

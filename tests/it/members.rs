@@ -127,6 +127,9 @@ async fn a_member_whose_data_was_lost_is_replaced_under_load() {
     let client = trio.client(others[0]);
     client.replace_member(id).await.unwrap();
     client.replace_member(id).with(node.id()).await.expect("it has happened");
+    // Without a name it could as well have been removed.
+    let again = client.replace_member(id).await.unwrap_err();
+    assert_eq!(*again.reason(), Reason::MemberNotFound { node: id });
     let now = voters(&client).await;
     assert!(now.len() == 3 && now.contains(&node.id()) && !now.contains(&id), "{now:?}");
     load.goes_on(20).await;
@@ -166,7 +169,12 @@ async fn whoever_asks_twice_is_one_member() {
 
     // What was removed is nobody any more, and its folder says so after a restart as well.
     let id = node.id();
+    let client = node.client();
+    client.put("watched", "before").await.unwrap();
+    let mut watch = client.watch(KeyRange::key("watched")).await.unwrap();
     trio.client(0).remove_member(id).await.unwrap();
+    let ended = timeout(HEARTBEAT * 100, watch.recv()).await.expect("nothing will come");
+    assert_eq!(*ended.unwrap_err().reason(), Reason::MemberRemoved { node: id });
     trio.client(1).remove_member(id).await.expect("it is gone already");
     assert_eq!(fails(&node).await, Reason::MemberRemoved { node: id });
     node.shutdown().await.unwrap();
@@ -225,6 +233,8 @@ async fn changes_that_would_hurt_are_refused() {
     client.put("k", "v").await.unwrap();
     // The one that is gone may.
     client.remove_member(ids[2]).await.unwrap();
+    let nobody = client.replace_member(ids[2]).await.expect_err("nobody came in its place");
+    assert_eq!(*nobody.reason(), Reason::MemberNotFound { node: ids[2] });
     assert_eq!(voters(&client).await, ids[..2]);
     client.put("k", "w").await.unwrap();
     trio.shutdown().await;
@@ -258,6 +268,14 @@ async fn only_who_belongs_to_the_group_gets_in() {
     assert!(matches!(name.reason(), Reason::FoundersDiffer { .. }), "{name}");
     let alone = newcomer.builder().join([&newcomer.address]).await.unwrap_err();
     assert!(matches!(alone.reason(), Reason::BadMembers { .. }), "{alone}");
+    // What is sent to it would come to another, founder or not, leader or not.
+    for taken in &trio.addresses {
+        let twice = newcomer.builder().advertise(taken).join(&trio.addresses);
+        let twice = timeout(HEARTBEAT * 100, twice).await.expect("it waits for ever").unwrap_err();
+        assert!(matches!(twice.reason(), Reason::BadMembers { .. }), "{twice}");
+        assert!(twice.to_string().contains(&format!("is at {taken} and answers")), "{twice}");
+        assert!(!twice.is_retryable(), "{twice}");
+    }
     let silent = newcomer.builder().patience(HEARTBEAT).join(["127.0.0.1:9"]).await.unwrap_err();
     assert!(matches!(silent.reason(), Reason::Unreachable { .. }), "{silent}");
 

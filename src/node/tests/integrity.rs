@@ -222,3 +222,121 @@ async fn a_state_that_is_not_trusted_is_not_opened_while_nobody_has_another() {
     assert!(!group.data(0).join(MARK).exists());
     group.shutdown().await;
 }
+
+/// A group that has changed its leader meanwhile is of a later term than the vote of whoever was away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_of_a_later_term_brings_the_vote_for_it() {
+    let mut group = Group::start(3).await;
+    let away = group.follower();
+    let others = [(away + 1) % 3, (away + 2) % 3];
+    let identity = group.node(away).shared().identity;
+    group.stop(away).await;
+    let before = astray::applied_in(&group.data(away)).term;
+    for other in others {
+        group.stop(other).await;
+    }
+    let again = try_join_all(others.map(|other| group.starting(other))).await.unwrap();
+    for (other, node) in others.into_iter().zip(again) {
+        timeout(LONG, node.ready()).await.expect("it hangs").unwrap();
+        group.nodes[other] = Some(node);
+    }
+    group.node(others[0]).client().put("k", "v").await.unwrap();
+    astray::distrust(&group.data(away));
+    let members = group.node(others[0]).shared().membership();
+    let (vote, state) = astray::reseed(&group.data(away), identity, HEARTBEAT, &members).await;
+    assert!(state > before, "they have elected somebody");
+    assert!(vote >= state, "of term {vote}, and the state of term {state}");
+    group.restart(away).await;
+    timeout(LONG, group.node(away).ready()).await.expect("it hangs").unwrap();
+    group.shutdown().await;
+}
+
+/// Has a byte of a value change wherever it stands in the file of a state, in place.
+fn rot(data: &Path, value: &str) {
+    use std::os::unix::fs::FileExt;
+    let current = std::fs::read_to_string(data.join("CURRENT")).unwrap();
+    let path = data.join(current).join("data.mdb");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let is_there = |at: &usize| bytes[*at..].starts_with(value.as_bytes());
+    let places: Vec<usize> = (0..bytes.len()).filter(is_there).collect();
+    assert!(!places.is_empty());
+    places.iter().for_each(|at| file.write_all_at(b"?", *at as u64).unwrap());
+}
+
+fn says_what_to_do(error: &Error) {
+    assert!(matches!(error.reason(), Reason::Corrupt { .. }), "{error:?}");
+    assert!(error.to_string().contains("start this member again"), "{error}");
+}
+
+const VALUE: &str = "a value that stands in the file as it is";
+
+/// A bit may flip while the member is away, or under it. Either way it is said, and the next start mends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_state_is_damaged_says_so_and_gets_that_of_another() {
+    let mut group = Group::start(3).await;
+    group.node(0).client().put("k", VALUE).await.unwrap();
+    for is_running in [false, true] {
+        let damaged = group.follower();
+        timeout(LONG, group.node(damaged).ready()).await.expect("it hangs").unwrap();
+        if is_running {
+            group.node(damaged).backup(Vec::new()).await.unwrap();
+            rot(&group.data(damaged), VALUE);
+            let reason = Reason::Corrupt { detail: String::new() };
+            let read = group.node(damaged).backup(Vec::new()).await.unwrap_err();
+            assert_eq!(std::mem::discriminant(read.reason()), std::mem::discriminant(&reason));
+            let cause = timeout(LONG, group.node(damaged).failed()).await.expect("it goes on");
+            says_what_to_do(&cause);
+            group.stop(damaged).await;
+        } else {
+            group.stop(damaged).await;
+            rot(&group.data(damaged), VALUE);
+            let refused = timeout(LONG, group.starting(damaged)).await.expect("it hangs");
+            says_what_to_do(&refused.unwrap_err());
+        }
+        assert!(group.data(damaged).join(MARK).exists());
+        let acknowledged = format!("after, {is_running}");
+        group.node((damaged + 1) % 3).client().put("after", acknowledged.clone()).await.unwrap();
+        group.restart(damaged).await;
+        assert!(!group.data(damaged).join(MARK).exists());
+        timeout(LONG, group.node(damaged).ready()).await.expect("it hangs").unwrap();
+        let read = async |key: &str| local(group.node(damaged), key.to_owned()).await.unwrap();
+        assert_eq!(read("k").await.as_deref(), Some(VALUE));
+        assert_eq!(read("after").await, Some(acknowledged));
+        group.judged(damaged, |found| *found == Verdict::Equal).await;
+    }
+    group.shutdown().await;
+}
+
+/// The log is nobody else's, and a group of one has nobody who could help it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_is_not_given_up_for_a_damaged_log_or_where_there_is_no_other() {
+    let mut group = Group::start(3).await;
+    group.node(0).client().put("k", VALUE).await.unwrap();
+    group.stop(0).await;
+    let logs = std::fs::read_dir(group.data(0).join("raft")).unwrap();
+    for log in logs.map(|entry| entry.unwrap().path()) {
+        let mut bytes = std::fs::read(&log).unwrap();
+        if let Some(at) = bytes.windows(VALUE.len()).position(|it| it == VALUE.as_bytes()) {
+            bytes[at] ^= 1;
+            std::fs::write(&log, bytes).unwrap();
+        }
+    }
+    for _ in 0..2 {
+        let refused = timeout(LONG, group.starting(0)).await.expect("it hangs").unwrap_err();
+        assert!(matches!(refused.reason(), Reason::Corrupt { .. }), "{refused:?}");
+        assert!(!refused.to_string().contains("start this member again"), "{refused}");
+        assert!(!group.data(0).join(MARK).exists());
+    }
+    group.shutdown().await;
+
+    let mut alone = Group::start(1).await;
+    alone.node(0).client().put("k", VALUE).await.unwrap();
+    alone.stop(0).await;
+    rot(&alone.data(0), VALUE);
+    for _ in 0..2 {
+        let refused = timeout(LONG, alone.starting(0)).await.expect("it hangs").unwrap_err();
+        assert!(matches!(refused.reason(), Reason::Corrupt { .. }), "{refused:?}");
+        assert!(!alone.data(0).join(MARK).exists());
+    }
+}

@@ -114,6 +114,7 @@ impl Handler for Peer {
 struct Kit {
     receiver: Arc<Mutex<Receiver>>,
     connection: Connection,
+    _folder: tempfile::TempDir,
     _server: Server,
     _wire: tokio::task::JoinSet<()>,
 }
@@ -136,12 +137,13 @@ async fn kit(then: &[(usize, Then)], bytes_per_second: u64) -> Kit {
     });
     let identity = Identity { group: 1, node: 1, incarnation: 1 };
     let pace = Pace::new(NonZeroU64::new(bytes_per_second).unwrap());
-    let bulk = Bulk { pace, sending: Sending::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let bulk = Bulk { pace, state: State::open_unsynced(folder.path()) };
     let timing = Timing { heartbeat: BEATS };
     let network = Network::new(identity, timing, true, Refusals::default(), bulk);
     let peer = super::Peer { address, ..super::Peer::default() };
     let connection = network.connection(PeerKind::Snapshot, 2, &peer);
-    Kit { receiver, connection, _server: server, _wire: wire }
+    Kit { receiver, connection, _folder: folder, _server: server, _wire: wire }
 }
 
 /// A state of about three megabytes, and what it is as a stream.
@@ -181,7 +183,7 @@ async fn a_snapshot_goes_on_where_its_connection_broke() {
     assert_eq!((receiver.begun, receiver.resumed), (1, 3), "it did not begin anew");
     let chunks = expected.len().div_ceil(CHUNK_BYTES);
     assert_eq!(receiver.chunks, chunks + 2, "those that had not arrived were sent again");
-    assert!(!kit.connection.bulk.sending.is_any());
+    assert!(!kit.connection.bulk.state.sending.is_any());
 }
 
 #[tokio::test]
@@ -192,7 +194,7 @@ async fn a_receiver_that_was_restarted_gets_another_snapshot() {
     let error = send(&mut kit, snapshot).await.unwrap_err();
     assert!(is_lost(&error), "openraft tries again: {error:?}");
     assert_eq!(kit.receiver.lock().unwrap().resumed, 1);
-    assert!(!kit.connection.bulk.sending.is_any());
+    assert!(!kit.connection.bulk.state.sending.is_any());
 }
 
 #[tokio::test]
@@ -224,7 +226,9 @@ async fn a_snapshot_goes_no_faster_than_it_may() {
     const RATE: u64 = 2_000_000;
     let mut kit = kit(&[], RATE).await;
     let begun = Instant::now();
-    let sending = kit.connection.bulk.sending.clone();
+    // It has not rested since it was made.
+    kit.connection.bulk.pace = Pace::new(NonZeroU64::new(RATE).unwrap());
+    let sending = kit.connection.bulk.state.sending.clone();
     assert!(!sending.is_any());
     let sent = pin!(send(&mut kit, snapshot));
     let sent = match select(sent, pin!(tokio::task::yield_now())).await {
@@ -238,4 +242,71 @@ async fn a_snapshot_goes_no_faster_than_it_may() {
     assert!(!sending.is_any());
     let least = Duration::from_secs_f64(expected.len() as f64 / RATE as f64);
     assert!(begun.elapsed() >= least, "{:?} for {} bytes", begun.elapsed(), expected.len());
+}
+
+/// A learner has no say in whether this member can take part, but one in whether it was removed: it knows what was agreed on.
+#[tokio::test]
+async fn only_refusals_of_voters_count() {
+    let refusals = Refusals::default();
+    let refused = |reason: Reason| Err::<(), Error>(reason.into());
+    let voters = BTreeSet::from([1, 2, 3]);
+    for learner in [1030, 1031, 1032] {
+        refusals.note(learner, &refused(Reason::TimingDiffers));
+    }
+    assert!(refusals.by_too_many(&voters).is_none());
+    refusals.note(2, &refused(Reason::TimingDiffers));
+    assert!(refusals.by_too_many(&voters).is_none(), "the third and this one are two");
+    refusals.note(3, &refused(Reason::GroupMismatch));
+    let cause = refusals.by_too_many(&voters).expect("nobody is left");
+    assert_eq!(*cause.reason(), Reason::TimingDiffers, "the first of them says why");
+    // A member that is down refuses nothing, and one that answers has changed its mind.
+    refusals.note(3, &refused(Reason::ConnectionLost));
+    assert!(refusals.by_too_many(&voters).is_some());
+    refusals.note(3, &Ok(()));
+    assert!(refusals.by_too_many(&voters).is_none());
+    // Of whom nobody knows as a voter any more nothing is held against this one.
+    refusals.note(3, &refused(Reason::GroupMismatch));
+    assert!(refusals.by_too_many(&BTreeSet::from([1, 2, 1030])).is_some());
+    assert!(refusals.by_too_many(&BTreeSet::from([1, 4, 5])).is_none());
+    assert!(refusals.removed().now_or_never().is_none());
+    refusals.note(1030, &refused(Reason::MemberRemoved { node: 1.into() }));
+    refusals.removed().now_or_never().expect("it was agreed on");
+}
+
+/// A receiver that takes ten seconds for each chunk would keep the file of the sender growing for days.
+#[tokio::test]
+async fn a_snapshot_that_does_not_come_forward_is_given_up_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, _) = snapshot(folder.path());
+    let mut kit = kit(&[], 1 << 40).await;
+    // It asks for a rate that no receiver has.
+    kit.connection.bulk.pace = kit.connection.bulk.pace.clone().impatient();
+    let error = send(&mut kit, snapshot).await.unwrap_err();
+    let Reason::TransferTooSlow { bytes, .. } = *error.reason() else { panic!("{error:?}") };
+    assert_eq!(kit.receiver.lock().unwrap().bytes.len() as u64, bytes, "no further");
+    assert!(!kit.connection.bulk.state.sending.is_any(), "its view is gone");
+    kit.connection.bulk.state.check().expect("it is no fault of the sender");
+}
+
+/// Has a byte of a value change in the file of a state that is open.
+fn rot(folder: &std::path::Path, value: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let path = folder.join("state-000001/data.mdb");
+    let bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(value.len()).position(|window| window == value).expect("it is there");
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(&[value[0] ^ 1], at as u64).unwrap();
+}
+
+/// The receiver would refuse it, and be asked again and again.
+#[tokio::test]
+async fn rot_in_the_own_tables_is_not_sent_and_stops_the_sender() {
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, _) = snapshot(folder.path());
+    rot(folder.path(), &[3; 1000]);
+    let mut kit = kit(&[], 1 << 40).await;
+    let error = send(&mut kit, snapshot).await.unwrap_err();
+    assert!(matches!(error.reason(), Reason::Corrupt { .. }), "{error:?}");
+    let fault = kit.connection.bulk.state.check().unwrap_err();
+    assert_eq!(fault.reason(), error.reason());
 }

@@ -1,10 +1,17 @@
 //! Which states a log leads on from, and what of it goes.
 
 use super::*;
+use crate::api::{Call, Response};
 use crate::mvcc::LogPosition;
 use crate::raft::{Entry, EntryPayload};
+use crate::wire::{Handler, Hello, Preamble, Status, Welcome, bind, serve};
+use futures::FutureExt;
+use futures::future::{BoxFuture, pending, ready};
 use openraft::storage::IOFlushed;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use tower::util::BoxCloneSyncService;
 
 fn id(term: u64, index: u64) -> LogId {
     log_id(LogPosition { term, node: term, index })
@@ -86,6 +93,39 @@ async fn a_state_that_the_log_does_not_lead_on_from_is_not_taken() {
     assert_eq!(end_after_fitting(&log, id(4, 5)).await, Some(Some(id(2, 4))), "its end was not");
 }
 
+/// openraft takes entries from whoever has a vote as high as the own one: a leader whose time is over must not be such.
+#[tokio::test]
+async fn the_vote_is_no_lower_than_the_state_and_never_gets_lower() {
+    let vote = |term: u64, node: u64, committed| Vote {
+        leader_id: *log_id(LogPosition { term, node, index: 0 }).committed_leader_id(),
+        committed,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let raised = [
+        // None was given.
+        (None, vote(5, 5, true)),
+        // To somebody before it; to it; to somebody who may have led in the same term, and later.
+        (Some(vote(3, 1, true)), vote(5, 5, true)),
+        (Some(vote(5, 2, false)), vote(5, 5, true)),
+        (Some(vote(5, 5, false)), vote(5, 5, true)),
+        (Some(vote(5, 6, false)), vote(5, 6, false)),
+        (Some(vote(6, 1, false)), vote(6, 1, false)),
+        (Some(vote(7, 1, true)), vote(7, 1, true)),
+    ];
+    for (number, (own, expected)) in raised.into_iter().enumerate() {
+        let folder = folder.path().join(number.to_string());
+        let mut log = log(&folder, &[0, 1]).await;
+        if let Some(own) = &own {
+            log.save_vote(own).await.unwrap();
+        }
+        raise_vote(&log, id(5, 9)).await.unwrap();
+        assert_eq!(log.vote(), Some(expected), "{own:?}");
+        assert!(log.close(Duration::from_secs(10)));
+        let log = LogStore::open(&folder, 64 << 20).unwrap();
+        assert_eq!(log.vote(), Some(expected), "{own:?}: it is on the disk");
+    }
+}
+
 #[test]
 fn a_mark_names_members_and_is_one_without() {
     let peer = |id: u64| (id, Peer { address: format!("a:{id}"), incarnation: id });
@@ -99,4 +139,74 @@ fn a_mark_names_members_and_is_one_without() {
     let mut changed = said.to_vec();
     *changed.last_mut().unwrap() ^= 1;
     assert_eq!(read_word(changed), None);
+}
+
+/// A member that says where its state stands, and counts how often it is asked for more.
+struct Seeder {
+    stands: Mutex<LogId>,
+    begun: AtomicUsize,
+    pulled: AtomicUsize,
+}
+
+struct Peers(Arc<Seeder>);
+
+impl Handler for Peers {
+    fn welcome(&self, _: &Preamble) -> Welcome {
+        Welcome { status: Status::Ok, group: 1, node: 2 }
+    }
+
+    fn service(&self) -> BoxCloneSyncService<Call, Response, Error> {
+        BoxCloneSyncService::new(tower::service_fn(|_: Call| pending()))
+    }
+
+    fn hello(&self, _: PeerKind, _: &Hello) -> Status {
+        Status::Ok
+    }
+
+    fn peer_call(
+        &self,
+        _: PeerKind,
+        _: u64,
+        number: u16,
+        _: Bytes,
+    ) -> BoxFuture<'static, Result<Bytes, Error>> {
+        let asked = if number == method::SEED_BEGIN { &self.0.begun } else { &self.0.pulled };
+        asked.fetch_add(1, Ordering::Relaxed);
+        ready(Ok(self.0.stands.lock().unwrap().to_bytes())).boxed()
+    }
+}
+
+/// It would be gigabytes, and a share of the disk of whoever hands it out.
+#[tokio::test]
+async fn a_state_of_no_use_is_not_pulled() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = log(&folder.path().join("raft"), &[0, 1, 1, 2, 2, 3]).await;
+    log.purge(id(2, 3)).await.unwrap();
+    let stands = Mutex::new(id(1, 2));
+    let seeder = Arc::new(Seeder { stands, begun: 0.into(), pulled: 0.into() });
+    let server = serve(bind("127.0.0.1:0").await.unwrap(), Arc::new(Peers(Arc::clone(&seeder))));
+    let peer = Peer { address: server.local_address().to_string(), incarnation: 2 };
+    let identity = Identity { group: 1, node: 1, incarnation: 1 };
+    let timing = Timing { heartbeat: Duration::from_millis(20) };
+    let asker = Asker { identity, timing, plaintext: false };
+    let run = async || {
+        Generations::open(folder.path()).unwrap().distrust(b"").unwrap();
+        let reseed = Reseed::find(folder.path(), 64 << 20).unwrap().unwrap();
+        let others = std::iter::once((2, peer.clone()));
+        reseed.run(&log, &asker, others, Duration::ZERO).await.unwrap_err()
+    };
+    let error = run().await;
+    assert!(error.to_string().contains("before the own log begins"), "{error}");
+    let count = |asked: &AtomicUsize| asked.load(Ordering::Relaxed);
+    assert!(count(&seeder.begun) > 0);
+    assert_eq!(count(&seeder.pulled), 0, "there would be a hole");
+    // One that fits is.
+    *seeder.stands.lock().unwrap() = id(3, 5);
+    run().await;
+    assert!(count(&seeder.pulled) > 0);
+    assert_eq!(
+        log.ends(),
+        (Some(id(2, 3)), Some(id(3, 5))),
+        "and nothing is cut for one that is none"
+    );
 }

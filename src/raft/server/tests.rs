@@ -13,6 +13,7 @@ use crate::raft::network::SNAPSHOT_RATE;
 use crate::raft::state::State;
 use crate::raft::{Entry, EntryPayload, Membership, Peer};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -26,6 +27,11 @@ fn membership() -> Membership {
 
 /// A member that hears nothing but what the test tells it.
 async fn member(folder: &Path) -> Member {
+    member_at(folder, SNAPSHOT_RATE).await
+}
+
+/// The same, which sends states at a rate of its own.
+async fn member_at(folder: &Path, snapshot_rate: NonZeroU64) -> Member {
     let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
     let state = State::open(folder, 64 << 20).unwrap();
     let desk = Desk::new(Founders::alone("group"), Records::open(&log).await.unwrap());
@@ -34,7 +40,7 @@ async fn member(folder: &Path) -> Member {
     let timing = Timing::default();
     let history = History::All;
     let quota = Quota::default();
-    let (plaintext, snapshot_rate) = (true, SNAPSHOT_RATE);
+    let plaintext = true;
     let parts = Parts {
         identity,
         timing,
@@ -218,12 +224,17 @@ async fn a_member_says_what_its_state_was_and_hands_it_out_until_it_fails() {
     leader.append(0, 20, Some(19)).await;
     timeout(LONG, member.shared.applied(19)).await.expect("it hangs").unwrap();
     let said = leader.call(PeerKind::Raft, method::MARKS, Bytes::new()).await;
-    assert_eq!(said, member.shared.state.report().to_bytes());
-    leader.call(PeerKind::Snapshot, method::SEED_BEGIN, Bytes::new()).await;
+    assert_eq!(said, member.shared.report().to_bytes());
+    let report = super::super::marks::Report::from_bytes(said).unwrap();
+    assert_eq!(report.quota, Some(member.shared.quota.0));
+    assert_eq!(report.marks, member.shared.state.report().marks);
+    let at = leader.call(PeerKind::Snapshot, method::SEED_BEGIN, 7_u64.to_bytes()).await;
+    assert_eq!(LogId::from_bytes(at).unwrap(), log_id(leader.at(19)), "where it stands");
     let mut draft = member.shared.state.draft().unwrap();
     let mut offset = 0u64;
     loop {
-        let next = leader.call(PeerKind::Snapshot, method::SEED_NEXT, offset.to_bytes()).await;
+        let next = (7_u64, offset).to_bytes();
+        let next = leader.call(PeerKind::Snapshot, method::SEED_NEXT, next).await;
         if next.is_empty() {
             break;
         }
@@ -245,15 +256,36 @@ async fn a_member_says_what_its_state_was_and_hands_it_out_until_it_fails() {
         let reason = call(kind, number, b"more").await;
         assert!(matches!(reason, Reason::Malformed { .. }), "{reason:?}");
     }
-    for body in [&b"\0\0\0\0\0\0\0\x01"[..], b"short"] {
+    // Of another transfer; out of turn; not what it should be.
+    for body in [&[0; 16][..], b"\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x01", b"short"] {
         let reason = call(PeerKind::Snapshot, method::SEED_NEXT, body).await;
         assert!(matches!(reason, Reason::Malformed { .. }), "{reason:?}");
     }
     let differs = Reason::StateDiffers { index: 1, own: 1, others: 2 };
     member.shared.state.fail(crate::error::Fault::from_reason(differs.clone()));
     for (kind, number) in calls {
-        assert_eq!(call(kind, number, b"").await, differs);
+        let body: &[u8] = if number == method::MARKS { b"" } else { &[0; 8] };
+        assert_eq!(call(kind, number, body).await, differs);
     }
+}
+
+/// Whatever a member sends of its state shares one rate.
+#[tokio::test]
+async fn a_state_is_handed_out_at_the_rate_of_snapshots() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member_at(folder.path(), NonZeroU64::new(1 << 20).unwrap()).await;
+    let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+    let leader = Leader { server, node: 1, term: 3 };
+    leader.append(0, 20, Some(19)).await;
+    timeout(LONG, member.shared.applied(19)).await.expect("it hangs").unwrap();
+    leader.call(PeerKind::Snapshot, method::SEED_BEGIN, 7_u64.to_bytes()).await;
+    let begun = Instant::now();
+    // Chunks of a snapshot have just gone to somebody else; the first of them after a pause.
+    for _ in 0..2 {
+        let _ = poll_immediate(pin!(member.shared.pace.after(512 << 10))).await;
+    }
+    leader.call(PeerKind::Snapshot, method::SEED_NEXT, (7_u64, 0_u64).to_bytes()).await;
+    assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
 }
 
 /// A receiver, and the chunks of a snapshot at an index.

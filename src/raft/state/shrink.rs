@@ -301,7 +301,7 @@ impl Copying {
         match self.draft.push(&chunk) {
             Ok(()) => Ok((self, chunk.len())),
             // It was read from the tables: what is wrong with it is wrong there.
-            Err(LoadError::Malformed(what)) => Err(ended(state, Fault::corrupt(what.to_owned()))),
+            Err(LoadError::Malformed(what)) => Err(ended(state, Fault::damaged(what.to_owned()))),
             Err(LoadError::Fault(fault)) => Err(GaveUp::Disk(fault)),
         }
     }
@@ -337,6 +337,7 @@ impl Successor {
         if !is_same && !bug(Bug::ShrinkWithoutTail) {
             return Err(GaveUp::Differs("they stand for two moments"));
         }
+        let _mine = state.naming().map_err(|_| GaveUp::Ended)?;
         let announced = state.generations.announce(&folder.path).map_err(GaveUp::Disk)?;
         point(Point::ShrinkAnnounced);
         // From here on it may be what a start finds, also if an error leaves that open.

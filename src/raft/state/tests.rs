@@ -343,6 +343,26 @@ async fn a_snapshot_that_comes_after_the_end_opens_nothing() {
     );
 }
 
+/// Its threads end after what they were given. The folder is another's by then, who knows which state counts.
+#[tokio::test]
+async fn a_state_is_not_named_by_a_node_that_was_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, loaded) = state_and_loaded(folder.path());
+    state.hold(Arc::new(FolderLock::take(folder.path()).unwrap()));
+    let current = || std::fs::read_to_string(folder.path().join("CURRENT")).unwrap();
+    let before = current();
+    let held = hold_applying(&state);
+    let mut swap = pin!(state.swap(loaded));
+    assert!(swap.as_mut().now_or_never().is_none());
+    FolderLock::take(folder.path()).unwrap_err();
+    state.abandon();
+    FolderLock::take(folder.path()).expect("it is free");
+    drop(held);
+    let error = swap.await.unwrap_err();
+    assert_eq!(*error.reason(), Reason::Closed);
+    assert_eq!(current(), before);
+}
+
 /// Members batch differently, and have to have the same to compare.
 #[tokio::test]
 async fn hashes_are_noted_at_the_same_indexes_however_entries_come() {
@@ -389,7 +409,7 @@ async fn a_state_that_is_wrong_is_shown_to_nobody() {
         state.read(&TxnOp::single(Op::get("k1").0)).map(drop).unwrap_err(),
         state.view().map(drop).unwrap_err(),
         state.flushed_view().await.map(drop).unwrap_err(),
-        state.begin_seed(2).await.unwrap_err(),
+        state.begin_seed(2, 7).await.unwrap_err(),
     ];
     for fault in refused {
         assert!(matches!(fault.reason(), Reason::StateDiffers { .. }), "{fault}");

@@ -287,6 +287,34 @@ async fn a_member_that_is_shut_down_sends_those_who_wait_away() {
     assert_eq!(*next.unwrap_err().reason(), Reason::Closed);
 }
 
+/// Nothing will come, and whoever waits has to look elsewhere. What there is is told before.
+#[tokio::test]
+async fn a_member_that_has_failed_tells_those_who_have_had_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    let watchers = Watchers::new(Arc::clone(&state));
+    commit(&state, 1..4, |_| "k".to_owned());
+    let added = vec![(CursorId(1), cursor(KeyRange::key("other"), 5))];
+    let (number, ..) = taken(watchers.follow(step(0, added, NOW)).await.unwrap());
+    let mut waits = std::pin::pin!(watchers.follow(step(number, vec![], LONG)));
+    assert!(futures::poll!(&mut waits).is_pending());
+    let cause = Reason::MemberRemoved { node: 7.into() };
+    state.interest.end(cause.clone().into());
+    let ended =
+        tokio::time::timeout(LONG / 3, waits).await.expect("it waits for news").unwrap_err();
+    assert_eq!(*ended.reason(), cause);
+
+    let behind = Watchers::new(Arc::clone(&state));
+    let added = vec![(CursorId(1), cursor(KeyRange::key("k"), 2))];
+    let (number, _, revisions) = taken(behind.follow(step(0, added, LONG)).await.unwrap());
+    assert_eq!(revisions, [2, 3, 4], "it can still be read");
+    let ended = behind.follow(step(number, vec![], LONG)).await.unwrap_err();
+    assert_eq!(*ended.reason(), cause);
+    state.interest.close();
+    let ended = behind.follow(step(0, vec![], LONG)).await.unwrap_err();
+    assert_eq!(*ended.reason(), cause, "that it was shut down since says less");
+}
+
 /// Also of ends there may be more than fit into one answer, as when a snapshot has left all cursors behind.
 #[tokio::test]
 async fn ends_take_room_too() {

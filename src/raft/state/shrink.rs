@@ -358,25 +358,18 @@ fn write_next(flush: &Flush, copy: &Store) -> Result<(), GaveUp> {
 /// Makes the file smaller whenever most of it is free, and removes files that took up room until their last reader was gone.
 pub(crate) async fn shrink_in_time(state: Arc<State>) {
     let limits = Limits::here();
-    let mut rest = limits.rest;
-    let mut due = None;
+    let mut when = When::new(&limits);
     loop {
         sleep(limits.look_every).await;
         state.remove_older().await;
         let Ok(store) = state.check().and_then(|()| state.store()) else { return };
         let free = store.free();
         drop(store);
-        if !free.is_ok_and(|free| limits.are_passed(free)) {
-            continue;
-        }
-        // All members have as much that is free, and at the same time: not all of them are to be busy with it at once.
-        let at = *due.get_or_insert_with(|| Instant::now() + some_of(rest));
-        if Instant::now() < at {
+        if !when.is_it(Instant::now(), free.is_ok_and(|free| limits.are_passed(free))) {
             continue;
         }
         let shrunk = state.shrink(&limits).await;
-        rest = if shrunk.is_ok() { limits.rest } else { (rest * 2).min(limits.rest_max) };
-        due = Some(Instant::now() + rest + some_of(rest));
+        when.has_ended(Instant::now(), shrunk.is_ok());
         match shrunk {
             Ok(Shrunk { before, after }) => {
                 tracing::info!(before, after, "the file of the state was made smaller")
@@ -388,6 +381,39 @@ pub(crate) async fn shrink_in_time(state: Arc<State>) {
             }
             Err(why) => tracing::warn!(%why, "the file of the state was not made smaller"),
         }
+    }
+}
+
+/// When a copy is begun. All members have as much that is free, and at the same time: not all of them are to be busy with it
+/// at once.
+#[derive(Debug)]
+struct When {
+    limits: Limits,
+    rest: Duration,
+    /// Not before, if there is enough to do: a rest after the last copy, and a time that each member has drawn for itself.
+    due: Option<Instant>,
+}
+
+impl When {
+    fn new(limits: &Limits) -> Self {
+        Self { limits: *limits, rest: limits.rest, due: None }
+    }
+
+    /// Whether it is now, when the limits are passed or are not.
+    fn is_it(&mut self, now: Instant, are_passed: bool) -> bool {
+        if !are_passed {
+            // What was drawn for the last time keeps no members apart the next time.
+            self.due = self.due.filter(|due| now < *due);
+            return false;
+        }
+        now >= *self.due.get_or_insert_with(|| now + some_of(self.rest))
+    }
+
+    /// A copy was made, or given up.
+    fn has_ended(&mut self, now: Instant, is_made: bool) {
+        let Limits { rest, rest_max, .. } = self.limits;
+        self.rest = if is_made { rest } else { (self.rest * 2).min(rest_max) };
+        self.due = Some(now + self.rest + some_of(self.rest));
     }
 }
 

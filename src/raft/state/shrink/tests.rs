@@ -386,3 +386,54 @@ fn a_file_is_worth_a_copy_if_most_of_it_is_free_and_that_is_much() {
     assert!(!limits.are_passed((200 << 20, 99 << 20)));
     assert!(!limits.are_passed((0, 0)) && limits.are_passed((u64::MAX, u64::MAX)));
 }
+
+/// How many of a hundred members begin a copy in the first tenth of the time that they have for it, if all pass the limits
+/// now, and all of them in all of it.
+fn begun(members: &mut [When], now: Instant) -> (usize, usize) {
+    let rest = Limits::NORMAL.rest;
+    let begun = |members: &mut [When], now: Instant| {
+        members.iter_mut().map(|when| usize::from(when.is_it(now, true))).sum::<usize>()
+    };
+    assert_eq!(members.len(), 100);
+    begun(members, now);
+    (begun(members, now + rest / 10), begun(members, now + rest))
+}
+
+#[test]
+fn members_do_not_begin_at_once_whenever_they_pass_the_limits_together() {
+    let limits = Limits::NORMAL;
+    let mut members: Vec<When> = (0..100).map(|_| When::new(&limits)).collect();
+    let mut now = Instant::now();
+    for round in 0..3 {
+        let (early, all) = begun(&mut members, now);
+        assert!(early < 50 && all == 100, "round {round}: {early} of {all}");
+        now += limits.rest;
+        members.iter_mut().for_each(|when| when.has_ended(now, true));
+        // For a month there is nothing to do.
+        for _ in 0..30 {
+            now += Duration::from_secs(24 * 3600);
+            assert!(members.iter_mut().all(|when| !when.is_it(now, false)));
+        }
+    }
+}
+
+#[test]
+fn a_copy_rests_after_the_last_one_and_longer_after_one_that_was_given_up() {
+    let limits = Limits::NORMAL;
+    let mut when = When::new(&limits);
+    let mut now = Instant::now();
+    let mut rest = limits.rest;
+    for _ in 0..20 {
+        when.has_ended(now, false);
+        rest = (rest * 2).min(limits.rest_max);
+        // Also if there is nothing to do for a moment.
+        assert!(!when.is_it(now + rest / 2, false));
+        assert!(!when.is_it(now + rest - Duration::from_millis(1), true));
+        now += rest * 2;
+        assert!(when.is_it(now, true));
+    }
+    assert_eq!(rest, limits.rest_max);
+    when.has_ended(now, true);
+    assert!(!when.is_it(now + limits.rest - Duration::from_millis(1), true));
+    assert!(when.is_it(now + limits.rest * 2, true));
+}

@@ -34,7 +34,7 @@ use super::thread::{Job, Work};
 use super::{Counted, Draft, DraftFolder, Loaded, State, answering};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::mvcc::{Flush, LoadError, SnapshotLoader, SnapshotReader, Store, View};
+use crate::mvcc::{Flush, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View};
 use crate::raft::aside;
 use crate::raft::pace::Pace;
 use std::collections::VecDeque;
@@ -88,6 +88,8 @@ pub(crate) struct Limits {
     rest_max: Duration,
     /// How many bytes the copy may have, if not as many as the tables.
     pub(super) map_bytes: Option<usize>,
+    /// How many bytes are left on the disk, if that is known.
+    room: fn(&Generations) -> Option<u64>,
 }
 
 impl Limits {
@@ -102,6 +104,7 @@ impl Limits {
         rest: REST,
         rest_max: REST_MAX,
         map_bytes: None,
+        room: Generations::room,
     };
 
     /// A simulated group is small, and does in seconds what others do in a month.
@@ -117,6 +120,7 @@ impl Limits {
         rest: Duration::from_millis(100),
         rest_max: Duration::from_millis(200),
         map_bytes: None,
+        room: Generations::room,
     };
 
     fn here() -> Self {
@@ -540,7 +544,7 @@ impl State {
     fn check_room(&self, limits: &Limits, bytes: u64) -> Result<(), GaveUp> {
         // A file has free pages of its own, and grows in steps.
         let wanted = limits.room_bytes.saturating_add(bytes).saturating_add(bytes / 4);
-        match self.generations.room() {
+        match (limits.room)(&self.generations) {
             Some(room) if room < wanted && limits.room_bytes > 0 => Err(GaveUp::NoRoom),
             _ => Ok(()),
         }

@@ -123,10 +123,23 @@ impl Limits {
         room: Generations::room,
     };
 
+    /// Processes that are killed every few seconds have a real disk, and more to copy.
+    #[cfg(feature = "sim")]
+    const EARLY: Self = Self {
+        piece_bytes: 64 << 10,
+        bytes_per_second: NonZeroU64::new(4 << 20).expect("it is more than nothing"),
+        tail_bytes: TAIL_BYTES,
+        rest: Duration::from_millis(500),
+        rest_max: Duration::from_secs(2),
+        ..Self::SIMULATED
+    };
+
     fn here() -> Self {
         #[cfg(feature = "sim")]
         if crate::sim::world().is_some() {
             return Self::SIMULATED;
+        } else if crate::sim::hook().is_some_and(crate::sim::Hook::shrinks_early) {
+            return Self::EARLY;
         }
         #[cfg(test)]
         return Self { rest: Duration::from_millis(100), ..Self::NORMAL };

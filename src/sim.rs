@@ -58,6 +58,11 @@ pub trait Hook: Send + Sync + 'static {
     fn point(&self, point: Point);
     /// Whether a bug was put back.
     fn bug(&self, bug: Bug) -> bool;
+    /// Whether the file of a state is made smaller as soon as a little of it is free: real processes that live for seconds
+    /// have no other way to that.
+    fn shrinks_early(&self) -> bool {
+        false
+    }
 }
 
 static HOOK: OnceLock<Box<dyn Hook>> = OnceLock::new();

@@ -336,4 +336,46 @@ mod tests {
         let bytes = [&[1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0, 0, 0, 0]];
         assert!(Membership::from_bytes(bytes.concat().into()).is_err());
     }
+
+    /// The bytes of a membership whose voters are these, and whose one member is node 1.
+    fn membership_of(configs: &[&[u64]]) -> Bytes {
+        let configs: Vec<Vec<u64>> = configs.iter().map(|config| config.to_vec()).collect();
+        let members = vec![(1_u64, Peer { address: "a".into(), incarnation: 9 })];
+        let mut bytes = vec![VERSION];
+        configs.write(&mut bytes);
+        members.write(&mut bytes);
+        bytes.into()
+    }
+
+    /// Of no voters every set is a majority, so one of them would agree on anything by itself.
+    #[test]
+    fn a_membership_without_voters_is_malformed_unless_it_is_that_of_nobody() {
+        assert!(Membership::from_bytes(membership_of(&[&[1]])).is_ok());
+        let without: [&[&[u64]]; 4] = [&[], &[&[]], &[&[1], &[]], &[&[], &[1]]];
+        for configs in without {
+            assert!(Membership::from_bytes(membership_of(configs)).is_err(), "{configs:?}");
+        }
+        let nobody = Membership::default();
+        assert_eq!(Membership::from_bytes(nobody.to_bytes()).unwrap(), nobody);
+    }
+
+    /// openraft takes the entries of a message for one after the other, and writes them so.
+    #[test]
+    fn entries_with_a_gap_are_malformed() {
+        let read = |prev: Option<u64>, indexes: &[u64]| {
+            let blank = |index| Entry { log_id: at(1, 1, index), payload: EntryPayload::Blank };
+            let request = AppendEntriesRequest::<Types> {
+                vote: Vote { leader_id: LeaderId::new(3, 2), committed: true },
+                prev_log_id: prev.map(|index| at(1, 1, index)),
+                entries: indexes.iter().map(|index| blank(*index)).collect(),
+                leader_commit: None,
+            };
+            AppendEntriesRequest::<Types>::from_bytes(request.to_bytes()).is_ok()
+        };
+        assert!(read(None, &[]) && read(None, &[0, 1, 2]) && read(Some(6), &[7, 8]));
+        assert!(!read(None, &[1]), "it does not begin where it should");
+        assert!(!read(Some(6), &[8]) && !read(Some(6), &[6]));
+        assert!(!read(Some(6), &[7, 9]), "there is one missing");
+        assert!(!read(Some(6), &[7, 7]) && !read(Some(6), &[8, 7]), "they are in no order");
+    }
 }

@@ -265,13 +265,9 @@ fn only_learner(members: &Membership) -> Result<u64, Error> {
     Err(Reason::BadMembers { detail }.into())
 }
 
-/// How far a member is behind, and how long it has been silent.
-fn lag(
-    shared: &Shared,
-    metrics: &RaftMetrics<Types>,
-    node: u64,
-) -> (Option<u64>, Option<Duration>) {
-    if node == shared.identity.node {
+/// How far a member is behind, and how long it has been silent, as far as the leader `own` knows.
+fn lag(own: u64, metrics: &RaftMetrics<Types>, node: u64) -> (Option<u64>, Option<Duration>) {
+    if node == own {
         return (Some(0), Some(Duration::ZERO));
     }
     let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&node)?.as_ref());
@@ -288,22 +284,22 @@ fn is_alive(shared: &Shared, silent_for: Option<Duration>) -> bool {
 
 /// Whether a member is fed by the log, and not far behind. Who has nothing of the log, or less than its beginning, is waiting
 /// for a snapshot, however short the log is.
-fn follows(shared: &Shared, metrics: &RaftMetrics<Types>, node: u64) -> bool {
-    if node == shared.identity.node {
+fn follows(own: u64, metrics: &RaftMetrics<Types>, node: u64) -> bool {
+    if node == own {
         return true;
     }
     let matched = metrics.replication.as_ref().and_then(|matched| *matched.get(&node)?);
     let purged = metrics.purged.map(|id| id.index);
     let is_fed = matched.is_some_and(|matched| Some(matched.index) >= purged);
-    is_fed && lag(shared, metrics, node).0.is_some_and(|behind| behind <= LAG_MAX)
+    is_fed && lag(own, metrics, node).0.is_some_and(|behind| behind <= LAG_MAX)
 }
 
 /// Refuses a voter that would hold up the others.
 fn check_caught_up(shared: &Shared, node: u64) -> Result<(), Error> {
-    let metrics = metrics(&shared.raft);
-    let (behind, silent_for) = lag(shared, &metrics, node);
+    let (own, metrics) = (shared.identity.node, metrics(&shared.raft));
+    let (behind, silent_for) = lag(own, &metrics, node);
     let behind = behind.filter(|_| is_alive(shared, silent_for));
-    if behind.is_some() && follows(shared, &metrics, node) {
+    if behind.is_some() && follows(own, &metrics, node) {
         return Ok(());
     }
     Err(Reason::NotCaughtUp { node: node.into(), behind }.into())
@@ -312,13 +308,13 @@ fn check_caught_up(shared: &Shared, node: u64) -> Result<(), Error> {
 /// Refuses voters of which no majority answers and follows. What counts is what they answer from now on, for which they have an
 /// election's time: one that has ended a moment ago would be waited for, for ever, by a group that has agreed to need it.
 async fn check_quorum(shared: &Shared, voters: &BTreeSet<u64>) -> Result<(), Error> {
-    let started = Instant::now();
+    let (own, started) = (shared.identity.node, Instant::now());
     loop {
         let (metrics, so_far) = (metrics(&shared.raft), started.elapsed());
         let has_answered = |node: &&u64| {
-            let silent_for = lag(shared, &metrics, **node).1;
+            let silent_for = lag(own, &metrics, **node).1;
             let has = silent_for.is_some_and(|silent| silent < so_far);
-            **node == shared.identity.node || (has && follows(shared, &metrics, **node))
+            **node == own || (has && follows(own, &metrics, **node))
         };
         let alive = voters.iter().filter(has_answered).count();
         if alive * 2 > voters.len() {
@@ -383,7 +379,7 @@ pub(super) async fn list(shared: &Shared) -> Result<Response, Error> {
     let members = metrics.membership_config.membership();
     let voters: BTreeSet<u64> = members.voter_ids().collect();
     let member = |(node, peer): (&u64, &Peer)| {
-        let (behind, silent_for) = lag(shared, &metrics, *node);
+        let (behind, silent_for) = lag(shared.identity.node, &metrics, *node);
         Member {
             id: NodeId::from(*node),
             address: peer.address.clone(),
@@ -433,7 +429,8 @@ pub(super) async fn reconcile(shared: Arc<Shared>) {
             let _ = timeout(shared.timing.election_max(), finished).await;
         }
         unfinished = seen;
-        let alive = |node: &u64| is_alive(&shared, lag(&shared, &metrics, *node).1);
+        let own = shared.identity.node;
+        let alive = |node: &u64| is_alive(&shared, lag(own, &metrics, *node).1);
         let now: BTreeSet<u64> =
             members.membership().learner_ids().filter(|node| !alive(node)).collect();
         for node in now.difference(&silent) {
@@ -524,6 +521,9 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mvcc::LogPosition;
+    use crate::raft::format::log_id;
+    use openraft::metrics::SerdeInstant;
 
     /// 1 to 3 vote, 1030 and perhaps 1040 have joined.
     fn members(learners: &[u64]) -> Membership {
@@ -578,6 +578,39 @@ mod tests {
         assert_eq!(remove(1031), Ok(Plan::Done));
         assert_eq!(remove(99), Err(Reason::MemberNotFound { node: 99.into() }));
         assert_eq!(remove(2000), Err(Reason::MemberNotFound { node: 2000.into() }));
+    }
+
+    /// Whether member 1030 follows a leader whose log begins behind `purged`, and has `length` entries, of which it has those
+    /// up to `matched`.
+    fn follows_with(matched: Option<u64>, purged: Option<u64>, length: u64) -> bool {
+        let id = |index| log_id(LogPosition { term: 1, node: 1, index });
+        let mut metrics = RaftMetrics::new_initial(1);
+        metrics.last_log_index = length.checked_sub(1);
+        metrics.purged = purged.map(id);
+        metrics.replication = Some(BTreeMap::from([(1030, matched.map(id))]));
+        let now = SerdeInstant::new(openraft::alias::InstantOf::<Types>::now());
+        metrics.heartbeat = Some(BTreeMap::from([(1030, Some(now))]));
+        follows(1, &metrics, 1030)
+    }
+
+    /// It answers, and in a short log it lacks little, but it may wait for a snapshot for as long as that takes.
+    #[test]
+    fn who_has_nothing_of_the_log_does_not_follow_it() {
+        assert!(!follows_with(None, None, 1));
+        assert!(!follows_with(None, None, 10));
+        assert!(!follows_with(None, Some(5), 10));
+        assert!(!follows_with(Some(4), Some(5), 10), "it ends before the log begins");
+        assert!(follows_with(Some(5), Some(5), 10));
+        assert!(follows_with(Some(0), None, 10));
+    }
+
+    #[test]
+    fn who_lacks_more_than_is_under_way_does_not_follow_the_log() {
+        assert!(follows_with(Some(9), None, 10 + LAG_MAX));
+        assert!(!follows_with(Some(9), None, 11 + LAG_MAX));
+        let metrics = RaftMetrics::new_initial(1);
+        assert!(follows(1, &metrics, 1), "the leader itself");
+        assert!(!follows(1, &metrics, 1030), "nothing was heard of it");
     }
 
     #[test]

@@ -340,3 +340,27 @@ async fn a_state_is_not_given_up_for_a_damaged_log_or_where_there_is_no_other() 
         assert!(!alone.data(0).join(MARK).exists());
     }
 }
+
+/// It would ask for ever: nobody hands a state to whom the group has removed, and none of them ever will.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_was_removed_hears_so_and_waits_for_no_state() {
+    let mut group = Group::start(3).await;
+    let removed = group.follower();
+    let (id, other) = (group.node(removed).id(), (removed + 1) % 3);
+    group.stop(removed).await;
+    astray::distrust(&group.data(removed));
+    group.node(other).client().remove_member(id).await.unwrap();
+    let both_know = async {
+        for index in [other, (removed + 2) % 3] {
+            while !group.node(index).shared().is_removed(id.get()) {
+                tokio::time::sleep(HEARTBEAT).await;
+            }
+        }
+    };
+    timeout(LONG, both_know).await.expect("it stays");
+    let starting = group.builder(removed).patience(LONG * 100).form(group.addresses.clone());
+    let error = timeout(LONG, starting).await.expect("it waits").unwrap_err();
+    assert_eq!(*error.reason(), Reason::MemberRemoved { node: id });
+    assert!(group.data(removed).join(MARK).exists(), "its state is not to be opened all the same");
+    group.shutdown().await;
+}

@@ -288,6 +288,38 @@ async fn a_state_is_handed_out_at_the_rate_of_snapshots() {
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
 }
 
+/// Whoever took it would be a majority with this one, whichever of the states is right.
+#[tokio::test]
+async fn a_state_is_not_handed_out_while_nobody_can_tell_which_is_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(folder.path()).await;
+    let server = Arc::new(PeerServer::new(Arc::clone(&member.shared)));
+    let leader = Leader { server, node: 1, term: 3 };
+    leader.append(0, 4, Some(3)).await;
+    timeout(LONG, member.shared.applied(3)).await.expect("it hangs").unwrap();
+    let others = Verdict::Others { index: 3, nodes: [1].into() };
+    let verdicts = [Verdict::Unknown, Verdict::Equal, Verdict::Undecided { index: 3 }, others];
+    for verdict in verdicts {
+        member.shared.compared.send_replace(verdict.clone());
+        let answer = leader.try_call(method::SEED_BEGIN, 7_u64.to_bytes()).await;
+        match verdict {
+            Verdict::Undecided { .. } => {
+                let reason = answer.unwrap_err().reason().clone();
+                assert!(matches!(reason, Reason::Malformed { .. }), "{reason:?}");
+                leader.try_call(method::SEED_NEXT, (7_u64, 0_u64).to_bytes()).await.unwrap_err();
+            }
+            _ => {
+                answer.unwrap();
+                let piece = leader.try_call(method::SEED_NEXT, (7_u64, 0_u64).to_bytes()).await.unwrap();
+                assert!(!piece.is_empty(), "{verdict:?}");
+                // It has come to its end, and there is none that could be gone on with.
+                let end = (7_u64, piece.len() as u64).to_bytes();
+                assert!(leader.try_call(method::SEED_NEXT, end).await.unwrap().is_empty());
+            }
+        }
+    }
+}
+
 /// A receiver, and the chunks of a snapshot at an index.
 async fn receiving(folder: &Path) -> (Member, Leader, Vec<Bytes>) {
     let member = member(folder).await;

@@ -34,7 +34,7 @@ use super::thread::{Job, Work};
 use super::{Counted, Draft, DraftFolder, Loaded, State, answering};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::mvcc::{Flush, LoadError, SnapshotLoader, SnapshotReader, Store, View};
+use crate::mvcc::{Flush, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View};
 use crate::raft::aside;
 use crate::raft::pace::Pace;
 use std::collections::VecDeque;
@@ -88,6 +88,8 @@ pub(crate) struct Limits {
     rest_max: Duration,
     /// How many bytes the copy may have, if not as many as the tables.
     pub(super) map_bytes: Option<usize>,
+    /// How many bytes are left on the disk, if that is known.
+    room: fn(&Generations) -> Option<u64>,
 }
 
 impl Limits {
@@ -102,6 +104,7 @@ impl Limits {
         rest: REST,
         rest_max: REST_MAX,
         map_bytes: None,
+        room: Generations::room,
     };
 
     /// A simulated group is small, and does in seconds what others do in a month.
@@ -117,12 +120,26 @@ impl Limits {
         rest: Duration::from_millis(100),
         rest_max: Duration::from_millis(200),
         map_bytes: None,
+        room: Generations::room,
+    };
+
+    /// Processes that are killed every few seconds have a real disk, and more to copy.
+    #[cfg(feature = "sim")]
+    const EARLY: Self = Self {
+        piece_bytes: 64 << 10,
+        bytes_per_second: NonZeroU64::new(4 << 20).expect("it is more than nothing"),
+        tail_bytes: TAIL_BYTES,
+        rest: Duration::from_millis(500),
+        rest_max: Duration::from_secs(2),
+        ..Self::SIMULATED
     };
 
     fn here() -> Self {
         #[cfg(feature = "sim")]
         if crate::sim::world().is_some() {
             return Self::SIMULATED;
+        } else if crate::sim::hook().is_some_and(crate::sim::Hook::shrinks_early) {
+            return Self::EARLY;
         }
         #[cfg(test)]
         return Self { rest: Duration::from_millis(100), ..Self::NORMAL };
@@ -359,25 +376,18 @@ fn write_next(flush: &Flush, copy: &Store) -> Result<(), GaveUp> {
 /// Makes the file smaller whenever most of it is free, and removes files that took up room until their last reader was gone.
 pub(crate) async fn shrink_in_time(state: Arc<State>) {
     let limits = Limits::here();
-    let mut rest = limits.rest;
-    let mut due = None;
+    let mut when = When::new(&limits);
     loop {
         sleep(limits.look_every).await;
         state.remove_older().await;
         let Ok(store) = state.check().and_then(|()| state.store()) else { return };
         let free = store.free();
         drop(store);
-        if !free.is_ok_and(|free| limits.are_passed(free)) {
-            continue;
-        }
-        // All members have as much that is free, and at the same time: not all of them are to be busy with it at once.
-        let at = *due.get_or_insert_with(|| Instant::now() + some_of(rest));
-        if Instant::now() < at {
+        if !when.is_it(Instant::now(), free.is_ok_and(|free| limits.are_passed(free))) {
             continue;
         }
         let shrunk = state.shrink(&limits).await;
-        rest = if shrunk.is_ok() { limits.rest } else { (rest * 2).min(limits.rest_max) };
-        due = Some(Instant::now() + rest + some_of(rest));
+        when.has_ended(Instant::now(), shrunk.is_ok());
         match shrunk {
             Ok(Shrunk { before, after }) => {
                 tracing::info!(before, after, "the file of the state was made smaller")
@@ -389,6 +399,39 @@ pub(crate) async fn shrink_in_time(state: Arc<State>) {
             }
             Err(why) => tracing::warn!(%why, "the file of the state was not made smaller"),
         }
+    }
+}
+
+/// When a copy is begun. All members have as much that is free, and at the same time: not all of them are to be busy with it
+/// at once.
+#[derive(Debug)]
+struct When {
+    limits: Limits,
+    rest: Duration,
+    /// Not before, if there is enough to do: a rest after the last copy, and a time that each member has drawn for itself.
+    due: Option<Instant>,
+}
+
+impl When {
+    fn new(limits: &Limits) -> Self {
+        Self { limits: *limits, rest: limits.rest, due: None }
+    }
+
+    /// Whether it is now, when the limits are passed or are not.
+    fn is_it(&mut self, now: Instant, are_passed: bool) -> bool {
+        if !are_passed {
+            // What was drawn for the last time keeps no members apart the next time.
+            self.due = self.due.filter(|due| now < *due);
+            return false;
+        }
+        now >= *self.due.get_or_insert_with(|| now + some_of(self.rest))
+    }
+
+    /// A copy was made, or given up.
+    fn has_ended(&mut self, now: Instant, is_made: bool) {
+        let Limits { rest, rest_max, .. } = self.limits;
+        self.rest = if is_made { rest } else { (self.rest * 2).min(rest_max) };
+        self.due = Some(now + self.rest + some_of(self.rest));
     }
 }
 
@@ -515,7 +558,7 @@ impl State {
     fn check_room(&self, limits: &Limits, bytes: u64) -> Result<(), GaveUp> {
         // A file has free pages of its own, and grows in steps.
         let wanted = limits.room_bytes.saturating_add(bytes).saturating_add(bytes / 4);
-        match self.generations.room() {
+        match (limits.room)(&self.generations) {
             Some(room) if room < wanted && limits.room_bytes > 0 => Err(GaveUp::NoRoom),
             _ => Ok(()),
         }

@@ -74,6 +74,8 @@ pub(crate) struct Group {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) addresses: Vec<String>,
     pub(crate) snapshot_every: u64,
+    /// Whether members make their files smaller as soon as a little is free. Only with the feature `sim`.
+    pub(crate) shrinks_early: bool,
     /// What members do all day.
     pub(crate) order: &'static str,
     pub(crate) heard: Arc<Mutex<Heard>>,
@@ -88,6 +90,7 @@ impl Group {
             folder: tempfile::tempdir().unwrap(),
             addresses: super::addresses(count),
             snapshot_every: 500,
+            shrinks_early: false,
             order: "work 4",
             heard: Arc::default(),
             members: (0..count).map(|_| None).collect(),
@@ -289,6 +292,7 @@ impl Process {
             .env(member::ADDRESSES, group.addresses.join(","))
             .env(member::SNAPSHOT, group.snapshot_every.to_string())
             .env(member::POINTS, points)
+            .env(member::SHRINKS, group.shrinks_early.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

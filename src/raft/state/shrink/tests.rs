@@ -1,5 +1,6 @@
 //! What a smaller file holds, and what becomes of everything that happens meanwhile.
 
+use super::super::thread::Run;
 use super::*;
 use crate::api::Command;
 use crate::mvcc::{self, Body, Generations};
@@ -262,6 +263,76 @@ async fn a_full_disk_costs_the_copy_and_nothing_else() {
     check(folder.path(), state, 2200).await;
 }
 
+/// The log, which every write waits for, must not be what finds the disk full.
+#[tokio::test]
+async fn a_copy_gives_way_when_the_file_system_gets_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = with_room(folder.path()).await;
+    let (bytes, free) = state.store().unwrap().free().unwrap();
+    assert!(Limits::NORMAL.room_bytes > 0 && bytes > free);
+
+    // There is room for the log, and not for a copy beside it.
+    let scarce = Limits { room: |_| Some(Limits::NORMAL.room_bytes), ..FAST };
+    let gave_up = state.shrink(&scarce).await.unwrap_err();
+    assert!(matches!(gave_up, GaveUp::NoRoom), "{gave_up}");
+    assert_eq!(files(folder.path()), ["state-000001"]);
+
+    // Others fill the disk while the copy is made.
+    let fills = |_: &Generations| {
+        static LOOKS: AtomicUsize = AtomicUsize::new(0);
+        let is_first = LOOKS.fetch_add(1, Ordering::SeqCst) == 0;
+        Some(if is_first { u64::MAX } else { Limits::NORMAL.room_bytes - 1 })
+    };
+    let filled = Limits { room: fills, piece_bytes: 1 << 10, ..FAST };
+    let gave_up = state.shrink(&filled).await.unwrap_err();
+    assert!(matches!(gave_up, GaveUp::NoRoom), "{gave_up}");
+    assert_eq!(files(folder.path()), ["state-000001"]);
+    assert!(state.check().is_ok());
+
+    // Nobody knows, or nothing is asked for: then it is tried.
+    state.shrink(&Limits { room: |_| None, ..FAST }).await.unwrap();
+    apply(&state, 2000..2100);
+    state.shrink(&Limits { room: |_| Some(0), room_bytes: 0, ..FAST }).await.unwrap();
+    check(folder.path(), state, 2100).await;
+}
+
+/// A batch may be there by half: what the thread that applies has in memory is no moment any more.
+#[tokio::test]
+async fn nothing_is_shown_after_a_failure_while_a_copy_takes_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = with_room(folder.path()).await;
+    let (view, _recording) = state.begin_recording(TAIL_BYTES).await.unwrap();
+    let source = view.store();
+    let copy = state.copy(view, &source, &FAST).await.unwrap();
+    // The thread that applies stands still from behind the request until after the failure.
+    let (on_disk, hold_disk) = std::sync::mpsc::channel::<()>();
+    let (in_memory, hold_memory) = std::sync::mpsc::channel::<()>();
+    let hold = |hold: std::sync::mpsc::Receiver<()>| {
+        Box::new(move |_: &Arc<State>| {
+            let _ = hold.recv();
+        }) as Run
+    };
+    state.send_to_disk(Job::Run(Arc::clone(&state), hold(hold_disk))).unwrap();
+    let mut switch = Box::pin(state.put_in_place(Successor { source: source.clone(), copy }));
+    assert!(futures::poll!(&mut switch).is_pending());
+    state.in_order(|_| Ok(())).await.unwrap();
+    state.send(Work::Look(Arc::clone(&state), hold(hold_memory))).unwrap();
+    drop(on_disk);
+    // The other one has had the copy count, and said so, when it comes to this.
+    let (done, is_done) = oneshot::channel();
+    let tell = Box::new(move |_: &Arc<State>| {
+        let _ = done.send(());
+    });
+    state.send_to_disk(Job::Run(Arc::clone(&state), tell)).unwrap();
+    is_done.await.unwrap();
+    assert_eq!(std::fs::read_to_string(folder.path().join("CURRENT")).unwrap(), "state-000002");
+
+    state.fail(Fault::assertion("this failure is part of the test"));
+    drop(in_memory);
+    assert!(matches!(switch.await, Err(GaveUp::Ended)));
+    assert!(state.store().unwrap().is(&source), "the copy was shown");
+}
+
 #[tokio::test]
 async fn a_copy_that_may_count_is_kept_and_the_member_stops() {
     let folder = tempfile::tempdir().unwrap();
@@ -385,4 +456,55 @@ fn a_file_is_worth_a_copy_if_most_of_it_is_free_and_that_is_much() {
     assert!(limits.are_passed((100 << 20, 65 << 20)));
     assert!(!limits.are_passed((200 << 20, 99 << 20)));
     assert!(!limits.are_passed((0, 0)) && limits.are_passed((u64::MAX, u64::MAX)));
+}
+
+/// How many of a hundred members begin a copy in the first tenth of the time that they have for it, if all pass the limits
+/// now, and all of them in all of it.
+fn begun(members: &mut [When], now: Instant) -> (usize, usize) {
+    let rest = Limits::NORMAL.rest;
+    let begun = |members: &mut [When], now: Instant| {
+        members.iter_mut().map(|when| usize::from(when.is_it(now, true))).sum::<usize>()
+    };
+    assert_eq!(members.len(), 100);
+    begun(members, now);
+    (begun(members, now + rest / 10), begun(members, now + rest))
+}
+
+#[test]
+fn members_do_not_begin_at_once_whenever_they_pass_the_limits_together() {
+    let limits = Limits::NORMAL;
+    let mut members: Vec<When> = (0..100).map(|_| When::new(&limits)).collect();
+    let mut now = Instant::now();
+    for round in 0..3 {
+        let (early, all) = begun(&mut members, now);
+        assert!(early < 50 && all == 100, "round {round}: {early} of {all}");
+        now += limits.rest;
+        members.iter_mut().for_each(|when| when.has_ended(now, true));
+        // For a month there is nothing to do.
+        for _ in 0..30 {
+            now += Duration::from_secs(24 * 3600);
+            assert!(members.iter_mut().all(|when| !when.is_it(now, false)));
+        }
+    }
+}
+
+#[test]
+fn a_copy_rests_after_the_last_one_and_longer_after_one_that_was_given_up() {
+    let limits = Limits::NORMAL;
+    let mut when = When::new(&limits);
+    let mut now = Instant::now();
+    let mut rest = limits.rest;
+    for _ in 0..20 {
+        when.has_ended(now, false);
+        rest = (rest * 2).min(limits.rest_max);
+        // Also if there is nothing to do for a moment.
+        assert!(!when.is_it(now + rest / 2, false));
+        assert!(!when.is_it(now + rest - Duration::from_millis(1), true));
+        now += rest * 2;
+        assert!(when.is_it(now, true));
+    }
+    assert_eq!(rest, limits.rest_max);
+    when.has_ended(now, true);
+    assert!(!when.is_it(now + limits.rest - Duration::from_millis(1), true));
+    assert!(when.is_it(now + limits.rest * 2, true));
 }

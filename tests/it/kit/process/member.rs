@@ -16,13 +16,14 @@ pub(super) const DATA: &str = "QUORATE_TEST_DATA";
 pub(super) const ADDRESSES: &str = "QUORATE_TEST_ADDRESSES";
 pub(super) const SNAPSHOT: &str = "QUORATE_TEST_SNAPSHOT";
 pub(super) const POINTS: &str = "QUORATE_TEST_POINTS";
+pub(super) const SHRINKS: &str = "QUORATE_TEST_SHRINKS";
 
 /// Not a test: what a member's process runs. Without its environment it does nothing.
 #[test]
 fn member_process() {
     let Ok(member) = std::env::var(MEMBER) else { return };
     #[cfg(feature = "sim")]
-    super::points::arm(&told(POINTS));
+    super::points::arm(&told(POINTS), told(SHRINKS) == true.to_string());
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(run(member.parse().unwrap()));

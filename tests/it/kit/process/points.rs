@@ -3,6 +3,8 @@
 //! Each is armed by a word of the environment, `POINT:PASSES:HOW`, and happens once, after that many passes. Threads go on
 //! as in production: only the one that passes stands still, for so many milliseconds, or is the last to move.
 //!
+//! A group may also have its members make their files smaller early, which otherwise takes a month of writes.
+//!
 //! `BUGS=ReadWithoutIndex` puts bugs back, as in the simulation, to see that the checks find them. Of those that need luck
 //! with the timing, or a loss of power, only the simulation finds all.
 
@@ -24,10 +26,11 @@ struct Armed {
 struct Points {
     armed: Mutex<Vec<Armed>>,
     bugs: Vec<Bug>,
+    shrinks_early: bool,
 }
 
 /// Arms the points of this process.
-pub(super) fn arm(words: &str) {
+pub(super) fn arm(words: &str, shrinks_early: bool) {
     let armed = words.split(',').filter(|word| !word.is_empty()).map(|word| {
         let parts: Vec<&str> = word.split(':').collect();
         let point = Point::named(parts[0]).expect("a point of that name");
@@ -36,7 +39,7 @@ pub(super) fn arm(words: &str) {
     let bugs = std::env::var("BUGS").unwrap_or_default();
     let bugs = bugs.split(',').filter(|name| !name.is_empty());
     let bugs = bugs.map(|name| Bug::named(name).expect("a bug of that name")).collect();
-    install_hook(Points { armed: Mutex::new(armed.collect()), bugs });
+    install_hook(Points { armed: Mutex::new(armed.collect()), bugs, shrinks_early });
 }
 
 impl Points {
@@ -64,5 +67,9 @@ impl Hook for Points {
 
     fn bug(&self, bug: Bug) -> bool {
         self.bugs.contains(&bug)
+    }
+
+    fn shrinks_early(&self) -> bool {
+        self.shrinks_early
     }
 }

@@ -1,0 +1,38 @@
+//! The limits of keys, values and requests. Each is checked before a request reaches the log.
+//!
+//! ```
+//! use quorate::limits;
+//! assert!(limits::KEY_BYTES_MAX < limits::VALUE_BYTES_MAX);
+//! ```
+
+use std::time::Duration;
+
+/// The longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// The longest key after its zero bytes were doubled, as history stores it. Only keys with many zero bytes notice.
+pub const ESCAPED_KEY_BYTES_MAX: usize = 1900;
+/// The largest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// The largest write, in bytes: all keys, values and comparisons of one transaction together.
+pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
+/// The most comparisons, or operations in one branch, of a transaction. A nested one may have as many as those around it
+/// leave of them; how many there are side by side is limited by [`REQUEST_BYTES_MAX`] alone.
+pub const TXN_OPERATIONS_MAX: usize = 128;
+/// How deep transactions nest.
+pub const TXN_DEPTH_MAX: usize = 8;
+/// The most writes, reads, cursors or leases in one call between processes.
+pub const BATCH_MAX: usize = 4096;
+/// The most leases that one log entry expires.
+pub const EXPIRE_LEASES_MAX: usize = 1000;
+/// The longest time to live of a lease: 100 years.
+pub const TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// The longest that one call may wait, whatever its caller asks for.
+pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// The most bytes of key-values that one page of a range read carries.
+pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The most bytes of key-values that the answer of one transaction carries.
+pub const ANSWER_BYTES_MAX: usize = 12 * 1024 * 1024;
+/// The most keys that one transaction deletes.
+pub const DELETED_KEYS_MAX: u64 = 100 * 1000;
+/// The first byte that no key may begin with: the group keeps such keys for itself.
+pub const RESERVED_FIRST_BYTE: u8 = 0;

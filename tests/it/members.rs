@@ -173,7 +173,7 @@ async fn whoever_asks_twice_is_one_member() {
     client.put("watched", "before").await.unwrap();
     let mut watch = client.watch(KeyRange::key("watched")).await.unwrap();
     trio.client(0).remove_member(id).await.unwrap();
-    let ended = timeout(HEARTBEAT * 100, watch.recv()).await.expect("nothing will come");
+    let ended = timeout(HEARTBEAT * 200, watch.recv()).await.expect("nothing will come");
     assert_eq!(*ended.unwrap_err().reason(), Reason::MemberRemoved { node: id });
     trio.client(1).remove_member(id).await.expect("it is gone already");
     assert_eq!(fails(&node).await, Reason::MemberRemoved { node: id });
@@ -221,7 +221,14 @@ async fn changes_that_would_hurt_are_refused() {
         assert!(started.elapsed() < PATIENCE, "it is still heard of");
         sleep(HEARTBEAT).await;
     }
-    let error = client.promote_member(id).timeout(HEARTBEAT * 4).await.unwrap_err();
+    // Whose time is up in the middle of an attempt hears only that.
+    let error = loop {
+        let error = client.promote_member(id).timeout(HEARTBEAT * 4).await.unwrap_err();
+        if !matches!(error.reason(), Reason::DeadlinePassed { .. }) {
+            break error;
+        }
+        assert!(started.elapsed() < PATIENCE, "it never says why");
+    };
     assert_eq!(*error.reason(), Reason::NotCaughtUp { node: id, behind: None });
     assert!(error.is_retryable());
 
@@ -271,7 +278,7 @@ async fn only_who_belongs_to_the_group_gets_in() {
     // What is sent to it would come to another, founder or not, leader or not.
     for taken in &trio.addresses {
         let twice = newcomer.builder().advertise(taken).join(&trio.addresses);
-        let twice = timeout(HEARTBEAT * 100, twice).await.expect("it waits for ever").unwrap_err();
+        let twice = timeout(PATIENCE, twice).await.expect("it waits for ever").unwrap_err();
         assert!(matches!(twice.reason(), Reason::BadMembers { .. }), "{twice}");
         assert!(twice.to_string().contains(&format!("is at {taken} and answers")), "{twice}");
         assert!(!twice.is_retryable(), "{twice}");

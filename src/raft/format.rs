@@ -275,14 +275,13 @@ mod tests {
         let put = crate::types::Op::put("a-key-of-usual-length", vec![7; 100]);
         let put = Proposal::from(Command::Txn(crate::types::TxnOp::single(put.0)));
         let entry = Entry { log_id: at(3, 2, 7), payload: EntryPayload::Normal(put.into()) };
-        let received = Bytes::from(vec![entry.clone(); 1000].to_bytes());
+        let received = vec![entry; 1000].to_bytes();
         let mut decoded = None;
         let taken = allocation_counter::measure(|| {
             decoded = Some(Vec::<Entry>::from_bytes(received.clone()).unwrap());
         });
         let taken = taken.bytes_current as usize + received.len();
         let counted: usize = decoded.iter().flatten().map(memory_bytes).sum();
-        println!("{} bytes each, {} counted", taken / 1000, counted / 1000);
         assert!((counted / 2..=counted).contains(&taken), "{taken} bytes, {counted} counted");
     }
 

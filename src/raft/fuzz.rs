@@ -229,7 +229,7 @@ pub(crate) mod seeds {
         let partly = AppendEntriesResponse::<Types>::PartialSuccess(Some(at(2)));
         let higher = AppendEntriesResponse::<Types>::HigherVote(vote());
         let granted = VoteResponse::<Types>::new(vote(), Some(at(4)), true);
-        let chunk = [&[0; 8], &b"QSNP\x01"[..]].concat();
+        let chunk = [&[0; 8], &b"QSNP\x03"[..]].concat();
         let mark = |index: u64| Mark { index, hash: u128::from(index) << 64 };
         let report = Report {
             format: HASH_FORMAT,

@@ -142,7 +142,7 @@ async fn check_address(shared: &Shared, members: &Membership, join: &Join) -> Re
     let unheard = (shared.timing.heartbeat * 3).min(ADDRESS_PATIENCE);
     loop {
         let (metrics, so_far) = (metrics(&shared.raft), asked.elapsed());
-        let silent_for = |node: &u64| lag(shared, &metrics, *node).1;
+        let silent_for = |node: &u64| lag(shared.identity.node, &metrics, *node).1;
         let answers = |node: &&u64| {
             **node == shared.identity.node || silent_for(node).is_some_and(|it| it < so_far)
         };

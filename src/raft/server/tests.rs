@@ -310,7 +310,8 @@ async fn a_state_is_not_handed_out_while_nobody_can_tell_which_is_right() {
             }
             _ => {
                 answer.unwrap();
-                let piece = leader.try_call(method::SEED_NEXT, (7_u64, 0_u64).to_bytes()).await.unwrap();
+                let piece =
+                    leader.try_call(method::SEED_NEXT, (7_u64, 0_u64).to_bytes()).await.unwrap();
                 assert!(!piece.is_empty(), "{verdict:?}");
                 // It has come to its end, and there is none that could be gone on with.
                 let end = (7_u64, piece.len() as u64).to_bytes();

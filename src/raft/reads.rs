@@ -6,8 +6,6 @@
 //! read ─┘   (the next round)  └─ another does: ask it, once                 ┘
 //! ```
 //!
-//! Two rounds may be under way; who comes then waits for the first of them to end, and for one of its own.
-//!
 //! Invariant: a round serves only reads that came before it began. One that was under way already might have asked its
 //! quorum before the write that the read must see.
 
@@ -17,21 +15,13 @@ use crate::api::{Call, Request, Response};
 use crate::error::{Error, Reason};
 use crate::fault::{Bug, bug};
 use crate::mvcc::LogPosition;
-use futures::StreamExt;
-use futures::future::{Either, select};
-use futures::stream::FuturesUnordered;
 use openraft::ReadPolicy;
 use openraft::errors::{ForwardToLeader, LinearizableReadError, RaftError};
-use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// How many reads may wait to be taken into a round.
 const WAITING_MAX: usize = 4096;
-
-/// How many rounds may be under way. When one ends, those whom it served come again, one after the other. The first of
-/// them begins the next round; with that alone all others would wait for a second one.
-const ROUNDS: usize = 2;
 
 type Waiting = oneshot::Sender<Result<LogPosition, Error>>;
 
@@ -61,40 +51,17 @@ impl Reads {
     }
 }
 
-/// Carries out rounds, until nobody can ask any more.
+/// Carries out round after round, until nobody can ask any more.
 pub(crate) async fn rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiting>) {
-    let mut under_way = FuturesUnordered::new();
-    loop {
-        let mut served = Vec::new();
-        let came = match under_way.len() {
-            0 => waiting.recv_many(&mut served, WAITING_MAX).await,
-            ROUNDS => {
-                under_way.next().await;
-                continue;
-            }
-            _ => {
-                let coming = pin!(waiting.recv_many(&mut served, WAITING_MAX));
-                match select(coming, under_way.next()).await {
-                    Either::Left((came, _)) => came,
-                    Either::Right(_) => continue,
-                }
-            }
-        };
-        if came == 0 {
-            return;
+    let mut served = Vec::new();
+    while waiting.recv_many(&mut served, WAITING_MAX).await > 0 {
+        let limit = shared.timing.election_max();
+        let round = tokio::time::timeout(limit, round(&shared)).await;
+        let round = round.unwrap_or_else(|_| Err(Reason::NoLeader.into()));
+        for waiting in served.drain(..) {
+            // Whoever asked may have gone.
+            let _ = waiting.send(round.clone());
         }
-        under_way.push(serve(&shared, served));
-    }
-}
-
-/// One round, for all who came before it.
-async fn serve(shared: &Shared, served: Vec<Waiting>) {
-    let limit = shared.timing.election_max();
-    let round = tokio::time::timeout(limit, round(shared)).await;
-    let round = round.unwrap_or_else(|_| Err(Reason::NoLeader.into()));
-    for waiting in served {
-        // Whoever asked may have gone.
-        let _ = waiting.send(round.clone());
     }
 }
 

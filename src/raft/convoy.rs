@@ -271,7 +271,7 @@ async fn forward(leader: &RpcClient, batch: &[&Payload], deadline: Instant) -> V
 }
 
 /// Whether the leader's answer to a forwarded proposal is one, or says that it did not append it.
-fn sort(outcome: Result<Applied, Error>) -> Tried {
+pub(super) fn sort(outcome: Result<Applied, Error>) -> Tried {
     match outcome {
         Err(error) if error.may_have_applied() => Tried::Answered(Err(error)),
         // A leader that is shutting down, or a connection that could not be made, took nothing.

@@ -20,6 +20,7 @@
 
 use super::Payload;
 use super::aside;
+use super::convoy;
 use super::leases::Remaining;
 use super::member::{ADMISSION_UNITS, Leadership, Shared};
 use super::members;
@@ -247,8 +248,19 @@ impl Gateway {
         let leader = leadership.leader.map(NodeId::from);
         match self.shared.leader_client(leadership) {
             Some(_) if forwarded => refuse(Reason::NotLeader { leader }),
-            Some(client) => self.shared.convoy.send(&client, batch, deadline).await,
+            Some(client) => {
+                let tried = self.shared.convoy.send(&client, batch, deadline).await;
+                tried.into_iter().map(|it| self.of_leader(it)).collect()
+            }
             None => refuse(Reason::NoLeader),
+        }
+    }
+
+    /// What became of a write that the leader tried, in the eyes of this member.
+    fn of_leader(&self, tried: Tried) -> Tried {
+        match tried {
+            Tried::Answered(Err(error)) => convoy::sort(Err(self.shared.passed_on(error))),
+            tried => tried,
         }
     }
 
@@ -415,7 +427,8 @@ impl Gateway {
                     Some(client) => {
                         point(Point::ForwardCall);
                         let timeout = deadline.saturating_duration_since(Instant::now());
-                        client.call(Call { request: again.clone(), timeout }).await
+                        let answer = client.call(Call { request: again.clone(), timeout }).await;
+                        answer.map_err(|error| self.shared.passed_on(error))
                     }
                     None => Err(Reason::NoLeader.into()),
                 }

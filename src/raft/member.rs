@@ -25,7 +25,7 @@ use super::pace::Pace;
 use super::reads::{Reads, rounds};
 use super::reseed;
 use super::state::{FLUSH_EVERY, Head, State, shrink_in_time};
-use crate::error::{Error, Fault, Reason};
+use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
 use futures::future::{Either, select};
@@ -171,6 +171,11 @@ impl Shared {
     /// Why openraft does not answer any more.
     pub(crate) fn stopped(&self) -> Error {
         self.fault().unwrap_or_else(|| Reason::Closed.into())
+    }
+
+    /// An error of the leader, of a request that this member has passed on to it.
+    pub(crate) fn passed_on(&self, error: Error) -> Error {
+        passed_on(self.identity.node, error)
     }
 
     /// The fault of this member, if it has one: as whoever met it reported it, and else in openraft's words.
@@ -502,5 +507,41 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
             Either::Left((changed, _)) => changed.is_err(),
             Either::Right((changed, _)) => changed.is_err(),
         };
+    }
+}
+
+/// What an error of another member, the leader, says to whoever asked this one: that it has ended, whatever its end was, is no
+/// end of this one, and somebody else leads soon.
+fn passed_on(own: u64, error: Error) -> Error {
+    let is_its_end = match error.reason() {
+        Reason::MemberRemoved { node } => node.get() != own,
+        _ => matches!(error.kind(), ErrorKind::Storage | ErrorKind::Closed),
+    };
+    match (is_its_end, error.may_have_applied()) {
+        (false, _) => error,
+        (true, false) => Reason::NoLeader.into(),
+        (true, true) => Error::from(Reason::LeaderChanged).unknown_outcome(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Otherwise a client hears that its member was removed, or shut down, and gives up, when that was another.
+    #[test]
+    fn the_end_of_a_leader_is_not_that_of_whoever_asks_it() {
+        let removed = |node: u64| Error::from(Reason::MemberRemoved { node: node.into() });
+        assert_eq!(*passed_on(1, removed(2)).reason(), Reason::NoLeader);
+        assert_eq!(*passed_on(1, removed(1)).reason(), *removed(1).reason());
+        for end in [Reason::Closed, Reason::AssertionFailed { detail: "a bug".to_owned() }] {
+            let passed = passed_on(1, end.clone().into());
+            assert!(passed.is_retryable() && !passed.may_have_applied());
+            let passed = passed_on(1, Error::from(end).unknown_outcome());
+            assert_eq!(*passed.reason(), Reason::LeaderChanged);
+            assert!(passed.may_have_applied());
+        }
+        let refused = Error::from(Reason::NoSpace);
+        assert_eq!(*passed_on(1, refused).reason(), Reason::NoSpace);
     }
 }

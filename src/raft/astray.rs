@@ -5,7 +5,7 @@ use super::Membership;
 use super::config::Timing;
 use super::identity::Identity;
 use super::log::LogStore;
-use super::reseed::{Asker, Reseed};
+use super::reseed::{Asker, Reseed, Why};
 use super::state::State;
 use crate::api::{Command, Proposal};
 use crate::mvcc::{Body, Entry, Generations, LogPosition};
@@ -48,6 +48,11 @@ pub(crate) fn next(position: LogPosition) -> LogPosition {
 /// Marks the state of a member that does not run as one that is not to be opened, without a word.
 pub(crate) fn distrust(folder: &Path) {
     Generations::open(folder).unwrap().distrust(b"").unwrap();
+}
+
+/// The same of one that is damaged.
+pub(crate) fn distrust_as_damaged(folder: &Path) {
+    Generations::open(folder).unwrap().distrust(&Why::IsDamaged.word(None)).unwrap();
 }
 
 /// Has a member that does not run get the state of one of these, as its start would, and says of which terms its vote and that

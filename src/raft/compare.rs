@@ -24,6 +24,7 @@
 use super::marks::{Report, Verdict, judge};
 use super::member::Shared;
 use super::network::{client, method, read_answer};
+use super::reseed::Why;
 use super::{Membership, Peer};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, bug};
@@ -111,7 +112,7 @@ fn pause(time: Duration) -> Duration {
 async fn isolate(shared: &Arc<Shared>, membership: &Membership, reason: Reason) {
     tracing::error!(node = shared.identity.node, %reason, "this member's state is not that of the group");
     // A disk that stalls or fails must not keep a wrong state in service. Without a mark the next life finds out again.
-    mark(shared, membership).await;
+    mark(shared, Why::Differs, membership).await;
     shared.state.fail(Fault::from_reason(reason));
 }
 
@@ -122,13 +123,14 @@ pub(super) async fn mark_damaged(shared: &Shared) -> bool {
         return false;
     }
     let membership = shared.membership();
-    let is_alone = membership.nodes().all(|(node, _)| *node == shared.identity.node);
-    !is_alone && mark(shared, &membership).await
+    // A learner may have nothing of it yet.
+    let is_alone = membership.voter_ids().all(|node| node == shared.identity.node);
+    !is_alone && mark(shared, Why::IsDamaged, &membership).await
 }
 
 /// Marks the state as one that is not to be opened again, and says whether that is on the disk.
-async fn mark(shared: &Shared, membership: &Membership) -> bool {
-    let marked = shared.state.distrust(super::reseed::word(membership));
+async fn mark(shared: &Shared, why: Why, membership: &Membership) -> bool {
+    let marked = shared.state.distrust(why.word(Some(membership)));
     match timeout(shared.timing.election_max(), marked).await {
         Ok(Ok(())) => true,
         Ok(Err(fault)) => {

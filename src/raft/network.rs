@@ -19,7 +19,7 @@ use super::identity::Identity;
 use super::machine::{SnapshotData, SnapshotOf};
 use super::pace::{Pace, Transfer};
 use super::state::State;
-use super::{Peer, Types, Vote};
+use super::{Membership, Peer, Types, Vote};
 use crate::codec::layout::Layout;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Point, point};
@@ -251,6 +251,7 @@ impl Connection {
         let sending = self.bulk.state.sending.begin();
         let transfer = name()?;
         self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
+        let members = snapshot.meta.last_membership.membership().clone();
         let mut reader = SnapshotReader::new(*view);
         let (mut offset, mut under_way) = (0u64, Transfer::begin());
         loop {
@@ -265,8 +266,7 @@ impl Connection {
             });
             let chunk;
             (reader, chunk) = read.await?;
-            // What is wrong with the own tables is no trouble of the way to the other.
-            let chunk = chunk.map_err(|fault| self.bulk.state.fail(fault))?;
+            let chunk = chunk.map_err(|fault| self.cannot_read(fault, &members))?;
             let Some(chunk) = chunk else { break };
             self.send_chunk(transfer, offset, &chunk).await?;
             offset += chunk.len() as u64;
@@ -276,6 +276,17 @@ impl Connection {
         drop(reader);
         point(Point::SnapshotSent);
         self.end(vote).await
+    }
+
+    /// What is wrong with the own tables is no trouble of the way to the other: this member fails, if it can be spared. If not,
+    /// all that the group has goes on as well as it can, and only whoever wants a snapshot of it waits.
+    fn cannot_read(&self, fault: Fault, members: &Membership) -> Error {
+        if !fault.is_of_tables() || can_be_spared(members, 1) {
+            return self.bulk.state.fail(fault);
+        }
+        let error = Error::from(fault);
+        tracing::error!(to = self.target, %error, "there is no snapshot of this member, and no majority without it");
+        error
     }
 
     /// Has a snapshot that was sent take effect. To look over a large one takes longer than a call: it goes on meanwhile, and
@@ -421,6 +432,12 @@ impl RaftNetworkV2<Types> for Connection {
         let refused = Error::from(Reason::LeaderChanged);
         Err(RPCError::Unreachable(Unreachable::new(&refused)))
     }
+}
+
+/// Whether there is a majority of the voters without `count` of them, of which this member is one.
+pub(super) fn can_be_spared(members: &Membership, count: usize) -> bool {
+    let voters = members.voter_ids().count();
+    voters.saturating_sub(count) > voters / 2
 }
 
 #[cfg(test)]

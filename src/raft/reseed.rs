@@ -34,8 +34,9 @@
 //! out, again and again.
 //!
 //! Invariants
-//! - at whatever step the power goes, the mark is there, or the new state counts; with the mark nothing of the old state is
+//! - at whatever step the power goes, the mark is there, or the new state counts; with the mark nothing of a wrong state is
 //!   opened, and all begins anew;
+//! - a damaged state is not given up before there is another: others may have lost theirs as well;
 //! - of the log nothing goes but what was never committed;
 //! - a vote is only ever raised, and is no lower than the term of the state when that counts.
 
@@ -58,18 +59,38 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What the mark says: whom to ask.
-pub(super) fn word(membership: &Membership) -> Bytes {
-    let members = membership.to_bytes();
-    [&crc32c::crc32c(&members).to_be_bytes()[..], &members].concat().into()
+/// Why a state is not trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It is not that of a majority: it is never opened again.
+    Differs,
+    /// Bytes of it have changed. Its rows have checksums, so nothing of it shows that was not written: if nobody has another
+    /// state to give, it is opened all the same, as far as that is possible.
+    IsDamaged,
 }
 
-/// The members that a mark names. One that cannot be read is a mark all the same.
-fn read_word(word: Vec<u8>) -> Option<Membership> {
-    let mut word = Bytes::from(word);
-    let members = (word.len() > 4).then(|| word.split_off(4))?;
-    let is_whole = crc32c::crc32c(&members).to_be_bytes() == word[..];
-    Membership::from_bytes(members).ok().filter(|_| is_whole)
+impl Why {
+    /// What the mark says: this, and whom to ask.
+    pub(super) fn word(self, membership: Option<&Membership>) -> Bytes {
+        let why = u8::from(self == Self::IsDamaged);
+        let members = membership.map(Layout::to_bytes).unwrap_or_default();
+        let word = [&[why], &members[..]].concat();
+        [&crc32c::crc32c(&word).to_be_bytes()[..], &word].concat().into()
+    }
+
+    /// What a mark says. One that cannot be read is a mark all the same.
+    fn read(word: Vec<u8>) -> (Self, Option<Membership>) {
+        let mut word = Bytes::from(word);
+        let said = word.split_off(word.len().min(4));
+        let is_whole = crc32c::crc32c(&said).to_be_bytes() == word[..];
+        match said.split_first() {
+            Some((why, _)) if is_whole => {
+                let why = if *why == 1 { Self::IsDamaged } else { Self::Differs };
+                (why, Membership::from_bytes(said.slice(1..)).ok())
+            }
+            _ => (Self::Differs, None),
+        }
+    }
 }
 
 /// How long the environment of a damaged state may take to be closed.
@@ -103,14 +124,20 @@ async fn mark_damaged(folder: &Path, map_bytes: usize, log: &LogStore) -> Result
     let records = Records::open(log).await?;
     let Some(founding) = &records.founding else { return Ok(false) };
     let generations = Generations::open(folder)?;
-    let members = members_in(&generations, map_bytes);
-    let mut others: BTreeMap<u64, Peer> = founding.members().collect();
-    others.extend(members_in_log(log).await?);
-    others.extend(members.iter().flat_map(nodes));
-    if others.values().all(|peer| peer.incarnation == records.incarnation) {
+    let in_log = members_in_log(log).await?.newest;
+    let members = in_log.or_else(|| members_in(&generations, map_bytes));
+    // Whoever does not vote may have nothing of it yet.
+    let voters: Vec<Peer> = match &members {
+        None => founding.members().map(|(_, peer)| peer).collect(),
+        Some(members) => {
+            let votes = |node: u64| members.voter_ids().any(|voter| voter == node);
+            nodes(members).filter(|(node, _)| votes(*node)).map(|(_, peer)| peer).collect()
+        }
+    };
+    if voters.iter().all(|peer| peer.incarnation == records.incarnation) {
         return Ok(false);
     }
-    generations.distrust(&members.as_ref().map(word).unwrap_or_default())?;
+    generations.distrust(&Why::IsDamaged.word(members.as_ref()))?;
     Ok(true)
 }
 
@@ -122,12 +149,20 @@ fn members_in(generations: &Generations, map_bytes: usize) -> Option<Membership>
     Membership::from_bytes(members?.1).ok()
 }
 
-/// The members that the own log names, as far as it reaches back.
-async fn members_in_log(log: &LogStore) -> Result<BTreeMap<u64, Peer>, Fault> {
+/// The members that the own log names.
+#[derive(Default)]
+struct InLog {
+    /// All, as far as it reaches back.
+    all: BTreeMap<u64, Peer>,
+    /// The last ones.
+    newest: Option<Membership>,
+}
+
+async fn members_in_log(log: &LogStore) -> Result<InLog, Fault> {
     let (mut log, (purged, last)) = (log.clone(), log.ends());
     let end = last.map_or(0, |last| last.index + 1);
     let mut next = purged.map_or(0, |purged| purged.index + 1);
-    let mut members = BTreeMap::new();
+    let mut members = InLog::default();
     while next < end {
         let unread = |error| Fault::disk("cannot read the log", error);
         // A piece at a time: it may be a gibibyte.
@@ -136,7 +171,8 @@ async fn members_in_log(log: &LogStore) -> Result<BTreeMap<u64, Peer>, Fault> {
         next = read.log_id.index + 1;
         for entry in &entries {
             if let EntryPayload::Membership(named) = &entry.payload {
-                members.extend(nodes(named));
+                members.all.extend(nodes(named));
+                members.newest = Some(named.clone());
             }
         }
     }
@@ -158,6 +194,7 @@ pub(super) fn advised(error: &Error) -> Error {
 pub(crate) struct Reseed {
     generations: Generations,
     map_bytes: usize,
+    why: Why,
     members: Option<Membership>,
 }
 
@@ -198,13 +235,16 @@ impl Reseed {
         let word = Generations::untrusted(folder)?;
         let Some(word) = word.filter(|_| !bug(Bug::UntrustedIsOpened)) else { return Ok(None) };
         let generations = Generations::open(folder)?;
-        Ok(Some(Self { generations, map_bytes, members: read_word(word) }))
+        let (why, members) = Why::read(word);
+        Ok(Some(Self { generations, map_bytes, why, members }))
     }
 
-    /// Puts the state of another member in its place. `founders` are asked as well.
+    /// Puts the state of another member in its place. `founders` are asked as well. One that is damaged, and not wrong, is
+    /// trusted again if no member hands another out within `patience`: it may be all that there is.
     ///
     /// # Errors
-    /// If no member hands a state out within `patience`, or this one's disk fails. Then it can be tried again.
+    /// If no member hands out a state in the place of a wrong one within `patience`, or this one's disk fails. Then it can be
+    /// tried again.
     ///
     /// # Cancel safety
     /// May be dropped: the next start begins anew.
@@ -241,14 +281,19 @@ impl Reseed {
                 }
             }
             if started.elapsed() > patience {
-                return Err(no_seed(&refused));
+                let error = no_seed(&refused);
+                if self.why == Why::Differs {
+                    return Err(error);
+                }
+                tracing::error!(node = asker.identity.node, %error, "the damaged state is opened all the same");
+                return Ok(self.generations.trust()?);
             }
             tokio::time::sleep(asker.timing.heartbeat).await;
         }
     }
 
-    /// The other members, whoever led last before the rest. A mark need not name all of them, so whoever was a member once is
-    /// asked as well.
+    /// The other members: whoever led last, those whom the mark names, and the rest. It need not name all of them, so whoever
+    /// was a member once is asked as well.
     async fn others(
         &self,
         log: &LogStore,
@@ -256,12 +301,13 @@ impl Reseed {
         founders: impl Iterator<Item = (u64, Peer)>,
     ) -> Result<Vec<(u64, Peer)>, Fault> {
         let mut others: BTreeMap<u64, Peer> = founders.collect();
-        others.extend(members_in_log(log).await?);
-        others.extend(self.members.iter().flat_map(nodes));
+        others.extend(members_in_log(log).await?.all);
+        let named: BTreeMap<u64, Peer> = self.members.iter().flat_map(nodes).collect();
+        others.extend(named.clone());
         others.remove(&asker.identity.node);
         let led = log.vote().map(|vote| vote.leader_id.node_id);
         let mut others: Vec<_> = others.into_iter().collect();
-        others.sort_by_key(|(node, _)| Some(*node) != led);
+        others.sort_by_key(|(node, _)| (Some(*node) != led, !named.contains_key(node)));
         Ok(others)
     }
 

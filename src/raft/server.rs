@@ -14,7 +14,7 @@ mod drafts;
 use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
 use super::marks::Verdict;
 use super::member::Shared;
-use super::network::method;
+use super::network::{can_be_spared, method};
 use super::state::{Draft, Loaded};
 use super::{LogId, Types, Vote, aside, drop_aside};
 use crate::codec::layout::{Input, Layout};
@@ -174,7 +174,18 @@ impl PeerServer {
         let (transfer, offset): (u64, u64) = read(body)?;
         self.shared.state.check()?;
         let (state, pace) = (Arc::clone(&self.shared.state), self.shared.pace.clone());
-        let next = self.blocking(move || state.seeds.next(from, transfer, offset, &pace)).await;
+        let next = aside(move || state.seeds.next(from, transfer, offset, &pace)).await?;
+        let next = match next {
+            // Whoever asks is away already. There may be another whom it can ask, and no majority without the two.
+            Err(LoadError::Fault(fault))
+                if fault.is_of_tables() && !can_be_spared(&self.shared.membership(), 2) =>
+            {
+                let error = Error::from(fault);
+                tracing::error!(to = from, %error, "this state cannot be handed out");
+                Err(error)
+            }
+            next => self.done(next),
+        };
         let piece = next.inspect_err(|error| {
             if matches!(error.reason(), Reason::TransferTooSlow { .. }) {
                 tracing::warn!(to = from, %error, "the state is handed out no further");
@@ -260,7 +271,12 @@ impl PeerServer {
         &self,
         work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
     ) -> Result<T, Error> {
-        match aside(work).await? {
+        let done = aside(work).await?;
+        self.done(done)
+    }
+
+    fn done<T>(&self, done: Result<T, LoadError>) -> Result<T, Error> {
+        match done {
             Ok(done) => Ok(done),
             Err(LoadError::Malformed(what)) => Err(malformed(what)),
             Err(LoadError::Fault(fault)) => Err(self.shared.state.fail(fault)),

@@ -354,7 +354,11 @@ impl State {
     /// this returns.
     pub(super) async fn distrust(self: &Arc<Self>, word: Bytes) -> Result<(), Fault> {
         let (done, result) = oneshot::channel();
-        let mark = move |state: &Arc<Self>| state.generations.distrust(&word);
+        // Nor is it that of another life any more, if this thread was held up for long.
+        let mark = move |state: &Arc<Self>| {
+            let _mine = state.naming()?;
+            state.generations.distrust(&word)
+        };
         // On that thread, so that it is done before the folder can be somebody else's.
         self.send_to_disk(Job::Run(Arc::clone(self), answering(done, mark)))?;
         result.await.unwrap_or_else(|_| Err(self.cause()))

@@ -308,6 +308,28 @@ async fn a_member_whose_state_is_damaged_says_so_and_gets_that_of_another() {
     group.shutdown().await;
 }
 
+/// All may have marked theirs, one after the other: then what is damaged is all that there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_state_in_whose_place_nobody_gives_another_is_opened_again() {
+    let mut group = Group::start(3).await;
+    group.node(0).client().put("k", VALUE).await.unwrap();
+    for member in 0..3 {
+        group.stop(member).await;
+        astray::distrust_as_damaged(&group.data(member));
+    }
+    let start =
+        |member: usize| group.builder(member).patience(HEARTBEAT * 5).form(group.addresses.clone());
+    let nodes = timeout(LONG, try_join_all((0..3).map(start))).await.expect("it hangs").unwrap();
+    for (member, node) in nodes.iter().enumerate() {
+        timeout(LONG, node.ready()).await.expect("it hangs").unwrap();
+        assert_eq!(local(node, "k".to_owned()).await.unwrap().as_deref(), Some(VALUE));
+        assert!(!group.data(member).join(MARK).exists());
+    }
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
+}
+
 /// The log is nobody else's, and a group of one has nobody who could help it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_is_not_given_up_for_a_damaged_log_or_where_there_is_no_other() {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::api::{Call, Response};
 use crate::mvcc::{self, Body, LogPosition};
+use crate::raft::StoredMembership;
 use crate::raft::machine::meta;
 use crate::raft::state::State;
 use crate::types::{Op, TxnOp};
@@ -302,11 +303,34 @@ fn rot(folder: &std::path::Path, value: &[u8]) {
 #[tokio::test]
 async fn rot_in_the_own_tables_is_not_sent_and_stops_the_sender() {
     let folder = tempfile::tempdir().unwrap();
-    let (snapshot, _) = snapshot(folder.path());
-    rot(folder.path(), &[3; 1000]);
-    let mut kit = kit(&[], 1 << 40).await;
-    let error = send(&mut kit, snapshot).await.unwrap_err();
-    assert!(matches!(error.reason(), Reason::Corrupt { .. }), "{error:?}");
-    let fault = kit.connection.bulk.state.check().unwrap_err();
-    assert_eq!(fault.reason(), error.reason());
+    for (voters, is_spare) in [(3, true), (1, false)] {
+        let folder = folder.path().join(format!("{voters}"));
+        std::fs::create_dir(&folder).unwrap();
+        let (mut snapshot, _) = snapshot(&folder);
+        let peer =
+            |id: u64| (id, crate::raft::Peer { address: format!("a:{id}"), incarnation: id });
+        // With a learner, who has nothing of it yet.
+        let nodes = (1..=voters + 1).map(peer).collect::<BTreeMap<_, _>>();
+        let members = Membership::new(vec![(1..=voters).collect()], nodes).unwrap();
+        snapshot.meta.last_membership = StoredMembership::new(None, members);
+        rot(&folder, &[3; 1000]);
+        let mut kit = kit(&[], 1 << 40).await;
+        let error = send(&mut kit, snapshot).await.unwrap_err();
+        assert!(matches!(error.reason(), Reason::Corrupt { .. }), "{error:?}");
+        let fault = kit.connection.bulk.state.check().err();
+        let expected = is_spare.then(|| error.reason().clone());
+        assert_eq!(fault.map(|it| it.reason().clone()), expected, "{voters} voters");
+    }
+}
+
+#[test]
+fn a_majority_is_left_or_nobody_can_be_spared() {
+    let peer = |id: u64| (id, crate::raft::Peer { address: "a".into(), incarnation: id });
+    let members = |voters: u64| {
+        let nodes = (1..=7).map(peer).collect::<BTreeMap<_, _>>();
+        Membership::new(vec![(1..=voters).collect()], nodes).unwrap()
+    };
+    let spared = |count| [1, 2, 3, 4, 5].map(|voters| can_be_spared(&members(voters), count));
+    assert_eq!(spared(1), [false, false, true, true, true]);
+    assert_eq!(spared(2), [false, false, false, false, true]);
 }

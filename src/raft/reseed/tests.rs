@@ -131,14 +131,18 @@ fn a_mark_names_members_and_is_one_without() {
     let peer = |id: u64| (id, Peer { address: format!("a:{id}"), incarnation: id });
     let voters = vec![BTreeSet::from([1, 2])];
     let members = Membership::new(voters, BTreeMap::from([1, 2].map(peer))).unwrap();
-    let said = word(&members);
-    assert_eq!(read_word(said.to_vec()), Some(members));
-    for length in 0..said.len() {
-        assert_eq!(read_word(said[..length].to_vec()), None);
+    for why in [Why::Differs, Why::IsDamaged] {
+        let said = why.word(Some(&members));
+        assert_eq!(Why::read(said.to_vec()), (why, Some(members.clone())));
+        for length in 0..said.len() {
+            assert_eq!(Why::read(said[..length].to_vec()), (Why::Differs, None));
+        }
+        assert_eq!(Why::read(why.word(None).to_vec()), (why, None));
     }
+    let said = Why::Differs.word(Some(&members));
     let mut changed = said.to_vec();
     *changed.last_mut().unwrap() ^= 1;
-    assert_eq!(read_word(changed), None);
+    assert_eq!(Why::read(changed), (Why::Differs, None));
 }
 
 /// A member that says where its state stands, and counts how often it is asked for more.

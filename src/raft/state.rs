@@ -23,6 +23,7 @@
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
+mod draft;
 mod shrink;
 #[cfg(test)]
 mod tests;
@@ -38,16 +39,16 @@ use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
 use crate::lmdb::{FolderLock, Worker};
-use crate::mvcc::{
-    self, Core, Generations, LoadError, Mark, Moment, SnapshotLoader, Store, VERIFIED_BYTES, View,
-};
+use crate::mvcc::{self, Core, Generations, Mark, Moment, Store, VERIFIED_BYTES, View};
 use crate::types::{Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use draft::DraftFolder;
+pub(crate) use draft::{Draft, Loaded};
 use openraft::storage::ApplyResponder;
 use shrink::Shrinking;
 pub(crate) use shrink::shrink_in_time;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -619,80 +620,6 @@ fn seed() -> Result<u64, Fault> {
         Fault::disk("cannot draw a random number", std::io::Error::other(error.to_string()))
     };
     getrandom::u64().map_err(failed)
-}
-
-/// A snapshot that is being received.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    loader: SnapshotLoader,
-    folder: DraftFolder,
-}
-
-impl Draft {
-    fn new(folder: DraftFolder, map_bytes: usize) -> Result<Self, Fault> {
-        let loader = SnapshotLoader::new(&folder.path, map_bytes)?.gathering(LOAD_BYTES);
-        Ok(Self { loader, folder })
-    }
-
-    /// The same, before there is a state to be beside of.
-    pub(super) fn beside(generations: &Generations, map_bytes: usize) -> Result<Self, Fault> {
-        let folder = DraftFolder { path: generations.draft(), _receiving: None };
-        Self::new(folder, map_bytes)
-    }
-
-    pub(crate) fn push(&mut self, chunk: &Bytes) -> Result<(), LoadError> {
-        self.loader.push(chunk)
-    }
-
-    /// Validates the whole of it and makes it durable.
-    pub(crate) fn finish(self) -> Result<Loaded, LoadError> {
-        Ok(Loaded { store: self.loader.finish()?, folder: self.folder })
-    }
-}
-
-/// A whole, valid and durable state that is not the current one yet.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    store: Store,
-    folder: DraftFolder,
-}
-
-/// A folder that goes away with its owner, unless it has become the current state.
-#[derive(Debug)]
-struct DraftFolder {
-    path: PathBuf,
-    /// If it is for a snapshot.
-    _receiving: Option<Counted>,
-}
-
-impl DraftFolder {
-    fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.path)
-    }
-}
-
-impl Drop for DraftFolder {
-    fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            // What stays is removed when the node starts again.
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-impl Loaded {
-    /// Closes it, and makes it the state that the next opening finds.
-    pub(super) fn become_current(self, generations: &Generations) -> Result<(), Fault> {
-        let Self { store, folder } = self;
-        if !store.close(CLOSING) {
-            return Err(Fault::already_open(&folder.path));
-        }
-        generations.publish(&folder.keep())
-    }
-
-    pub(crate) fn view(&self) -> Result<View, Fault> {
-        self.store.view()
-    }
 }
 
 impl Head {

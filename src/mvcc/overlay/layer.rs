@@ -28,7 +28,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering as Memory};
 use std::sync::{Arc, OnceLock};
 
-/// The entries of the first piece; each further one has twice as many.
+/// The entries of the first piece, or more if it is known that there will be; each further one has twice as many.
 const FIRST: u64 = 64;
 /// As many pieces as there are numbers for entries.
 const PIECES: usize = 26;
@@ -62,8 +62,13 @@ struct Back {
 impl<V> Layer<V> {
     /// An empty one. The seed keeps those who choose the keys from knowing where they come to lie.
     pub(in crate::mvcc) fn new(seed: u64) -> Self {
+        Self::with_room(seed, 0)
+    }
+
+    /// The same, with room for so many keys, that none is taken which is not needed.
+    pub(in crate::mvcc) fn with_room(seed: u64, keys: usize) -> Self {
         let order = ArcSwap::from_pointee(Order::default());
-        Self { entries: Shelf::new(), index: Index::new(seed), order }
+        Self { entries: Shelf::with_room(keys), index: Index::with_room(seed, keys), order }
     }
 
     /// The seed that it was made with.
@@ -292,32 +297,37 @@ fn merged(one: &[u32], two: &[u32], compare: impl Fn(&u32, &u32) -> Ordering) ->
 /// Grows at its end, in pieces that stay where they are.
 #[derive(Debug)]
 struct Shelf<T> {
-    pieces: [OnceLock<Box<[OnceLock<T>]>>; PIECES],
+    /// How many entries the first piece has. The second has [`FIRST`].
+    room: u32,
+    pieces: [OnceLock<Box<[OnceLock<T>]>>; PIECES + 1],
     length: AtomicU32,
 }
 
-/// The piece in which an entry stands, and where in it.
-fn place(number: u32) -> (usize, usize) {
-    let number = u64::from(number) + FIRST;
-    let piece = number.ilog2() - FIRST.ilog2();
-    (piece as usize, (number - (FIRST << piece)) as usize)
-}
-
 impl<T> Shelf<T> {
-    fn new() -> Self {
-        Self { pieces: [const { OnceLock::new() }; PIECES], length: AtomicU32::new(0) }
+    fn with_room(entries: usize) -> Self {
+        let room = u32::try_from(entries).unwrap_or(u32::MAX).max(FIRST as u32);
+        Self { room, pieces: [const { OnceLock::new() }; PIECES + 1], length: AtomicU32::new(0) }
+    }
+
+    /// The piece in which an entry stands, and where in it.
+    fn place(&self, number: u32) -> (usize, usize) {
+        let Some(behind) = number.checked_sub(self.room) else { return (0, number as usize) };
+        let number = u64::from(behind) + FIRST;
+        let piece = number.ilog2() - FIRST.ilog2();
+        (1 + piece as usize, (number - (FIRST << piece)) as usize)
     }
 
     fn get(&self, number: u32) -> Option<&T> {
-        let (piece, at) = place(number);
+        let (piece, at) = self.place(number);
         self.pieces.get(piece)?.get()?.get(at)?.get()
     }
 
     /// For one thread only.
     fn push(&self, item: T) {
         let number = self.length.load(Memory::Relaxed);
-        let (piece, at) = place(number);
-        let length = (FIRST << piece) as usize;
+        let (piece, at) = self.place(number);
+        let length =
+            piece.checked_sub(1).map_or(self.room as usize, |piece| (FIRST << piece) as usize);
         let room = || std::iter::repeat_with(OnceLock::new).take(length).collect();
         let is_set = self.pieces[piece].get_or_init(room)[at].set(item).is_ok();
         assert!(is_set, "only one puts");
@@ -350,10 +360,12 @@ pub(super) fn parsed(slot: u64) -> Option<(u32, u32)> {
 }
 
 impl Index {
-    fn new(seed: u64) -> Self {
+    fn with_room(seed: u64, keys: usize) -> Self {
+        let slots = (2 * keys as u64 + 1).next_power_of_two().max(FIRST);
+        let first = (slots.ilog2() - FIRST.ilog2()) as usize;
         let tables = [const { OnceLock::new() }; PIECES];
-        let index = Self { seed, tables, current: AtomicUsize::new(0), keys: AtomicU32::new(0) };
-        index.table(0);
+        let index = Self { seed, tables, current: first.into(), keys: AtomicU32::new(0) };
+        index.table(first);
         index
     }
 
@@ -428,8 +440,9 @@ mod tests {
         fn it_is_a_map_at_every_moment(
             puts in vec((0u8..40, any::<u32>()), 0..300),
             looks in vec((any::<prop::sample::Index>(), 0u8..40, 0u8..40), 0..20),
+            room in 0usize..300,
         ) {
-            let layer = Layer::new(7);
+            let layer = Layer::with_room(7, room);
             let mut models = vec![BTreeMap::new()];
             for (key, value) in &puts {
                 let key = Bytes::from(vec![*key]);

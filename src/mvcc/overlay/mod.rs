@@ -87,8 +87,13 @@ impl Marks {
 
 impl Overlay {
     pub(super) fn new(seed: u64) -> Self {
+        Self::with_room(seed, 0)
+    }
+
+    /// The same, with room for changes of so many keys.
+    fn with_room(seed: u64, keys: usize) -> Self {
         Self {
-            changes: Layer::new(seed),
+            changes: Layer::with_room(seed, keys),
             leases: Layer::new(seed),
             attachments: Layer::new(seed),
             bytes: AtomicUsize::new(0),

@@ -32,7 +32,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// How much is kept, in bytes. Tests have less, so that it overflows.
-const RECENT_BYTES: usize = if SMALL { 512 << 10 } else { 32 << 20 };
+const RECENT_BYTES: usize = if SMALL { 512 << 10 } else { 16 << 20 };
 /// From which size on an overlay settles.
 const SETTLED_BYTES: usize = if SMALL { 16 << 10 } else { 1 << 20 };
 const SMALL: bool = cfg!(any(test, feature = "sim"));
@@ -203,7 +203,10 @@ impl Settled {
 
 /// The newest change of each key, of overlays of which the first is the newest.
 fn merged(parts: &[&Arc<Overlay>]) -> Overlay {
-    let merged = Overlay::new(parts.first().map_or(0, |it| it.changes.seed()));
+    let seed = parts.first().map_or(0, |it| it.changes.seed());
+    // There may be more, and hardly ever much more: the largest is the oldest.
+    let keys = parts.iter().map(|it| it.changes.keys()).max().unwrap_or(0);
+    let merged = Overlay::with_room(seed, keys);
     for part in parts {
         let newest_first = (0..part.changes.len()).rev();
         for entry in newest_first.filter_map(|number| part.changes.entry(number)) {

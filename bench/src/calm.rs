@@ -81,7 +81,7 @@ pub(crate) async fn calm(options: Options) -> Result {
     let keys = options.snapshot_mib * (1 << 20) / LARGE_BYTES as u64;
     let (from, to) = (KEYS, KEYS + keys);
     let puts = Job::Distinct { from, to, callers: 64, value_bytes: LARGE_BYTES };
-    group.work(Column::Remote, &puts).await?;
+    group.work(Column::EmbeddedLeader, &puts).await?;
     let writers = start_writers(&addresses[leader], &options, &times).await?;
     let quiet = measure(&times, sleep(Duration::from_secs(options.quiet))).await;
     let snapshot = measure(&times, group.start_again(&[away])).await;

@@ -24,7 +24,7 @@ use super::network::{Bulk, Network, Refusals};
 use super::pace::Pace;
 use super::reads::{Reads, rounds};
 use super::reseed;
-use super::state::{FLUSH_EVERY, Head, State, shrink_in_time};
+use super::state::{FLUSH_EVERY, Head, State, compact_in_time, shrink_in_time};
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::types::{NodeId, Status};
 use crate::wire::{Endpoint, RpcClient};
@@ -294,6 +294,7 @@ impl Member {
         tasks.spawn(duties::reign(Arc::clone(&shared)));
         tasks.spawn(duties::expire(Arc::clone(&shared)));
         tasks.spawn(flush_in_time(Arc::clone(&shared)));
+        tasks.spawn(compact_in_time(Arc::clone(&shared.state)));
         tasks.spawn(shrink_in_time(Arc::clone(&shared.state)));
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
         tasks.spawn(duties::watch_room(Arc::clone(&shared)));

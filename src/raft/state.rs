@@ -23,6 +23,7 @@
 //! - after a failure nothing is applied any more, and its cause is known before those who wait are let go;
 //! - no more than [`ROOM_UNITS`] of entries wait, but for a share that is larger by itself.
 
+mod compact;
 mod draft;
 mod shrink;
 #[cfg(test)]
@@ -43,6 +44,8 @@ use crate::mvcc::{self, Core, Generations, Mark, Moment, Store, VERIFIED_BYTES, 
 use crate::types::{Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use compact::Dead;
+pub(crate) use compact::compact_in_time;
 use draft::DraftFolder;
 pub(crate) use draft::{Draft, Loaded};
 use openraft::storage::ApplyResponder;
@@ -56,9 +59,6 @@ use std::time::Duration;
 pub(crate) use thread::FLUSH_BYTES;
 use thread::{Applier, Job, Share, Work, flush};
 use tokio::sync::{Semaphore, oneshot, watch};
-
-/// Rows of history that one step of physical compaction removes, so that applying never waits long for it.
-const COMPACT_ROWS: usize = 1000;
 
 /// How much of a snapshot is written to the disk at once: others on that disk wait behind it for their flushes.
 const LOAD_BYTES: usize = 1 << 20;
@@ -120,6 +120,7 @@ pub(crate) struct State {
     moment: ArcSwapOption<Moment>,
     generations: Generations,
     shrinking: Shrinking,
+    dead: Dead,
     map_bytes: usize,
     /// The thread that applies, and the one that flushes.
     applier: Mutex<Option<Worker<Work>>>,
@@ -174,10 +175,11 @@ impl State {
         let moment = core.moment();
         let head = Head::of(&moment);
         let applier = Applier::new(core);
-        let state = Arc::new(Self {
+        Ok(Arc::new(Self {
             moment: ArcSwapOption::from_pointee(moment),
             generations,
             shrinking: Shrinking::default(),
+            dead: Dead::default(),
             map_bytes,
             applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| {
                 applier.run(inbox)
@@ -197,9 +199,7 @@ impl State {
             first: OnceLock::new(),
             #[cfg(feature = "sim")]
             installed: 0.into(),
-        });
-        state.compact();
-        Ok(state)
+        }))
     }
 
     /// A state whose commits cost no flush, for tests that need many.
@@ -515,22 +515,6 @@ impl State {
         let used = self.store()?.bytes_in_use()?;
         self.used.store(used, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Removes compacted history, a step at a time, with whatever else is sent to the thread in between.
-    fn compact(self: &Arc<Self>) {
-        let step = |state: &Arc<Self>| {
-            // Nothing is written after a write that failed.
-            let Ok(store) = state.check().and_then(|()| state.store()) else { return };
-            point(Point::CompactStep);
-            match store.compact_step(COMPACT_ROWS).and_then(|done| state.measure().map(|()| done)) {
-                Ok(true) => point(Point::CompactStepDone),
-                Ok(false) => state.compact(),
-                Err(fault) => drop(state.fail(fault)),
-            }
-        };
-        // If the thread has ended there is nothing to compact for.
-        let _ = self.send_to_disk(Job::Run(Arc::clone(self), Box::new(step)));
     }
 
     /// An empty state beside the current one, to load a snapshot into.

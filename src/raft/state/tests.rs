@@ -157,6 +157,8 @@ async fn a_compaction_counts_at_once_and_makes_room_soon() {
     let position = mvcc::LogPosition { term: 1, node: 1, index: 5 };
     let command = Command::Compact(Revision::from(4));
     let compaction = mvcc::Entry { position, body: Body::Command(Arc::new(command.into())) };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(compact_in_time(Arc::clone(&state)));
     let before = commits(&state);
     state.hand_in(vec![compaction], vec![None], 100).await.unwrap();
     state.head().wait_for(|head| head.applied == Some(5)).await.unwrap();

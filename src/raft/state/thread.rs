@@ -252,7 +252,7 @@ impl Applier {
         }
         point(Point::StateAnswered);
         if batch.compacted.is_some() {
-            self.waiting.push((Arc::clone(state), Box::new(State::compact)));
+            self.waiting.push((Arc::clone(state), Box::new(|state| state.dead.note())));
         }
         self.go_on(state);
         Ok(())
@@ -365,7 +365,7 @@ impl Applier {
                 state.show(self.core.moment());
                 point(Point::ShrinkShown);
                 // History that waited to be removed from the tables may be in the copy.
-                state.compact();
+                state.dead.note();
                 state.measure()
             });
             moved.map_err(|fault| {

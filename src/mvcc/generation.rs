@@ -180,6 +180,11 @@ impl Generations {
         }
     }
 
+    /// Whether the state that counts is one that is not to be opened.
+    pub(crate) fn is_distrusted(&self) -> Result<bool, Fault> {
+        Self::untrusted(&self.folder).map(|word| word.is_some())
+    }
+
     /// Another state counts now. If the power goes first, that one is replaced once more.
     pub(crate) fn trust(&self) -> Result<(), Fault> {
         remove_file(&self.folder, UNTRUSTED)

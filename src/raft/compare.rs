@@ -130,7 +130,7 @@ pub(super) async fn mark_damaged(shared: &Shared) -> bool {
 
 /// Marks the state as one that is not to be opened again, and says whether that is on the disk.
 async fn mark(shared: &Shared, why: Why, membership: &Membership) -> bool {
-    let marked = shared.state.distrust(why.word(Some(membership)));
+    let marked = shared.state.distrust(why, why.word(Some(membership)));
     match timeout(shared.timing.election_max(), marked).await {
         Ok(Ok(())) => true,
         Ok(Err(fault)) => {

@@ -416,6 +416,7 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<Response, Error> {
         let started = Instant::now();
+        let mut is_unknown = false;
         loop {
             let leadership = self.shared.leadership();
             let leader = leadership.leader.map(NodeId::from);
@@ -434,9 +435,12 @@ impl Gateway {
                 }
             };
             match answer {
+                // All that comes here may be done twice, and means the same.
                 Err(error) if error.is_retryable() && !forwarded => {
+                    is_unknown |= error.may_have_applied();
                     if !self.wait_for_change(&leadership, deadline).await {
-                        return Err(out_of_time(&error, started));
+                        let error = out_of_time(&error, started);
+                        return Err(if is_unknown { error.unknown_outcome() } else { error });
                     }
                 }
                 answer => return answer,

@@ -434,10 +434,11 @@ impl RaftNetworkV2<Types> for Connection {
     }
 }
 
-/// Whether there is a majority of the voters without `count` of them, of which this member is one.
+/// Whether there is a majority of the voters without `count` of them, of which this member is one. While they change: of both
+/// the old and the new.
 pub(super) fn can_be_spared(members: &Membership, count: usize) -> bool {
-    let voters = members.voter_ids().count();
-    voters.saturating_sub(count) > voters / 2
+    let is_left = |voters: &BTreeSet<u64>| voters.len().saturating_sub(count) > voters.len() / 2;
+    members.get_joint_config().iter().all(is_left)
 }
 
 #[cfg(test)]

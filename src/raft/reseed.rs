@@ -36,7 +36,8 @@
 //! Invariants
 //! - at whatever step the power goes, the mark is there, or the new state counts; with the mark nothing of a wrong state is
 //!   opened, and all begins anew;
-//! - a damaged state is not given up before there is another: others may have lost theirs as well;
+//! - a damaged state is not given up before there is another, for others may have lost theirs as well; it is opened again only
+//!   if all of it is right;
 //! - of the log nothing goes but what was never committed;
 //! - a vote is only ever raised, and is no lower than the term of the state when that counts.
 
@@ -64,15 +65,19 @@ use tokio::time::Instant;
 pub(super) enum Why {
     /// It is not that of a majority: it is never opened again.
     Differs,
-    /// Bytes of it have changed. Its rows have checksums, so nothing of it shows that was not written: if nobody has another
-    /// state to give, it is opened all the same, as far as that is possible.
+    /// Bytes of it have changed, or could not be read. If nobody gives another, and all of it is found to be right after all, it
+    /// is opened again: somebody has put the file right, or it was the disk's bad moment.
     IsDamaged,
 }
 
 impl Why {
+    /// Nothing that a mark of before began with.
+    const IS_DAMAGED: u8 = 0xd1;
+    const DIFFERS: u8 = 0xd0;
+
     /// What the mark says: this, and whom to ask.
     pub(super) fn word(self, membership: Option<&Membership>) -> Bytes {
-        let why = u8::from(self == Self::IsDamaged);
+        let why = if self == Self::IsDamaged { Self::IS_DAMAGED } else { Self::DIFFERS };
         let members = membership.map(Layout::to_bytes).unwrap_or_default();
         let word = [&[why], &members[..]].concat();
         [&crc32c::crc32c(&word).to_be_bytes()[..], &word].concat().into()
@@ -85,7 +90,8 @@ impl Why {
         let is_whole = crc32c::crc32c(&said).to_be_bytes() == word[..];
         match said.split_first() {
             Some((why, _)) if is_whole => {
-                let why = if *why == 1 { Self::IsDamaged } else { Self::Differs };
+                let is_damaged = *why == Self::IS_DAMAGED;
+                let why = if is_damaged { Self::IsDamaged } else { Self::Differs };
                 (why, Membership::from_bytes(said.slice(1..)).ok())
             }
             _ => (Self::Differs, None),
@@ -239,12 +245,11 @@ impl Reseed {
         Ok(Some(Self { generations, map_bytes, why, members }))
     }
 
-    /// Puts the state of another member in its place. `founders` are asked as well. One that is damaged, and not wrong, is
-    /// trusted again if no member hands another out within `patience`: it may be all that there is.
+    /// Puts the state of another member in its place. `founders` are asked as well. One that was damaged, and not wrong, is
+    /// trusted again if no member hands another out within `patience`, and all of it turns out to be right.
     ///
     /// # Errors
-    /// If no member hands out a state in the place of a wrong one within `patience`, or this one's disk fails. Then it can be
-    /// tried again.
+    /// If neither comes to pass, or this one's disk fails. Then it can be tried again.
     ///
     /// # Cancel safety
     /// May be dropped: the next start begins anew.
@@ -281,14 +286,32 @@ impl Reseed {
                 }
             }
             if started.elapsed() > patience {
-                let error = no_seed(&refused);
-                if self.why == Why::Differs {
-                    return Err(error);
+                if self.why == Why::IsDamaged && self.is_whole().await? {
+                    tracing::warn!(
+                        node = asker.identity.node,
+                        "the state is right, and opened again"
+                    );
+                    return Ok(self.generations.trust()?);
                 }
-                tracing::error!(node = asker.identity.node, %error, "the damaged state is opened all the same");
-                return Ok(self.generations.trust()?);
+                return Err(no_seed(&refused));
             }
             tokio::time::sleep(asker.timing.heartbeat).await;
+        }
+    }
+
+    /// Whether every row of the state is what was written, and none is missing.
+    async fn is_whole(&self) -> Result<bool, Error> {
+        let (path, map_bytes) = (self.generations.current(), self.map_bytes);
+        let looked = aside(move || {
+            let store = Store::open(&path, map_bytes)?;
+            let looked = store.view().and_then(|view| view.verify());
+            store.close(CLOSING);
+            looked
+        });
+        match looked.await? {
+            Ok(()) => Ok(true),
+            Err(fault) if fault.is_of_tables() => Ok(false),
+            Err(fault) => Err(fault.into()),
         }
     }
 

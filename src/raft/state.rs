@@ -35,6 +35,7 @@ use super::identity::Base;
 use super::leases::Lessor;
 use super::log::LogStore;
 use super::marks::{Marks, Report};
+use super::reseed::Why;
 use super::seeds::Seeds;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
@@ -353,11 +354,18 @@ impl State {
 
     /// Marks the state as one that is not to be opened again, with a word for the next start. The mark is on the disk when
     /// this returns.
-    pub(super) async fn distrust(self: &Arc<Self>, word: Bytes) -> Result<(), Fault> {
+    pub(super) async fn distrust(self: &Arc<Self>, why: Why, word: Bytes) -> Result<(), Fault> {
         let (done, result) = oneshot::channel();
-        // Nor is it that of another life any more, if this thread was held up for long.
+        // Nor is it that of another life any more, if this thread was held up for long. The state may have failed by then.
         let mark = move |state: &Arc<Self>| {
-            let _mine = state.naming()?;
+            let _mine = state.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if state.moment.load().is_none() {
+                return Err(Fault::from_reason(Reason::Closed));
+            }
+            // A state that differs stays one, whatever else is wrong with it.
+            if why == Why::IsDamaged && state.generations.is_distrusted()? {
+                return Ok(());
+            }
             state.generations.distrust(&word)
         };
         // On that thread, so that it is done before the folder can be somebody else's.

@@ -139,6 +139,9 @@ fn a_mark_names_members_and_is_one_without() {
         }
         assert_eq!(Why::read(why.word(None).to_vec()), (why, None));
     }
+    let old = members.to_bytes();
+    let old = [&crc32c::crc32c(&old).to_be_bytes()[..], &old].concat();
+    assert_eq!(Why::read(old).0, Why::Differs, "a mark of before told of nothing else");
     let said = Why::Differs.word(Some(&members));
     let mut changed = said.to_vec();
     *changed.last_mut().unwrap() ^= 1;

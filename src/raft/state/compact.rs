@@ -11,7 +11,7 @@
 //!
 //! Nothing has to be remembered over a restart: what is dead stands at the front of the tables, and is looked for at each start.
 //!
-//! Invariant: a step holds up the thread that flushes for a few milliseconds, whatever the rows are.
+//! Invariant: a step with a rest after it holds up the thread that flushes for a few milliseconds, whatever the rows are.
 
 use super::{Job, State, answering};
 use crate::error::Fault;
@@ -58,9 +58,16 @@ impl Pace {
         Self { rows: 200, rests: RESTS }
     }
 
-    /// The rest after a step that took so long. The next step is as much larger or smaller as this one was too quick or slow.
-    fn after(&mut self, took: Duration) -> Duration {
-        let factor = STEP.as_secs_f64() / took.as_secs_f64().max(1e-6);
+    /// The rest after a step that took so long. The next step is as much larger or smaller as this one was too quick or slow;
+    /// without rests it is larger, for then it is the number of steps that counts: each is a flush, however slow the disk is.
+    fn after(&mut self, took: Duration, is_waited_for: bool) -> Duration {
+        if is_waited_for {
+            self.rests = 0;
+        }
+        let factor = match self.rests {
+            0 => 2.0,
+            _ => STEP.as_secs_f64() / took.as_secs_f64().max(1e-6),
+        };
         let rows = (self.rows as f64 * factor.clamp(0.5, 2.0)) as usize;
         self.rows = rows.clamp(*ROWS.start(), *ROWS.end());
         took * self.rests
@@ -88,10 +95,8 @@ pub(crate) async fn compact_in_time(state: Arc<State>) {
                 dead.mark_unchanged();
                 pace.hurry();
             }
-            let rest = pace.after(took);
-            // Somebody does wait for the room, if there is none left.
             let is_waited_for = state.moment().is_ok_and(|moment| moment.is_short_of_room());
-            sleep(if is_waited_for { Duration::ZERO } else { rest }).await;
+            sleep(pace.after(took, is_waited_for)).await;
         }
         if dead.changed().await.is_err() {
             return;
@@ -136,7 +141,7 @@ mod tests {
         let ten_steps = |pace: &mut Pace, row: Duration| {
             for _ in 0..10 {
                 let took = row * u32::try_from(pace.rows).unwrap();
-                assert_eq!(pace.after(took), took * RESTS);
+                assert_eq!(pace.after(took, false), took * RESTS);
             }
         };
         ten_steps(&mut pace, Duration::from_micros(10));
@@ -146,8 +151,15 @@ mod tests {
         ten_steps(&mut pace, Duration::ZERO);
         assert_eq!(pace.rows, *ROWS.end());
         (0..3).for_each(|_| pace.hurry());
-        assert_eq!(pace.after(STEP), STEP);
-        pace.hurry();
-        assert_eq!(pace.after(STEP), Duration::ZERO, "all that the disk can do");
+        assert_eq!(pace.after(STEP, false), STEP);
+        // On a slow disk the number of flushes is what there is little of.
+        let slow = Duration::from_millis(50);
+        let mut waited_for = Pace::new();
+        ten_steps(&mut waited_for, Duration::from_millis(1));
+        for (pace, is_waited_for) in [(&mut pace, false), (&mut waited_for, true)] {
+            pace.hurry();
+            (0..10).for_each(|_| assert_eq!(pace.after(slow, is_waited_for), Duration::ZERO));
+            assert_eq!(pace.rows, *ROWS.end(), "all that the disk can do");
+        }
     }
 }

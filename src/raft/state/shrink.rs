@@ -110,14 +110,14 @@ impl Limits {
     /// A simulated group is small, and does in seconds what others do in a month.
     #[cfg(feature = "sim")]
     const SIMULATED: Self = Self {
-        free_percent: 10,
-        free_bytes: 16 << 10,
+        free_percent: 5,
+        free_bytes: 8 << 10,
         piece_bytes: 4 << 10,
         bytes_per_second: NonZeroU64::new(64 << 10).expect("it is more than nothing"),
         tail_bytes: 512 << 10,
         room_bytes: 0,
-        look_every: Duration::from_millis(50),
-        rest: Duration::from_millis(100),
+        look_every: Duration::from_millis(25),
+        rest: Duration::from_millis(50),
         rest_max: Duration::from_millis(200),
         map_bytes: None,
         room: Generations::room,

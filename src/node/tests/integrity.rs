@@ -308,7 +308,23 @@ async fn a_member_whose_state_is_damaged_says_so_and_gets_that_of_another() {
     group.shutdown().await;
 }
 
-/// All may have marked theirs, one after the other: then what is damaged is all that there is.
+/// Rows may be missing, and whoever reads would not notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_state_that_is_not_right_is_not_opened_though_nobody_gives_another() {
+    let mut group = Group::start(3).await;
+    group.node(0).client().put("k", VALUE).await.unwrap();
+    for member in 0..3 {
+        group.stop(member).await;
+    }
+    rot(&group.data(0), VALUE);
+    astray::distrust_as_damaged(&group.data(0));
+    let start = group.builder(0).patience(HEARTBEAT * 5).form(group.addresses.clone());
+    let error = timeout(LONG, start).await.expect("it hangs").unwrap_err();
+    assert!(matches!(error.reason(), Reason::Unreachable { .. }), "{error:?}");
+    assert!(group.data(0).join(MARK).exists(), "the next start asks again");
+}
+
+/// All may have marked theirs, one after the other, and somebody has put the files right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_state_in_whose_place_nobody_gives_another_is_opened_again() {
     let mut group = Group::start(3).await;

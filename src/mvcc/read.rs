@@ -142,13 +142,14 @@ impl<'a> Reader<'a> {
         if let Some(value) = self.large_here(key, image.modified) {
             return Ok(value);
         }
-        let large = self.tables.large_value(self.txn, key, image.modified)?;
-        if large.value.len() == length { Ok(large.value) } else { Err(Table::Values.corrupt(key)) }
+        let value = self.tables.large_value(self.txn, key, image.modified)?;
+        if value.len() == length { Ok(value) } else { Err(Table::Values.corrupt(key)) }
     }
 
-    /// A large value that the tables may not have yet.
+    /// A large value that the tables may not have yet, or that is known without them.
     fn large_here(&self, key: &[u8], at: Position) -> Option<Bytes> {
-        let made = self.front.step(self.front.oldest(key, at)?);
+        let in_front = self.front.oldest(key, at).map(|found| self.front.step(found));
+        let made = in_front.or_else(|| self.recent.newest_step_since(key, at))?;
         made.large.clone().filter(|_| made.at == at)
     }
 

@@ -292,8 +292,7 @@ impl Change {
     /// watch passes are of no interest to it. A mark has the empty key, which nothing else has.
     pub(super) fn peek(content: &[u8]) -> Option<(&[u8], bool)> {
         let (number, rest) = content.split_first()?;
-        let (length, rest) = rest.split_first_chunk::<4>()?;
-        let key = rest.get(..u32::from_be_bytes(*length) as usize)?;
+        let (key, _) = split_prefixed(rest)?;
         Some((key, *number == PUT))
     }
 }
@@ -373,6 +372,21 @@ pub(super) struct LargeValue {
     pub(super) value: Bytes,
 }
 layout!(struct LargeValue { key, value });
+
+impl LargeValue {
+    /// The key and the value in a row's content: all that a read wants, where a record of its own costs two copies.
+    pub(super) fn peek(content: &[u8]) -> Option<(&[u8], &[u8])> {
+        let (key, rest) = split_prefixed(content)?;
+        let (value, rest) = split_prefixed(rest)?;
+        rest.is_empty().then_some((key, value))
+    }
+}
+
+/// The bytes that their length stands before, and what comes after them.
+fn split_prefixed(content: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = content.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_be_bytes(*length) as usize)
+}
 
 impl Record for LargeValue {
     const TABLE: Table = Table::Values;

@@ -19,10 +19,11 @@
 //! - `format` is written first and read before any other row is touched.
 
 use super::keys;
-use super::records::{Change, Format, Head, LargeValue, MetaRow, Record, Table};
+use super::records::{Change, Format, Head, LargeValue, MetaRow, Record, Table, content};
 use crate::api::Position;
 use crate::error::Fault;
 use crate::lmdb;
+use bytes::Bytes;
 use heed::types::Bytes as Raw;
 use heed::{CommitOrAbort, PutFlags, RoTxn, RwTxn};
 use std::ops::Bound;
@@ -203,10 +204,14 @@ impl Tables {
         txn: &RoTxn<'_>,
         key: &[u8],
         at: Position,
-    ) -> Result<LargeValue, Fault> {
+    ) -> Result<Bytes, Fault> {
         let row_key = keys::position(at);
-        let value: LargeValue = self.must_find(txn, &row_key)?;
-        if value.key == key { Ok(value) } else { Err(Table::Values.corrupt(&row_key)) }
+        let row = self.raw(txn, Table::Values, &row_key)?;
+        let row = row.ok_or_else(|| Table::Values.missing(&row_key))?;
+        match LargeValue::peek(content(Table::Values, &row_key, row)?) {
+            Some((its, value)) if its == key => Ok(Bytes::copy_from_slice(value)),
+            _ => Err(Table::Values.corrupt(&row_key)),
+        }
     }
 
     /// The only record of its kind, which may not be there.

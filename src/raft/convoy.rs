@@ -118,7 +118,8 @@ impl Convoy {
         if batch.iter().all(|payload| is_small(&payload.proposal.command)) {
             self.wait(batch, deadline).await
         } else {
-            forward(leader, batch, deadline).await
+            // Seldom, and large: not in the future of each write.
+            Box::pin(forward(leader, batch, deadline)).await
         }
     }
 

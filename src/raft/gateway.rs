@@ -60,7 +60,7 @@ pub(crate) struct Gateway {
 impl tower::Service<Call> for Gateway {
     type Response = Response;
     type Error = Error;
-    type Future = BoxFuture<'static, Result<Response, Error>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
@@ -71,10 +71,17 @@ impl tower::Service<Call> for Gateway {
         if let Some(answer) = self.at_once(&call.request) {
             return ready(answer).boxed();
         }
-        let gateway = self.clone();
-        async move { gateway.answer(call).await }.boxed()
+        let Call { request, timeout } = call;
+        let deadline = Instant::now() + timeout.min(limits::CALL_TIMEOUT_MAX);
+        match api::check(&request, self.shared.timing.ttl_floor()) {
+            Ok(()) => self.clone().answer(request, deadline),
+            Err(reason) => ready(Err(reason.into())).boxed(),
+        }
     }
 }
+
+/// The answer to a request, when it is there.
+type Answer = BoxFuture<'static, Result<Response, Error>>;
 
 /// What became of a write that this member tried.
 #[derive(Debug)]
@@ -112,47 +119,50 @@ impl Gateway {
         Some(read.map(Response::Query))
     }
 
-    async fn answer(&self, call: Call) -> Result<Response, Error> {
-        let timeout = call.timeout.min(limits::CALL_TIMEOUT_MAX);
-        let deadline = Instant::now() + timeout;
-        api::check(&call.request, self.shared.timing.ttl_floor())?;
-        match call.request {
-            Request::Propose { proposals, forwarded } => {
+    /// A future of its own for each kind of request: one is as large as the largest of its ways, and what is asked often
+    /// would pay for what is asked seldom.
+    fn answer(self, request: Request, deadline: Instant) -> Answer {
+        match request {
+            Request::Propose { proposals, forwarded } => Box::pin(async move {
                 let outcomes = self.propose(proposals, forwarded, deadline).await?;
                 Ok(Response::Propose(outcomes))
+            }),
+            Request::Query(query) => {
+                Box::pin(async move { self.query(query, deadline).await.map(Response::Query) })
             }
-            Request::Query(query) => self.query(query, deadline).await.map(Response::Query),
-            Request::Follow(follow) => self.watchers.follow(follow).await.map(Response::Follow),
-            Request::KeepAlive { leases, forwarded } => {
+            Request::Follow(follow) => {
+                Box::pin(async move { self.watchers.follow(follow).await.map(Response::Follow) })
+            }
+            Request::KeepAlive { leases, forwarded } => Box::pin(async move {
                 let again = Request::KeepAlive { leases: leases.clone(), forwarded: true };
                 let own = || self.keep_alive(&leases, deadline);
                 self.on_leader(own, again, forwarded, deadline).await
-            }
-            Request::Leases { only, forwarded } => {
+            }),
+            Request::Leases { only, forwarded } => Box::pin(async move {
                 let again = Request::Leases { only: only.clone(), forwarded: true };
                 let own = || self.leases(only.as_deref(), deadline);
                 self.on_leader(own, again, forwarded, deadline).await
-            }
-            Request::ReadIndex => self.read_index(deadline).await,
-            Request::Status => Ok(Response::Status(Box::new(self.shared.status()))),
+            }),
+            Request::ReadIndex => Box::pin(async move { self.read_index(deadline).await }),
+            Request::Status => ready(Ok(Response::Status(Box::new(self.shared.status())))).boxed(),
             Request::Founding(question) => {
-                self.shared.desk.answer(&question).map(Response::Founding)
+                ready(self.shared.desk.answer(&question).map(Response::Founding)).boxed()
             }
-            Request::Join { join, forwarded } => {
+            Request::Join { join, forwarded } => Box::pin(async move {
                 let again = Request::Join { join: join.clone(), forwarded: true };
                 let own = || within(deadline, members::admit(&self.shared, &join));
                 self.on_leader(own, again, forwarded, deadline).await
-            }
-            Request::Members { forwarded } => {
+            }),
+            Request::Members { forwarded } => Box::pin(async move {
                 let again = Request::Members { forwarded: true };
                 let own = || within(deadline, members::list(&self.shared));
                 self.on_leader(own, again, forwarded, deadline).await
-            }
-            Request::Change { change, forwarded } => {
+            }),
+            Request::Change { change, forwarded } => Box::pin(async move {
                 let again = Request::Change { change, forwarded: true };
                 let own = || within(deadline, members::change(&self.shared, change));
                 self.on_leader(own, again, forwarded, deadline).await
-            }
+            }),
         }
     }
 

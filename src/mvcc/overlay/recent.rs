@@ -27,6 +27,7 @@
 use super::super::records::{Image, Value};
 use super::layer::{Entry, filled, parsed};
 use super::{Overlay, Step};
+use crate::api::Position;
 use crate::fault::{Bug, bug};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub(crate) struct Recent {
     /// Small ones, the newest first.
     small: Arc<[Arc<Overlay>]>,
     settled: Arc<Settled>,
+    /// Where the oldest of all begins. A key's newest change may be here from there on, and is not if it is older.
+    begin: Option<Position>,
 }
 
 impl Recent {
@@ -65,12 +68,24 @@ impl Recent {
         }
     }
 
+    /// The same, if that is a change at a position or behind it. Most that is not here is known by that alone.
+    pub(in crate::mvcc) fn newest_step_since(&self, key: &[u8], at: Position) -> Option<&Step> {
+        let may_be_here = self.begin.is_some_and(|begin| begin <= at);
+        may_be_here.then(|| self.newest_step(key)).flatten()
+    }
+
+    fn new(small: Arc<[Arc<Overlay>]>, settled: Arc<Settled>) -> Self {
+        let oldest = settled.parts.first().map(|part| &part.overlay).or(small.last());
+        let begin = oldest.and_then(|overlay| begin_of(overlay));
+        Self { small, settled, begin }
+    }
+
     /// The same, with what was flushed after it.
     pub(in crate::mvcc) fn followed_by(&self, flushed: &Arc<Overlay>) -> Self {
         if flushed.bytes() >= SETTLED_BYTES {
             let before = self.settled.followed_by(self.small.iter().rev());
             let settled = Arc::new(before.followed_by([flushed]));
-            return Self { small: Arc::default(), settled };
+            return Self::new(Arc::default(), settled);
         }
         let (mut parts, mut bytes) = (vec![flushed], flushed.bytes());
         let mut older = self.small.iter().peekable();
@@ -83,9 +98,9 @@ impl Recent {
         // Then it is the only one: no small one is much larger than another that is as large as this.
         if small[0].bytes() >= SETTLED_BYTES {
             let settled = Arc::new(self.settled.followed_by(small.iter().rev()));
-            return Self { small: Arc::default(), settled };
+            return Self::new(Arc::default(), settled);
         }
-        Self { small: small.into(), settled: Arc::clone(&self.settled) }
+        Self::new(small.into(), Arc::clone(&self.settled))
     }
 }
 
@@ -219,6 +234,13 @@ fn merged(parts: &[&Arc<Overlay>]) -> Overlay {
         }
     }
     merged
+}
+
+/// The first change of an overlay: its first entry, or the last one if it is [`merged`].
+fn begin_of(overlay: &Overlay) -> Option<Position> {
+    let last = overlay.changes.len().checked_sub(1)?;
+    let ends = [0, last].into_iter().filter_map(|number| overlay.changes.entry(number));
+    ends.map(|entry| entry.value.at).min()
 }
 
 fn value_bytes(step: &Step) -> usize {
@@ -360,6 +382,8 @@ mod tests {
                     match shown(&recent, key) {
                         Some(found) => {
                             prop_assert_eq!(found, (*revision, *is_put));
+                            let at = Position::start_of(Revision::from(*revision));
+                            prop_assert!(recent.newest_step_since(key.as_bytes(), at).is_some());
                             shown_first = shown_first.min(*flush);
                         }
                         None => hidden_last = hidden_last.max(Some(*flush)),

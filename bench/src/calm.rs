@@ -1,11 +1,14 @@
 //! `calm`: whether puts stay as quick as they are while a group does what it has to do beside them.
 //!
 //! Writers put at a steady pace that does not fill the machine. Meanwhile a million revisions are compacted, and then a
-//! member that was away for a gigabyte of puts gets a snapshot. Each is compared with the minute of quiet before it.
+//! member that was away for a gigabyte of puts gets a snapshot. Each is compared with the quiet before and after it, since
+//! the machine does not stay the same.
 //!
 //! ```text
-//! writers, paced  ├─ quiet ─┤ ├─ compaction ─┤   ├─ quiet ─┤ ├─ snapshot ─┤      p99 of the second by that of the first
-//!                 many puts ▲                    a member is killed, and many bytes are put ▲
+//! writers, paced   ├─ quiet ─┤ ├─ compaction ─┤ ├─ quiet ─┤      p99 of what is in the middle by that of both ends
+//!       many puts ▲
+//!                  ├─ quiet ─┤ ├─ snapshot ─┤ ├─ quiet ─┤
+//!                 ▲ a member is killed, and many bytes are put
 //! ```
 //!
 //! A put is timed from when it was due: one that has to wait for the one before it is late, too.
@@ -39,8 +42,8 @@ pub(crate) struct Options {
     /// Puts a second, of all writers.
     #[arg(long, default_value_t = 500)]
     rate: u64,
-    /// How long it is quiet, in seconds.
-    #[arg(long, default_value_t = 20)]
+    /// How long it is quiet before each, and again after it, in seconds.
+    #[arg(long, default_value_t = 30)]
     quiet: u64,
     /// Revisions that are compacted.
     #[arg(long, default_value_t = 1_000_000)]
@@ -59,6 +62,16 @@ struct Phase {
     seconds: f64,
 }
 
+impl Phase {
+    /// Both together.
+    fn and(mut self, other: Self) -> Self {
+        self.times.extend(other.times);
+        self.times.sort_unstable_by(f64::total_cmp);
+        self.seconds += other.seconds;
+        self
+    }
+}
+
 pub(crate) async fn calm(options: Options) -> Result {
     let common = settings(&options.common, None);
     // Nothing is to be compacted before it is asked for.
@@ -74,13 +87,12 @@ pub(crate) async fn calm(options: Options) -> Result {
         group.work(Column::Embedded, &Job::Load(puts)).await?;
     }
     let writers = start_writers(&addresses[leader], &options, &times).await?;
-    let quiet = measure(&times, sleep(Duration::from_secs(options.quiet))).await;
     let revision = client.status().await?.revision;
-    let compaction = measure(&times, compact(&client, revision)).await;
-    let mut missed = Vec::new();
     let what = format!("{revision} revisions compacted");
-    missed.extend(report(&what, options.rate, &quiet.0, &compaction.0));
-    compaction.1?;
+    let mut missed = Vec::new();
+    let verdict = beside_quiet(&what, &options, &times, compact(&client, revision)).await;
+    missed.extend(verdict.0);
+    verdict.1?;
     drop(writers);
 
     let away = (leader + 1) % group.size();
@@ -90,11 +102,10 @@ pub(crate) async fn calm(options: Options) -> Result {
     let puts = Job::Distinct { from, to, callers: 64, value_bytes: LARGE_BYTES };
     group.work(Column::EmbeddedLeader, &puts).await?;
     let writers = start_writers(&addresses[leader], &options, &times).await?;
-    let quiet = measure(&times, sleep(Duration::from_secs(options.quiet))).await;
-    let snapshot = measure(&times, group.start_again(&[away])).await;
     let what = format!("a follower came back for {} MiB", options.snapshot_mib);
-    missed.extend(report(&what, options.rate, &quiet.0, &snapshot.0));
-    println!("  it served again after {:.1} s", snapshot.1?.as_secs_f64());
+    let verdict = beside_quiet(&what, &options, &times, group.start_again(&[away])).await;
+    missed.extend(verdict.0);
+    println!("  it served again after {:.1} s", verdict.1?.as_secs_f64());
     drop(writers);
     group.end().await?;
     match missed.is_empty() {
@@ -140,6 +151,20 @@ async fn compact(client: &Client, revision: Revision) -> Result<()> {
         least = least.min(bytes_in_use);
     }
     Ok(())
+}
+
+/// What is wrong with the puts beside some work, if anything is, and what came of the work.
+async fn beside_quiet<T>(
+    what: &str,
+    options: &Options,
+    times: &Times,
+    work: impl Future<Output = T>,
+) -> (Option<String>, T) {
+    let quiet = || measure(times, sleep(Duration::from_secs(options.quiet)));
+    let (before, ()) = quiet().await;
+    let (busy, done) = measure(times, work).await;
+    let (after, ()) = quiet().await;
+    (report(what, options.rate, &before.and(after), &busy), done)
 }
 
 /// How long puts took while something went on; and what came of that.

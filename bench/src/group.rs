@@ -26,7 +26,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a group may take to serve, and a job to end. Load and fill have the time they ask for on top.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 const JOB_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What is the same for all groups of a run.

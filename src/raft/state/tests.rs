@@ -3,8 +3,9 @@
 use super::thread::FLUSH_BYTES;
 use super::*;
 use crate::api::Command;
-use crate::mvcc::Body;
+use crate::mvcc::{Body, Generations};
 use crate::raft::machine::copy;
+use crate::raft::reseed::Why;
 use crate::types::{Op, OpResult, TxnOp};
 use futures::FutureExt;
 use std::pin::pin;
@@ -417,4 +418,25 @@ async fn a_state_that_is_wrong_is_shown_to_nobody() {
         assert!(matches!(fault.reason(), Reason::StateDiffers { .. }), "{fault}");
     }
     assert!(state.close(Duration::from_secs(10)));
+}
+
+/// The mark tells the next start how much the state can be trusted: not less than it was, whatever is found later, and also
+/// when the member has failed meanwhile.
+#[tokio::test]
+async fn a_mark_is_not_replaced_by_a_weaker_one() {
+    let [differs, damaged] = [Why::Differs, Why::IsDamaged].map(|why| (why, why.word(None)));
+    for (first, second, stays) in [
+        (&differs, &damaged, &differs),
+        (&damaged, &differs, &differs),
+        (&damaged, &damaged, &damaged),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open_unsynced(folder.path());
+        state.distrust(first.0, first.1.clone()).await.unwrap();
+        state.fail(Fault::from_reason(Reason::StateDiffers { index: 4, own: 1, others: 2 }));
+        state.distrust(second.0, second.1.clone()).await.unwrap();
+        let mark = Generations::untrusted(folder.path()).unwrap();
+        assert_eq!(mark.as_deref(), Some(&stays.1[..]), "{:?}, then {:?}", first.0, second.0);
+        assert!(state.close(Duration::from_secs(10)));
+    }
 }

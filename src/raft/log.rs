@@ -312,7 +312,9 @@ impl LogStore {
             // What is not in memory is on the disk. Its place is found in the same moment, and keeps the file that it is in,
             // so that nothing that is cut or replaced meanwhile can come between the two.
             let on_disk = shared.index.find(start, memory, bytes_max)?;
-            (on_disk, in_memory.collect::<Vec<_>>())
+            // If that is enough, what is in memory does not follow it.
+            let follows = on_disk.len() as u64 == memory.saturating_sub(start);
+            (on_disk, in_memory.filter(|_| follows).collect::<Vec<_>>())
         };
         point(Point::LogRead);
         #[cfg(test)]

@@ -30,6 +30,7 @@ mod points;
 mod power;
 mod restoring;
 mod run;
+mod said;
 mod system;
 mod work;
 
@@ -40,7 +41,7 @@ use std::sync::Mutex;
 fn seeds() {
     match number("SEED") {
         Some(seed) => many::one(seed),
-        None => many::many(number("FROM").unwrap_or(1), number("SEEDS").unwrap_or(20)),
+        None => many::many(number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(20)),
     }
 }
 

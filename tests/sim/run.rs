@@ -9,6 +9,7 @@ use crate::group::{Group, History, Setup};
 use crate::nemesis::Nemesis;
 use crate::net::{Net, Weather};
 use crate::points::Points;
+use crate::said::Said;
 use crate::system;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,8 @@ pub fn run(seed: u64) -> Report {
     let book = Book::default();
     if std::env::var_os("TRACE").is_some() {
         book.speak();
+        let said = tracing::subscriber::set_global_default(Said(book.clone()));
+        said.expect("each seed has a process of its own");
     }
     let setup = setup(seed);
     let net = Net::new(dice.fork("net"), setup.weather);

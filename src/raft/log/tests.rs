@@ -499,3 +499,27 @@ async fn a_file_that_is_missing_is_missed() {
         assert!(fault.contains("missing") || fault.contains("lacks entry 0"), "{fault}");
     }
 }
+
+/// What is on the disk may be enough for one message, though something small that is in memory would fit as well.
+#[tokio::test]
+async fn a_batch_has_no_hole_where_memory_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(folder.path(), SEGMENT).unwrap();
+    let large = |index| {
+        let put = crate::types::Op::put("k", vec![7; READ_BYTES_MAX / 3]);
+        let command = crate::api::Command::Txn(crate::types::TxnOp::single(put.0));
+        let payload = EntryPayload::Normal(crate::api::Proposal::from(command).into());
+        Entry { log_id: at(1, index), payload }
+    };
+    let written = append(&mut log, (0..6).map(large).collect()).await;
+    written.await.unwrap().unwrap();
+    // What was written before the start is not in memory.
+    let mut log = reopen(log, &folder);
+    append(&mut log, blanks(1, 6..9)).await.await.unwrap().unwrap();
+    for first in 0..9 {
+        let found = log.limited_get_log_entries(first, 9).await.unwrap();
+        let expected: Vec<_> = (first..9).map(|index| (1, index)).take(found.len()).collect();
+        assert!(!found.is_empty());
+        assert_eq!(ids(&found), expected);
+    }
+}

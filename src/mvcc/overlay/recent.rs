@@ -75,8 +75,10 @@ impl Recent {
     }
 
     fn new(small: Arc<[Arc<Overlay>]>, settled: Arc<Settled>) -> Self {
-        let oldest = settled.parts.first().map(|part| &part.overlay).or(small.last());
-        let begin = oldest.and_then(|overlay| begin_of(overlay));
+        let begin = match settled.parts.first() {
+            Some(part) => part.first,
+            None => small.last().and_then(|overlay| first_of(overlay)),
+        };
         Self { small, settled, begin }
     }
 
@@ -119,6 +121,8 @@ struct Part {
     /// How many entries there are in those before it.
     begin: u32,
     overlay: Arc<Overlay>,
+    /// Its first change.
+    first: Option<Position>,
 }
 
 impl Part {
@@ -177,12 +181,13 @@ impl Settled {
             slots: vec![0; (2 * keys + 1).next_power_of_two()].into(),
             keys: 0,
         };
-        for overlay in all[dropped..].iter().copied().cloned() {
+        let kept = self.parts.len().saturating_sub(dropped);
+        for (at, overlay) in all.iter().copied().cloned().enumerate().skip(dropped) {
             let begin = settled.parts.last().map_or(0, Part::end);
-            settled.parts.push(Part { begin, overlay });
+            let first = self.parts.get(at).map_or_else(|| first_of(&overlay), |part| part.first);
+            settled.parts.push(Part { begin, overlay, first });
         }
         settled.take_over(self, before);
-        let kept = self.parts.len().saturating_sub(dropped);
         for part in kept..settled.parts.len() {
             settled.index(part);
         }
@@ -206,7 +211,7 @@ impl Settled {
 
     /// Has a part hide the older ones.
     fn index(&mut self, part: usize) {
-        let Part { begin, overlay } = self.parts[part].clone();
+        let Part { begin, overlay, .. } = self.parts[part].clone();
         for (place, number) in overlay.changes.places() {
             let entry = overlay.changes.entry(number).expect("the index leads to it");
             let (at, older) = self.slot(place, &entry.key).expect("there is room for all keys");
@@ -236,11 +241,10 @@ fn merged(parts: &[&Arc<Overlay>]) -> Overlay {
     merged
 }
 
-/// The first change of an overlay: its first entry, or the last one if it is [`merged`].
-fn begin_of(overlay: &Overlay) -> Option<Position> {
-    let last = overlay.changes.len().checked_sub(1)?;
-    let ends = [0, last].into_iter().filter_map(|number| overlay.changes.entry(number));
-    ends.map(|entry| entry.value.at).min()
+/// The first change of an overlay. Those that were [`merged`] are in no order.
+fn first_of(overlay: &Overlay) -> Option<Position> {
+    let entries = (0..overlay.changes.len()).filter_map(|number| overlay.changes.entry(number));
+    entries.map(|entry| entry.value.at).min()
 }
 
 fn value_bytes(step: &Step) -> usize {

@@ -93,13 +93,27 @@ pub(crate) struct Proposal {
     pub(crate) command: Command,
 }
 
-/// Names a write, so that a retry of it can be told from a new one.
+/// Names a write, so that one that is sent again can be told from a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
+    /// What [`Command::Register`] has answered.
     pub(crate) client: u64,
     pub(crate) sequence: u64,
-    /// Every smaller sequence has been answered.
+    /// Of every smaller sequence nobody waits for an answer.
     pub(crate) lowest_outstanding: u64,
+    /// It was sent before, so that its answer may be known although it would be refused now.
+    pub(crate) again: bool,
+}
+
+impl Origin {
+    /// No client has counted so far.
+    const SEQUENCE_MAX: u64 = 1 << 62;
+
+    /// Whether a client can have said so.
+    pub(crate) fn is_possible(&self) -> bool {
+        let Self { sequence, lowest_outstanding, .. } = *self;
+        (1..=sequence).contains(&lowest_outstanding) && sequence <= Self::SEQUENCE_MAX
+    }
 }
 
 /// What enters the log.
@@ -119,6 +133,11 @@ pub(crate) enum Command {
     /// A slice of the time has passed for which history is kept, by the clock of the leader of `deciding_term`: forget what
     /// there was [`AGES`] slices ago. Void in any other term, whose leader has begun to count anew. Never forwarded.
     Age { deciding_term: u64 },
+    /// Give an id to a client that may send a write twice.
+    Register,
+    /// A slice of the time has passed after which clients are forgotten that have not written, by the clock of the leader of
+    /// `deciding_term`. Void in any other term. Never forwarded.
+    AgeClients { deciding_term: u64 },
     /// From here on, until it is said otherwise, there is no room for more. Proposed by the leader alone, by what its state
     /// takes. Never forwarded.
     Room { is_short: bool },
@@ -126,11 +145,23 @@ pub(crate) enum Command {
 
 /// How many slices the time has for which history is kept.
 pub(crate) const AGES: usize = 10;
+/// How many slices the time has after which a client is forgotten.
+pub(crate) const CLIENT_AGES: u64 = 10;
 
 impl Command {
     /// Whether only a leader may propose it, of itself.
     pub(crate) fn is_leaders(&self) -> bool {
-        matches!(self, Self::Expire { .. } | Self::Age { .. } | Self::Room { .. })
+        match self {
+            Self::Expire { .. }
+            | Self::Age { .. }
+            | Self::AgeClients { .. }
+            | Self::Room { .. } => true,
+            Self::Txn(_)
+            | Self::Grant { .. }
+            | Self::Revoke(_)
+            | Self::Compact(_)
+            | Self::Register => false,
+        }
     }
 
     /// Whether the group refuses it when there is no room: it may put a key, in whichever branch, or make a lease.
@@ -141,7 +172,9 @@ impl Command {
             Self::Revoke(_)
             | Self::Expire { .. }
             | Self::Compact(_)
+            | Self::Register
             | Self::Age { .. }
+            | Self::AgeClients { .. }
             | Self::Room { .. } => false,
         }
     }
@@ -180,6 +213,26 @@ pub(crate) enum Applied {
     Compacted {
         revision: Revision,
     },
+    /// The id of the client.
+    Registered {
+        client: u64,
+        revision: Revision,
+    },
+}
+
+impl Applied {
+    /// The revision after it.
+    pub(crate) fn revision(&self) -> Revision {
+        match self {
+            Self::Txn(outcome) => outcome.revision,
+            Self::Granted { revision, .. }
+            | Self::Revoked { revision }
+            | Self::Expired { revision, .. }
+            | Self::Noted { revision }
+            | Self::Registered { revision, .. }
+            | Self::Compacted { revision } => *revision,
+        }
+    }
 }
 
 /// A transaction without writes, and how fresh its answer must be.
@@ -298,7 +351,7 @@ pub(crate) fn check(request: &Request, ttl_floor: Duration) -> Result<(), Reason
     match request {
         Request::Propose { proposals, .. } => {
             check_batch(proposals.len())?;
-            proposals.iter().try_for_each(|proposal| check_command(&proposal.command, ttl_floor))
+            proposals.iter().try_for_each(|proposal| check_proposal(proposal, ttl_floor))
         }
         Request::Query(query) if !query.txn.is_read_only() => {
             Err(Reason::BadOption { detail: "a query does not write".to_owned() })
@@ -324,7 +377,14 @@ fn check_batch(length: usize) -> Result<(), Reason> {
     within(length, limits::BATCH_MAX, |actual, limit| Reason::TooManyOperations { actual, limit })
 }
 
-fn check_command(command: &Command, ttl_floor: Duration) -> Result<(), Reason> {
+fn check_proposal(proposal: &Proposal, ttl_floor: Duration) -> Result<(), Reason> {
+    if proposal.origin.is_some_and(|origin| !origin.is_possible()) {
+        return Err(Reason::Malformed { what: "number of a write".to_owned() });
+    }
+    check_command(&proposal.command, ttl_floor)
+}
+
+pub(crate) fn check_command(command: &Command, ttl_floor: Duration) -> Result<(), Reason> {
     match command {
         Command::Txn(txn) => check_txn(txn),
         Command::Grant { ttl, .. } if *ttl < ttl_floor => {
@@ -339,7 +399,9 @@ fn check_command(command: &Command, ttl_floor: Duration) -> Result<(), Reason> {
         Command::Grant { .. }
         | Command::Revoke(_)
         | Command::Compact(_)
+        | Command::Register
         | Command::Age { .. }
+        | Command::AgeClients { .. }
         | Command::Room { .. } => Ok(()),
     }
 }

@@ -235,6 +235,22 @@ pub enum Reason {
     },
     /// The node is starting and does not serve yet.
     Starting,
+    /// The group does not know this client any more: it has not written for an hour, or the group was made from a backup. It
+    /// makes itself known again with its next write. What it had sent before, and had no answer to, may have been applied.
+    ClientForgotten,
+    /// The write was sent again after its sender had said that it had the answer. Nobody waits for this.
+    AlreadyAnswered,
+    /// The write was applied, its answer was lost on the way, and it was too large to be kept: more than 16 KiB, or there were
+    /// too many. Read what is there now.
+    AnswerNotKept {
+        /// The revision of the write.
+        revision: Revision,
+    },
+    /// More clients have made themselves known within an hour than the group remembers. Writes of others are sent once.
+    TooManyClients {
+        /// The most that it remembers.
+        limit: u64,
+    },
     /// No answer within the time allowed.
     DeadlinePassed {
         /// How long the call waited.
@@ -385,6 +401,7 @@ impl Reason {
             | Self::TooManyOperations { .. }
             | Self::TooManyKeys { .. }
             | Self::ResultTooLarge { .. }
+            | Self::AnswerNotKept { .. }
             | Self::DuplicateKey
             | Self::ValueProvided
             | Self::LeaseProvided
@@ -399,11 +416,11 @@ impl Reason {
             Self::KeyNotFound | Self::LeaseNotFound { .. } | Self::MemberNotFound { .. } => {
                 ErrorKind::NotFound
             }
-            Self::LeaseExists { .. } => ErrorKind::Conflict,
+            Self::LeaseExists { .. } | Self::AlreadyAnswered => ErrorKind::Conflict,
             Self::Compacted { .. } | Self::FutureRevision { .. } => ErrorKind::Compacted,
             Self::SessionLost => ErrorKind::LeaseExpired,
             Self::NoSpace => ErrorKind::NoSpace,
-            Self::TooManyRequests => ErrorKind::Overloaded,
+            Self::TooManyRequests | Self::TooManyClients { .. } => ErrorKind::Overloaded,
             Self::NoLeader
             | Self::NotLeader { .. }
             | Self::LeaderChanged
@@ -413,7 +430,9 @@ impl Reason {
             | Self::MembersAreChanging
             | Self::TransferTooSlow { .. }
             | Self::Unrecognized { .. } => ErrorKind::Unavailable,
-            Self::DeadlinePassed { .. } | Self::ConnectionLost => ErrorKind::Timeout,
+            Self::DeadlinePassed { .. } | Self::ConnectionLost | Self::ClientForgotten => {
+                ErrorKind::Timeout
+            }
             Self::GroupMismatch
             | Self::NodeMismatch { .. }
             | Self::IncarnationRefused { .. }

@@ -80,14 +80,16 @@ layout!(enum OpResult {
 layout!(struct TxnOutcome { succeeded, revision, results });
 layout!(struct LeaseStatus { id, ttl, remaining, keys });
 
-layout!(struct Origin { client, sequence, lowest_outstanding });
+layout!(struct Origin { client, sequence, lowest_outstanding, again });
 layout!(enum Command {
     1 => Txn(txn), 2 => Grant { id, ttl }, 3 => Revoke(lease), 4 => Expire { deciding_term, leases },
-    5 => Compact(revision), 6 => Age { deciding_term }, 7 => Room { is_short },
+    5 => Compact(revision), 6 => Age { deciding_term }, 7 => Room { is_short }, 8 => Register,
+    9 => AgeClients { deciding_term },
 });
 layout!(enum Applied {
     1 => Txn(outcome), 2 => Granted { id, ttl, revision }, 3 => Revoked { revision },
     4 => Expired { leases, revision }, 5 => Compacted { revision }, 6 => Noted { revision },
+    7 => Registered { client, revision },
 });
 layout!(struct Query { txn, consistency, revision_min });
 layout!(struct Position { revision, sub });
@@ -340,6 +342,10 @@ reasons! {
     56 => MembersAreChanging,
     57 => QuorumAtRisk { detail },
     58 => TransferTooSlow { bytes, took },
+    59 => ClientForgotten,
+    60 => AlreadyAnswered,
+    61 => AnswerNotKept { revision },
+    62 => TooManyClients { limit },
 }
 
 #[cfg(test)]
@@ -366,11 +372,11 @@ mod tests {
 
     #[test]
     fn the_bytes_of_lease_commands_are_golden() {
-        let origin = Some(Origin { client: 1, sequence: 2, lowest_outstanding: 2 });
+        let origin = Some(Origin { client: 1, sequence: 2, lowest_outstanding: 2, again: true });
         let expire = Command::Expire { deciding_term: 5, leases: vec![LeaseId::from(9)] };
         let golden: &[u8] = &[
             1, 1, // version, an origin
-            0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, //
+            0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 1, //
             4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9,
         ];
         assert_eq!(Proposal { origin, command: expire }.to_bytes(), golden);
@@ -386,6 +392,11 @@ mod tests {
         );
         let short = Command::Room { is_short: true };
         assert_eq!(Proposal::from(short).to_bytes()[..], [1, 0, 7, 1]);
+        assert_eq!(Proposal::from(Command::Register).to_bytes()[..], [1, 0, 8]);
+        assert_eq!(
+            Proposal::from(Command::AgeClients { deciding_term: 5 }).to_bytes()[..],
+            [1, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5]
+        );
     }
 
     #[test]

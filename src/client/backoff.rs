@@ -25,6 +25,11 @@ impl Backoff {
         Self::new(Duration::from_millis(50), Duration::from_secs(2))
     }
 
+    /// For a request whose answer was lost.
+    pub(crate) fn retry() -> Self {
+        Self::new(Duration::from_millis(10), Duration::from_millis(500))
+    }
+
     /// For writers that lost a race to another.
     pub(crate) fn contention() -> Self {
         Self::new(Duration::from_millis(2), Duration::from_millis(200))

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Propose,
+    Register,
     Query,
     Follow,
     KeepAlive,
@@ -70,6 +71,11 @@ pub(crate) struct World {
     compacted: u64,
     leases: BTreeMap<u64, (Duration, Instant)>,
     lease_ids: u64,
+    client_ids: u64,
+    /// What was answered to writes that have names.
+    answers: HashMap<(u64, u64), Result<Applied, Reason>>,
+    /// No client up to this one is known any more.
+    pub(crate) forgotten: u64,
     streams: HashMap<u64, Stream>,
     faults: VecDeque<(Kind, Fault)>,
     /// Every call fails like this.
@@ -110,6 +116,9 @@ impl Fake {
             compacted: 1,
             leases: BTreeMap::new(),
             lease_ids: 0,
+            client_ids: 0,
+            answers: HashMap::new(),
+            forgotten: 0,
             streams: HashMap::new(),
             faults: VecDeque::new(),
             outage: None,
@@ -270,7 +279,7 @@ impl Fake {
             Request::Propose { proposals, .. } => {
                 let answers = {
                     let mut world = self.world();
-                    let apply = |Proposal { command, .. }| world.apply(command).map_err(Error::new);
+                    let apply = |proposal| world.propose(proposal).map_err(Error::new);
                     proposals.into_iter().map(apply).collect()
                 };
                 self.committed.notify_waiters();
@@ -362,7 +371,11 @@ impl Fake {
 }
 
 fn describe(request: &Request) -> (Kind, usize) {
+    let registers = |it: &Proposal| it.command == Command::Register;
     match request {
+        Request::Propose { proposals, .. } if proposals.iter().any(registers) => {
+            (Kind::Register, proposals.len())
+        }
         Request::Propose { proposals, .. } => (Kind::Propose, proposals.len()),
         Request::Query(query) => (Kind::Query, query.txn.then.len()),
         Request::Follow(follow) => (Kind::Follow, follow.added.len()),
@@ -378,6 +391,21 @@ fn describe(request: &Request) -> (Kind, usize) {
 }
 
 impl World {
+    /// As a group does that forgets no answer.
+    fn propose(&mut self, Proposal { origin, command }: Proposal) -> Result<Applied, Reason> {
+        let Some(origin) = origin else { return self.apply(command) };
+        if origin.client <= self.forgotten {
+            return Err(Reason::ClientForgotten);
+        }
+        let name = (origin.client, origin.sequence);
+        if let Some(answer) = self.answers.get(&name) {
+            return answer.clone();
+        }
+        let answer = self.apply(command);
+        self.answers.insert(name, answer.clone());
+        answer
+    }
+
     fn apply(&mut self, command: Command) -> Result<Applied, Reason> {
         match command {
             Command::Txn(txn) => self.txn(&txn).map(Applied::Txn),
@@ -391,8 +419,14 @@ impl World {
                 self.end_lease(lease)?;
                 Ok(Applied::Revoked { revision: Revision::from(self.revision) })
             }
-            Command::Expire { .. } | Command::Age { .. } | Command::Room { .. } => {
-                unreachable!("never sent by a client")
+            Command::Expire { .. }
+            | Command::Age { .. }
+            | Command::AgeClients { .. }
+            | Command::Room { .. } => unreachable!("never sent by a client"),
+            Command::Register => {
+                self.client_ids += 1;
+                let (client, revision) = (self.client_ids, Revision::from(self.revision));
+                Ok(Applied::Registered { client, revision })
             }
             Command::Compact(revision) => {
                 self.compacted = revision.get();

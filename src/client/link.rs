@@ -14,11 +14,12 @@
 //! - no call waits longer than its deadline, whatever the service does;
 //! - timers belong to the client's runtime, so that a request may be awaited on any executor, and after the end of that
 //!   runtime everything fails with [`Reason::Closed`] at once;
-//! - a client never sees time go back: the newest revision it has seen goes along with every serializable read.
-//!
-//! It does not retry. A write that is sent twice may happen twice, and only the caller knows whether that matters.
+//! - a client never sees time go back: the newest revision it has seen goes along with every serializable read;
+//! - a write happens once, however often it is sent ([`once`](super::once)).
 
+use super::backoff::Backoff;
 use super::home::Home;
+use super::once::{Name, Names};
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Consistency, Revision, TxnOp, TxnOutcome, limits};
@@ -45,6 +46,7 @@ pub(crate) struct Link {
     timeout: Duration,
     /// The newest revision that this client has seen.
     seen: Arc<AtomicU64>,
+    names: Arc<Names>,
 }
 
 /// How fresh the answer of a read must be.
@@ -62,7 +64,12 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(service: Service, home: Home, timeout: Duration) -> Self {
-        Self { service, home, timeout, seen: Arc::default() }
+        Self { service, home, timeout, seen: Arc::default(), names: Arc::new(Names::new()) }
+    }
+
+    /// The same, for what has no name.
+    pub(super) fn without_names(&self) -> Self {
+        Self { names: Arc::new(Names::new()), ..self.clone() }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -78,6 +85,11 @@ impl Link {
         self.timeout
     }
 
+    /// How long a call waits.
+    fn time(&self, timeout: Option<Duration>) -> Duration {
+        timeout.unwrap_or(self.timeout).min(limits::CALL_TIMEOUT_MAX)
+    }
+
     /// Sends one request, and waits for its answer until `timeout`, or as long as is usual.
     pub(crate) async fn call(
         &self,
@@ -86,7 +98,7 @@ impl Link {
     ) -> Result<Response> {
         // The shortest time to live is the group's to say.
         api::check(&request, Duration::ZERO)?;
-        let timeout = timeout.unwrap_or(self.timeout).min(limits::CALL_TIMEOUT_MAX);
+        let timeout = self.time(timeout);
         let is_write = request.is_write();
         if self.has_ended() {
             return Err(closed());
@@ -139,14 +151,87 @@ impl Link {
         }
     }
 
-    /// Proposes one command.
+    /// Proposes one command, and does so again if its answer is lost: it happens once.
+    ///
+    /// # Errors
+    /// It [may have been applied](Error::may_have_applied) only if its time was up before it was answered, the group has
+    /// forgotten this client, or does not remember it at all, and if this client was shut down.
     pub(crate) async fn propose(
         &self,
         command: Command,
         timeout: Option<Duration>,
     ) -> Result<Applied> {
-        let proposals = vec![Proposal::from(command)];
-        let mut outcomes = self.propose_all(proposals, timeout).await?;
+        // Also if this client has no name yet, and asks for one first.
+        api::check_command(&command, Duration::ZERO)?;
+        let deadline = Instant::now() + self.time(timeout);
+        let mut backoff = Backoff::retry();
+        // A try before may have been applied: what became of it only the group can tell.
+        let mut is_unknown = false;
+        let mut name = self.name(deadline).await?;
+        loop {
+            let origin = name.as_ref().map(|name| name.origin(is_unknown));
+            let proposal = Proposal { origin, command: command.clone() };
+            let error = match self.propose_one(proposal, left(deadline)).await {
+                Err(error) => error,
+                applied => return applied,
+            };
+            if *error.reason() == Reason::ClientForgotten && !is_unknown {
+                name.iter().for_each(Name::forget_client);
+                name = self.name(deadline).await?;
+                continue;
+            }
+            is_unknown |= error.may_have_applied();
+            let was_applied = matches!(error.reason(), Reason::AnswerNotKept { .. });
+            let in_doubt = |error: Error| match is_unknown && !is_of_group(&error) || was_applied {
+                true => Err(error.unknown_outcome()),
+                false => Err(error),
+            };
+            let may_be_sent_again = name.is_some() || !is_unknown;
+            let pause = backoff.next();
+            if !may_be_sent_again || !is_passing(&error) || left(deadline) <= pause {
+                return in_doubt(error);
+            }
+            tracing::debug!(%error, "a write is sent again");
+            self.sleep(pause).await;
+            if self.has_ended() {
+                return in_doubt(error);
+            }
+        }
+    }
+
+    async fn name(&self, deadline: Instant) -> Result<Option<Name>> {
+        let wait = left(deadline);
+        match select(pin!(self.names.next(self)), pin!(self.sleep_until(deadline))).await {
+            Either::Left((name, _)) => name,
+            Either::Right(_) if self.has_ended() => Err(closed()),
+            Either::Right(_) => Err(Error::new(Reason::DeadlinePassed { waited: wait })),
+        }
+    }
+
+    /// Proposes what may happen more than once, until it has. Returns when that was sent which was answered: before it left,
+    /// so that whatever the group counts begins later.
+    pub(super) async fn propose_again(
+        &self,
+        proposal: Proposal,
+        timeout: Duration,
+    ) -> Result<(Applied, Instant)> {
+        let deadline = Instant::now() + timeout;
+        let mut backoff = Backoff::retry();
+        loop {
+            let sent = Instant::now();
+            let answer = self.propose_one(proposal.clone(), left(deadline)).await;
+            let pause = backoff.next();
+            match answer {
+                Err(error) if is_passing(&error) && left(deadline) > pause => {
+                    self.sleep(pause).await;
+                }
+                answer => return answer.map(|applied| (applied, sent)),
+            }
+        }
+    }
+
+    async fn propose_one(&self, proposal: Proposal, timeout: Duration) -> Result<Applied> {
+        let mut outcomes = self.propose_all(vec![proposal], Some(timeout)).await?;
         outcomes.pop().unwrap_or_else(|| Err(malformed("number of outcomes").unknown_outcome()))
     }
 
@@ -160,7 +245,7 @@ impl Link {
         let request = Request::Propose { proposals, forwarded: false };
         match self.call(request, timeout).await? {
             Response::Propose(outcomes) if outcomes.len() == expected => {
-                outcomes.iter().flatten().filter_map(revision_of).for_each(|seen| self.saw(seen));
+                outcomes.iter().flatten().for_each(|applied| self.saw(applied.revision()));
                 Ok(outcomes)
             }
             other => Err(unexpected(&other).unknown_outcome()),
@@ -230,13 +315,31 @@ pub(crate) fn malformed(what: &str) -> Error {
     Error::new(Reason::Malformed { what: what.to_owned() })
 }
 
-fn revision_of(applied: &Applied) -> Option<Revision> {
-    match applied {
-        Applied::Txn(outcome) => Some(outcome.revision),
-        Applied::Granted { revision, .. }
-        | Applied::Revoked { revision }
-        | Applied::Expired { revision, .. }
-        | Applied::Noted { revision }
-        | Applied::Compacted { revision } => Some(*revision),
+/// How long it is until then.
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Whether it may go otherwise before long.
+fn is_passing(error: &Error) -> bool {
+    error.is_retryable() && *error.reason() != Reason::ClientForgotten
+}
+
+/// Whether it is what the group says to this write, whichever try of it that was.
+fn is_of_group(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::InvalidInput
+        | ErrorKind::NotFound
+        | ErrorKind::Conflict
+        | ErrorKind::Compacted
+        | ErrorKind::LeaseExpired
+        | ErrorKind::NoSpace => *error.reason() != Reason::AlreadyAnswered,
+        ErrorKind::Overloaded
+        | ErrorKind::Unavailable
+        | ErrorKind::Timeout
+        | ErrorKind::WrongGroup
+        | ErrorKind::Codec
+        | ErrorKind::Storage
+        | ErrorKind::Closed => false,
     }
 }

@@ -42,6 +42,7 @@ mod life;
 pub(crate) mod link;
 mod map;
 mod members;
+mod once;
 mod ops;
 mod pages;
 mod remote;

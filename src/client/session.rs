@@ -20,6 +20,8 @@
 
 use super::Client;
 use super::life::{Life, unless_lost};
+use super::link::malformed;
+use crate::api::{self, Applied, Command};
 use crate::error::{Error, Reason, Result};
 use crate::types::{LeaseId, Revision};
 use bytes::Bytes;
@@ -29,7 +31,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 /// A heartbeat: one lease, kept alive until this is closed or every clone is dropped.
 ///
@@ -129,10 +130,14 @@ impl Client {
     /// # Ok(()) }
     /// ```
     pub async fn session(&self, ttl: Duration) -> Result<Session> {
-        // Before sending: the group's own count can only begin later.
-        let sent = Instant::now();
-        let granted = self.lease_grant(ttl).await?;
-        let life = Arc::new(Life::new(granted.id, granted.ttl, sent));
+        let command = Command::Grant { id: None, ttl };
+        api::check_command(&command, Duration::ZERO)?;
+        // Asked for again it is another lease. Of the first one the time might be over when its answer comes.
+        let granted = self.link().propose_again(command.into(), self.link().timeout()).await?;
+        let (Applied::Granted { id, ttl, .. }, sent) = granted else {
+            return Err(malformed("outcome of a grant"));
+        };
+        let life = Arc::new(Life::new(id, ttl, sent));
         let inner = Inner {
             client: self.clone(),
             life: life.clone(),

@@ -132,6 +132,15 @@ impl fmt::Display for Reason {
                 "after {took:?} only {bytes} bytes of a state have come, and sending it was given up: if the connection \
                  carries no more, lower snapshot_rate"
             ),
+            Self::ClientForgotten => f.write_str("the group does not know this client any more"),
+            Self::AlreadyAnswered => f.write_str("this write was answered before"),
+            Self::AnswerNotKept { revision } => write!(
+                f,
+                "applied at revision {revision}, but its answer was lost, and too large to be kept: read what is there now"
+            ),
+            Self::TooManyClients { limit } => {
+                write!(f, "the group remembers no more than {limit} clients")
+            }
             Self::Closed => f.write_str("shut down"),
             Self::Unrecognized { text } => f.write_str(text),
         }

@@ -189,7 +189,7 @@ fn each_command() -> Vec<Proposal> {
         Op::txn([], [Op::get("deep")], []),
     ];
     let txn = TxnOp { when: when.into(), then: then.into(), otherwise: vec![Op::get("k")] };
-    let origin = Some(Origin { client: 1, sequence: 2, lowest_outstanding: 2 });
+    let origin = Some(Origin { client: 1, sequence: 2, lowest_outstanding: 2, again: false });
     vec![
         Proposal { origin, command: Command::Txn(txn) },
         Command::Grant { id: None, ttl: Duration::from_secs(9) }.into(),
@@ -199,6 +199,8 @@ fn each_command() -> Vec<Proposal> {
         Command::Compact(Revision::from(u64::MAX)).into(),
         Command::Age { deciding_term: 5 }.into(),
         Command::Room { is_short: true }.into(),
+        Command::Register.into(),
+        Command::AgeClients { deciding_term: 5 }.into(),
     ]
 }
 

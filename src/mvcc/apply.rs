@@ -5,6 +5,7 @@
 //!             │ Txn                                                  │ head: applied, revision,
 //!             │ Grant Revoke Expire      (lease.rs)                  │ compact_revision, hash, …
 //!             │ Compact                  (compact.rs)                │ membership
+//!             └ unless it was sent before (dedup.rs)                 └ what was answered to whom
 //! ```
 //!
 //! Nothing is written to the disk here; [`Core::freeze`] hands over what has gathered, to be [flushed](super::flush). After
@@ -18,6 +19,7 @@
 //! - a rejected command has changed nothing; after an `Err(Fault)` nothing of the call is ever shown or flushed.
 
 use super::budget;
+use super::dedup::Clients;
 use super::flush::Flush;
 use super::overlay::{Front, Moment, Overlay, Recent, Step as Change};
 use super::plan::{Plan, Step};
@@ -28,7 +30,7 @@ use super::{
     Batch, Body, Entry, LeaseChange, LogPosition, MARK_EVERY, Mark, Outcome, Stop, Store, hash,
     keys, split,
 };
-use crate::api::{Applied, Command, Position, check_txn};
+use crate::api::{Applied, Command, Origin, Position, Proposal, check_txn};
 use crate::error::{Fault, Reason};
 use crate::fault::{Point, point};
 use crate::lmdb::ReadTxn;
@@ -47,6 +49,7 @@ pub(crate) struct Core {
     frozen: Option<Arc<Overlay>>,
     /// What was flushed lately.
     recent: Recent,
+    clients: Clients,
     /// Where it was frozen last.
     frozen_at: Head,
     seed: u64,
@@ -64,7 +67,11 @@ impl Core {
         let (head, membership) = store.read_head()?;
         let active = Arc::new(Overlay::new(seed));
         let recent = Recent::default();
-        Ok(Self { store, head, membership, active, frozen: None, recent, frozen_at: head, seed })
+        let txn = store.writers_txn()?;
+        let clients = Clients::read(&txn, store.tables)?;
+        drop(txn);
+        let (frozen, frozen_at) = (None, head);
+        Ok(Self { store, head, membership, active, frozen, recent, clients, frozen_at, seed })
     }
 
     /// Applies entries, after those before them. After an `Err` there is nothing to do but to drop all of it.
@@ -76,6 +83,7 @@ impl Core {
             active: &self.active,
             frozen: self.frozen.as_ref(),
             recent: &self.recent,
+            clients: &mut self.clients,
             head: &mut self.head,
             membership: &mut self.membership,
             changes: 0,
@@ -130,7 +138,8 @@ impl Core {
         self.frozen = Some(Arc::clone(&frozen));
         let (head, membership) = (self.head, self.membership.clone());
         let (store, recent) = (self.store.clone(), self.recent.clone());
-        Some(Flush { store, from, head, membership, overlay: frozen, recent })
+        let clients = self.clients.take_changed();
+        Some(Flush { store, from, head, membership, overlay: frozen, clients, recent })
     }
 
     /// The tables that everything is applied on top of.
@@ -167,6 +176,7 @@ pub(super) struct Writer<'core> {
     pub(super) active: &'core Overlay,
     frozen: Option<&'core Arc<Overlay>>,
     recent: &'core Recent,
+    clients: &'core mut Clients,
     pub(super) head: &'core mut Head,
     membership: &'core mut Option<Membership>,
     /// How many changes the revision in the making has.
@@ -189,10 +199,30 @@ impl Writer<'_> {
                 Ok(None)
             }
             Body::Command(proposal) => {
-                let applied = self.command(&proposal.command, position.term);
-                split(applied).map(Some)
+                let Proposal { origin, command } = &**proposal;
+                self.once(origin.as_ref(), command, position.term).map(Some)
             }
         }
+    }
+
+    /// Carries out a command, unless that was done before: then the answer is what it was.
+    fn once(
+        &mut self,
+        origin: Option<&Origin>,
+        command: &Command,
+        term: u64,
+    ) -> Result<Outcome, Fault> {
+        let Some(origin) = origin else { return split(self.command(command, term)) };
+        let known = match split(self.clients.ask(self.head, origin))? {
+            Ok(known) => known,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if let Some(answer) = known {
+            return Ok(answer);
+        }
+        let outcome = split(self.command(command, term))?;
+        self.clients.keep(self.head, origin, &outcome);
+        Ok(outcome)
     }
 
     /// The hash after an entry, if it is one of those that are noted down.
@@ -222,6 +252,17 @@ impl Writer<'_> {
             Command::Expire { deciding_term, leases } => self.expire(*deciding_term, term, leases),
             Command::Compact(revision) => self.compact(*revision),
             Command::Age { deciding_term } => self.age(*deciding_term, term),
+            Command::Register => {
+                let client = self.clients.register(self.head)?;
+                Ok(Applied::Registered { client, revision: self.head.revision })
+            }
+            Command::AgeClients { deciding_term } if *deciding_term != term => {
+                Err(Reason::LeaderChanged.into())
+            }
+            Command::AgeClients { .. } => {
+                self.clients.pass(self.head);
+                Ok(Applied::Noted { revision: self.head.revision })
+            }
             Command::Room { is_short } => {
                 self.head.is_short_of_room = *is_short;
                 Ok(Applied::Noted { revision: self.head.revision })

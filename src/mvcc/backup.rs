@@ -20,6 +20,7 @@
 //! - a refusal names the byte at which the damage begins, and the row, if it is in one;
 //! - an inspector holds no more than what it was pushed at once, the header, and one row.
 
+use super::dedup::ClientRow;
 use super::records::{
     Change, Format, Head, Image, LargeValue, LeaseRow, Membership, MetaRow, Record, Table, Value,
 };
@@ -317,7 +318,12 @@ impl Tally {
             }
             Table::Attachments => self.attached = self.attached.wrapping_sub(hash::digest(key)),
             Table::Meta => self.meta(key, row).map_err(|_| WHAT)?,
-            Table::Gone | Table::History | Table::Dedup => {}
+            Table::Dedup => {
+                let client = keys::parse_client(key).ok_or(WHAT)?;
+                let row = ClientRow::open(key, row).map_err(|_| WHAT)?;
+                self.rows_hash = self.rows_hash.wrapping_add(row.hash(client));
+            }
+            Table::Gone | Table::History => {}
         }
         Ok(())
     }

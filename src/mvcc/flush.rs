@@ -3,7 +3,7 @@
 //! ```text
 //! overlay   changes, in their order ──▶ ev, val, kidx       appended
 //!           the newest of each key, in key order ──▶ latest or gone
-//!           leases, attachments, head, membership
+//! leases, attachments, clients, head, membership
 //! ```
 //!
 //! A key that changed a thousand times has a thousand rows of history, and one of `latest`. Keys come in their order, so
@@ -13,6 +13,7 @@
 //! the disk up to there first.
 
 use super::Store;
+use super::dedup::Changed;
 use super::keys;
 use super::overlay::{Overlay, Recent, Step};
 use super::records::{Change, Gone, Head, LargeValue, Membership, Table};
@@ -36,6 +37,7 @@ pub(crate) struct Flush {
     pub(super) head: Head,
     pub(super) membership: Option<Membership>,
     pub(super) overlay: Arc<Overlay>,
+    pub(super) clients: Changed,
     /// What was flushed before it.
     pub(super) recent: Recent,
 }
@@ -76,13 +78,14 @@ impl Flush {
 
     /// The same, to a copy of the tables that stands where they stood before this flush.
     pub(crate) fn write_to(&self, store: &Store) -> Result<(), Fault> {
-        let Self { head, membership, overlay, .. } = self;
+        let Self { head, membership, overlay, clients, .. } = self;
         let mut txn = store.env.write_txn()?;
         point(Point::FlushBegun);
         let tables = store.tables;
         write_history(&mut txn, tables, overlay)?;
         write_latest(&mut txn, tables, overlay)?;
         write_leases(&mut txn, tables, overlay)?;
+        write_clients(&mut txn, tables, clients)?;
         if let Some(membership) = membership {
             tables.put_meta(&mut txn, membership)?;
         }
@@ -154,6 +157,17 @@ fn write_leases(txn: &mut RwTxn<'_>, tables: Tables, overlay: &Overlay) -> Resul
         match entry.value {
             true => tables.put_raw(txn, Table::Attachments, &entry.key, &[])?,
             false => tables.remove_if_there(txn, Table::Attachments, &entry.key)?,
+        }
+    }
+    Ok(())
+}
+
+fn write_clients(txn: &mut RwTxn<'_>, tables: Tables, clients: &Changed) -> Result<(), Fault> {
+    for (id, row) in clients {
+        match row {
+            Some(row) => tables.put(txn, &keys::client(*id), row)?,
+            // It may have come and gone meanwhile.
+            None => tables.remove_if_there(txn, Table::Dedup, &keys::client(*id))?,
         }
     }
     Ok(())

@@ -6,7 +6,8 @@
 //! anew.
 //!
 //! ```text
-//! hash = settings(revision, compact_revision, …) + membership + Σ key(k, its Image) + Σ lease(id, ttl)    modulo 2^128
+//! hash = settings(revision, compact_revision, …) + membership
+//!      + Σ key(k, its Image) + Σ lease(id, ttl) + Σ client(id, …) + Σ answer(client, number, bytes)        modulo 2^128
 //! ```
 //!
 //! A sum is only as good as what is summed, so each row goes through a pseudo-random function in the style of SipHash:
@@ -22,12 +23,14 @@ use crate::types::LeaseId;
 
 /// What members compare that have the same. It goes up whenever a state of the same rows gets another hash, so that a group
 /// whose members are replaced by those of another version, one after the other, does not take that for damage.
-pub(crate) const HASH_FORMAT: u8 = 2;
+pub(crate) const HASH_FORMAT: u8 = 3;
 
 const KEY: u8 = 1;
 const LEASE: u8 = 2;
 const SETTINGS: u8 = 3;
 const MEMBERSHIP: u8 = 4;
+const CLIENT: u8 = 5;
+const ANSWER: u8 = 6;
 
 /// What an image takes with a value that is kept in its row, so that the buffer need not grow.
 const ROOM: usize = 128;
@@ -51,6 +54,25 @@ pub(super) fn of_lease(id: LeaseId, lease: &LeaseRow) -> u128 {
     digest(&bytes)
 }
 
+/// What a client adds to the hash, without the answers that are kept for it.
+pub(super) fn of_client(id: u64, floor: u64, seen: u64) -> u128 {
+    let mut bytes = vec![CLIENT];
+    id.write(&mut bytes);
+    floor.write(&mut bytes);
+    seen.write(&mut bytes);
+    digest(&bytes)
+}
+
+/// What an answer that is kept for a client adds to the hash.
+pub(super) fn of_answer(client: u64, number: u64, answer: &[u8]) -> u128 {
+    let mut bytes = Vec::with_capacity(1 + 8 + 8 + answer.len());
+    ANSWER.write(&mut bytes);
+    client.write(&mut bytes);
+    number.write(&mut bytes);
+    bytes.extend_from_slice(answer);
+    digest(&bytes)
+}
+
 /// What the members of the group add to the hash.
 pub(super) fn of_membership(membership: &Membership) -> u128 {
     let mut bytes = vec![MEMBERSHIP];
@@ -65,6 +87,9 @@ pub(super) fn of_state(head: &Head) -> u128 {
     head.compact_revision.write(&mut bytes);
     head.keys.write(&mut bytes);
     head.lease_chosen.write(&mut bytes);
+    head.client_chosen.write(&mut bytes);
+    head.clients.write(&mut bytes);
+    head.client_age.write(&mut bytes);
     head.ages.write(&mut bytes);
     head.is_short_of_room.write(&mut bytes);
     head.rows_hash.wrapping_add(digest(&bytes))

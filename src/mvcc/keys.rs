@@ -76,6 +76,16 @@ pub(super) fn parse_attachment(bytes: &[u8]) -> Option<(LeaseId, &[u8])> {
     Some((LeaseId::from(u64::from_be_bytes(*lease)), key))
 }
 
+/// The key in `dedup` of a client.
+pub(super) fn client(id: u64) -> [u8; 8] {
+    id.to_be_bytes()
+}
+
+/// The client whose key this is.
+pub(super) fn parse_client(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
+}
+
 /// The key in `lease` of a lease.
 pub(super) fn lease(id: LeaseId) -> [u8; 8] {
     id.get().to_be_bytes()

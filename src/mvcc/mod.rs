@@ -25,14 +25,14 @@
 //! rows from its front (`compact.rs`).
 //!
 //! Invariants
-//! - data, revision, log position, membership, leases and hash change together, in memory and on the disk;
+//! - data, revision, log position, membership, leases, kept answers and hash change together, in memory and on the disk;
 //! - a rejection ([`Reason`]) is an answer, the same on every member, and has changed nothing but the log position;
 //!   a [`Fault`] is this member's own, has changed nothing at all, and stops the node;
 //! - revisions only grow and have no holes; nobody ever sees part of one;
 //! - no answer depends on what only this member knows: how far it has compacted, when it was started.
 //!
 //! What is in which file: `keys` and `records` are the format, `tables` moves rows, `overlay` is what is in memory and
-//! `flush` writes it down, `plan`, `apply`, `lease` and `compact` are the rules for writes, `view`, `read`, `chain`, `page`
+//! `flush` writes it down, `plan`, `apply`, `lease`, `dedup` and `compact` are the rules for writes, `view`, `read`, `chain`, `page`
 //! and `events` those for reads, `hash` and `verify` compare and check, `snapshot` and `unpack` move a whole state to another
 //! member, `backup` and `restore` to another group, and `generation` keeps several of them apart on the disk.
 
@@ -41,6 +41,7 @@ mod backup;
 mod budget;
 mod chain;
 mod compact;
+mod dedup;
 mod events;
 mod flush;
 #[cfg(any(test, feature = "fuzz"))]

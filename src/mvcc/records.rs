@@ -26,6 +26,7 @@
 //! Rows without content (`kidx`, `lease_keys`) are empty and checked against the rows that they point to.
 //! A new field goes to the end of a new version; the golden bytes at the end of this file hold each version in place.
 
+use super::dedup::ClientRow;
 use super::keys;
 use super::{LogPosition, hash};
 use crate::api::{AGES, Position};
@@ -421,15 +422,22 @@ pub(super) struct Head {
     pub(super) keys: u64,
     /// The last lease id that the group chose by itself.
     pub(super) lease_chosen: u64,
+    /// The last id of a client.
+    pub(super) client_chosen: u64,
+    /// How many clients there are.
+    pub(super) clients: u64,
+    /// How many slices of the time have passed after which a client is forgotten.
+    pub(super) client_age: u64,
     /// The newest revision of so many slices of time ago, the last one first; 0 before there were as many.
     pub(super) ages: Ages,
     /// Whether nothing that takes room is applied.
     pub(super) is_short_of_room: bool,
-    /// The sum of the hashes of all keys, leases and the membership.
+    /// The sum of the hashes of all keys, leases, clients and the membership.
     pub(super) rows_hash: u128,
 }
 layout!(struct Head {
-    applied, revision, compact_revision, keys, lease_chosen, ages, is_short_of_room, rows_hash,
+    applied, revision, compact_revision, keys, lease_chosen, client_chosen, clients, client_age, ages,
+    is_short_of_room, rows_hash,
 });
 
 /// Revisions in the order in which time passed, the last one first.
@@ -478,19 +486,34 @@ impl Head {
             compact_revision: Revision::from(0),
             keys: 0,
             lease_chosen: 0,
+            client_chosen: 0,
+            clients: 0,
+            client_age: 0,
             ages: Ages::default(),
             is_short_of_room: false,
             rows_hash: 0,
         }
     }
 
+    /// A row has come, of this hash.
+    pub(super) fn add(&mut self, hash: u128) {
+        self.rows_hash = self.rows_hash.wrapping_add(hash);
+    }
+
+    /// A row has gone, of this hash.
+    pub(super) fn subtract(&mut self, hash: u128) {
+        self.rows_hash = self.rows_hash.wrapping_sub(hash);
+    }
+
     /// Whether each of its numbers has one after it, and nothing was forgotten that has not happened.
     fn is_possible(&self) -> bool {
         let Self { revision, compact_revision, keys, lease_chosen, .. } = *self;
+        let Self { client_chosen, clients, client_age, .. } = *self;
         let (term, index) = self.applied.map_or((0, 0), |at| (at.term, at.index));
-        let counted = [revision.get(), keys, lease_chosen, term, index];
+        let counted = [revision.get(), keys, lease_chosen, client_chosen, client_age, term, index];
         let is_past = compact_revision <= revision && self.ages.are_possible(revision);
-        is_past && counted.into_iter().all(|number| number <= COUNT_MAX)
+        let can_count = counted.into_iter().all(|number| number <= COUNT_MAX);
+        is_past && can_count && clients <= client_chosen
     }
 }
 
@@ -530,7 +553,7 @@ layout!(struct Format { schema, codec });
 
 impl Format {
     /// What this code writes.
-    pub(super) const CURRENT: Self = Self { schema: 3, codec: 1 };
+    pub(super) const CURRENT: Self = Self { schema: 4, codec: 1 };
 }
 
 impl Record for Format {
@@ -561,7 +584,10 @@ pub(super) fn check_row(table: Table, key: &[u8], row: &[u8]) -> Result<(), Faul
             LeaseRow::open(key, row).map(|_| ())
         }
         Table::Attachments => legal(keys::parse_attachment(key).is_some() && row.is_empty()),
-        Table::Dedup => legal(false),
+        Table::Dedup => {
+            legal(keys::parse_client(key).is_some())?;
+            legal(ClientRow::open(key, row)?.is_possible())
+        }
         Table::Meta => match key {
             Head::KEY => legal(Head::open(key, row)?.is_possible()),
             Membership::KEY => Membership::open(key, row).map(|_| ()),
@@ -616,7 +642,7 @@ mod tests {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(Table::ALL.map(|table| table as u8), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
         let sealed = Format::CURRENT.seal(Format::KEY);
-        assert_eq!(sealed, [1, 0, 3, 0, 1, 87, 34, 35, 136]);
+        assert_eq!(sealed, [1, 0, 4, 0, 1, 35, 210, 71, 225]);
     }
 
     #[test]
@@ -673,16 +699,33 @@ mod tests {
             compact_revision: Revision::from(4),
             keys: 3,
             lease_chosen: 2,
+            client_chosen: 8,
+            clients: 7,
+            client_age: 6,
             ages: Ages([5, 5, 4, 1, 0, 0, 0, 0, 0, 0]),
             is_short_of_room: true,
             rows_hash: 1,
         };
         assert!(head.is_possible());
-        let numbers = [5u64, 4, 3, 2, 5, 5, 4, 1, 0, 0, 0, 0, 0, 0].map(u64::to_be_bytes).concat();
+        let numbers = [5u64, 4, 3, 2, 8, 7, 6, 5, 5, 4, 1, 0, 0, 0, 0, 0, 0];
+        let numbers = numbers.map(u64::to_be_bytes).concat();
         golden(&head, &[&[1], &log[..], &numbers, &[1], &1u128.to_be_bytes()].concat());
         for ages in [[6; AGES], [4, 5, 0, 0, 0, 0, 0, 0, 0, 0]] {
             assert!(!Head { ages: Ages(ages), ..head }.is_possible());
         }
+        assert!(!Head { clients: 9, ..head }.is_possible());
+        let answers = vec![(2, Bytes::from_static(b"x")), (3, Bytes::new())];
+        let row = ClientRow { floor: 2, seen: 1, answers };
+        assert!(row.is_possible());
+        let answers = [
+            0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, b'x', 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0,
+            0,
+        ];
+        let numbers = [2u64, 1].map(u64::to_be_bytes).concat();
+        golden(&row, &[&numbers[..], &answers].concat());
+        assert!(!ClientRow { floor: 3, ..row.clone() }.is_possible(), "an answer below the floor");
+        let twice = [row.answers[0].clone(), row.answers[0].clone()].into();
+        assert!(!ClientRow { answers: twice, ..row }.is_possible());
     }
 
     #[test]

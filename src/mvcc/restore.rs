@@ -17,6 +17,7 @@
 //! - the same backup with the same bump is the same state, to the hash.
 
 use super::backup::{Found, Inspector};
+use super::dedup::ClientRow;
 use super::records::{COUNT_MAX, Change, Format, Head, Image, LargeValue, Record, Table};
 use super::snapshot::{LoadError, check_sums};
 use super::tables::Tables;
@@ -34,6 +35,8 @@ pub(crate) struct Restorer {
     tables: Tables,
     inspector: Inspector,
     bump: u64,
+    /// What the clients of the old group have added to its hash.
+    forgotten: u128,
 }
 
 impl std::fmt::Debug for Restorer {
@@ -58,21 +61,30 @@ impl Restorer {
         bumped(0, bump)?;
         let env = open_environment(folder, map_bytes, sync)?;
         let tables = Tables::make(&env)?;
-        Ok(Self { env, tables, inspector: Inspector::new(), bump })
+        Ok(Self { env, tables, inspector: Inspector::new(), bump, forgotten: 0 })
     }
 
     /// Takes the next bytes of the backup, and writes what is kept of them in one transaction.
     pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), Fault> {
-        let Self { env, tables, inspector, .. } = self;
+        let Self { env, tables, inspector, forgotten, .. } = self;
         let mut txn = env.write_txn()?;
-        inspector.push(chunk, |row| keep(&mut txn, *tables, row))?;
+        inspector.push(chunk, |row| {
+            if row.table == Table::Dedup
+                && let Some(client) = keys::parse_client(&row.key)
+            {
+                // Whoever it is knows the old group, and will not be answered by this one.
+                let hash = ClientRow::open(&row.key, &row.row)?.hash(client);
+                *forgotten = forgotten.wrapping_add(hash);
+            }
+            keep(&mut txn, *tables, row)
+        })?;
         txn.commit()?;
         Ok(())
     }
 
     /// The store, and what the backup was, if it was whole and everything in it is right.
     pub(crate) fn finish(self) -> Result<(Store, BackupInfo), Fault> {
-        let Self { env, tables, inspector, bump } = self;
+        let Self { env, tables, inspector, bump, forgotten } = self;
         let Found { info, head, membership } = inspector.finish()?;
         let members = membership.as_ref().map_or(0, hash::of_membership);
         let revision = bumped(head.revision.get(), bump)?;
@@ -82,7 +94,8 @@ impl Restorer {
             compact_revision: Revision::from(revision),
             keys: head.keys,
             lease_chosen: bumped(head.lease_chosen, bump)?,
-            rows_hash: head.rows_hash.wrapping_sub(members),
+            client_chosen: bumped(head.client_chosen, bump)?,
+            rows_hash: head.rows_hash.wrapping_sub(members).wrapping_sub(forgotten),
             ..Head::empty()
         };
         let mut txn = env.write_txn()?;

@@ -36,7 +36,7 @@ use std::ops::Bound;
 use std::path::Path;
 
 pub(super) const MAGIC: &[u8; 4] = b"QSNP";
-pub(super) const VERSION: u8 = 3;
+pub(super) const VERSION: u8 = 4;
 pub(super) const HEADER_BYTES: usize = MAGIC.len() + 1;
 /// Stands where a row's table would.
 pub(super) const TRAILER: u8 = 0xff;

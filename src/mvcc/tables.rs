@@ -8,7 +8,7 @@
 //! kidx        esc(key) ++ position -> nothing          history by key: a row for one of 64 changes of a key
 //! lease       lease id             -> LeaseRow
 //! lease_keys  lease id ++ user key -> nothing          which keys go with a lease
-//! dedup       –                                        reserved for exactly-once writes
+//! dedup       client id            -> ClientRow        what was answered to whom lately
 //! meta        head, membership, format                 where the state stands
 //! ```
 //!

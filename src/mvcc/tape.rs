@@ -4,7 +4,7 @@
 //! bytes read as fewer or plainer ones. The tape is told where the state stands, so that most commands are legal and some
 //! are not quite.
 
-use crate::api::{Command, Cursor, Position};
+use crate::api::{Command, Cursor, Origin, Position, Proposal};
 use crate::types::{
     Compare, DeleteOp, GetOp, KeyRange, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation,
     Revision, SortBy, TxnOp,
@@ -20,6 +20,8 @@ pub(super) struct Tape<'bytes> {
     /// The oldest and the newest revision that can be read.
     pub(super) revisions: (u64, u64),
     pub(super) leases: Vec<LeaseId>,
+    /// How many clients have registered.
+    pub(super) clients: u64,
 }
 
 /// Few, so that commands meet; with zeros and prefixes of each other, so that escaping matters.
@@ -28,7 +30,7 @@ const KEYS: [&[u8]; 8] =
 
 impl<'bytes> Tape<'bytes> {
     pub(super) fn new(bytes: &'bytes [u8]) -> Self {
-        Self { bytes: bytes.iter(), revisions: (0, 1), leases: Vec::new() }
+        Self { bytes: bytes.iter(), revisions: (0, 1), leases: Vec::new(), clients: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -193,9 +195,25 @@ impl<'bytes> Tape<'bytes> {
         TxnOp { when, then, otherwise: vec![self.read()] }
     }
 
-    pub(super) fn command(&mut self) -> Command {
+    pub(super) fn proposal(&mut self) -> Proposal {
+        let origin = self.once_in(3).then(|| self.origin());
+        Proposal { origin, command: self.command() }
+    }
+
+    /// Few clients with few numbers, so that writes are sent again.
+    fn origin(&mut self) -> Origin {
+        let client = self.below(self.clients.clamp(1, 3) as usize + 1) as u64;
+        let sequence = 1 + self.below(6) as u64;
+        let lowest_outstanding = match self.once_in(16) {
+            true => sequence + 1,
+            false => 1 + self.below(sequence as usize) as u64,
+        };
+        Origin { client, sequence, lowest_outstanding, again: self.once_in(2) }
+    }
+
+    fn command(&mut self) -> Command {
         let ttl = Duration::from_millis(self.below(9) as u64 * 1000);
-        match self.below(16) {
+        match self.below(18) {
             0..=5 => Command::Txn(TxnOp::single(OpKind::Put(self.put()))),
             6 | 7 => Command::Txn(TxnOp::single(self.op(0).0)),
             8..=10 => Command::Txn(self.nested(2)),
@@ -206,7 +224,9 @@ impl<'bytes> Tape<'bytes> {
                 deciding_term: self.deciding_term(),
                 leases: self.list(5, Self::lease),
             },
-            15 if self.once_in(8) => Command::Room { is_short: self.once_in(3) },
+            15 => Command::Register,
+            16 if self.once_in(2) => Command::AgeClients { deciding_term: self.deciding_term() },
+            17 if self.once_in(8) => Command::Room { is_short: self.once_in(3) },
             _ if self.once_in(2) => Command::Age { deciding_term: self.deciding_term() },
             _ => Command::Compact(self.revision()),
         }

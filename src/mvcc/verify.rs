@@ -11,6 +11,7 @@
 //! ```
 
 use super::View;
+use super::dedup::ClientRow;
 use super::hash;
 use super::keys;
 use super::read::Reader;
@@ -41,6 +42,13 @@ pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
     for (id, ttl) in state.leases()? {
         head.rows_hash = head.rows_hash.wrapping_add(hash::of_lease(id, &LeaseRow { ttl }));
     }
+    head.clients = 0;
+    state.each(Table::Dedup, |key, row| {
+        let id = keys::parse_client(key).ok_or_else(|| Table::Dedup.corrupt(key))?;
+        head.add(ClientRow::open(key, row)?.hash(id));
+        head.clients += 1;
+        Ok(())
+    })?;
     Ok(hash::of_state(&head))
 }
 

@@ -268,6 +268,11 @@ impl Moment {
         is_new || (compact_revision == revision && ages.are_all(*revision))
     }
 
+    /// Whether there are clients that could be forgotten.
+    pub(crate) fn has_clients(&self) -> bool {
+        self.head.clients > 0
+    }
+
     /// The last log entry that is in the state.
     pub(crate) fn applied(&self) -> Option<LogPosition> {
         self.head.applied

@@ -36,8 +36,9 @@ async fn a_start_on_a_failed_disk_is_an_error() {
 async fn a_node_says_that_its_disk_failed_and_which_write_may_have_happened() {
     let folder = tempfile::tempdir().unwrap();
     let node = solo(folder.path()).await.unwrap();
-    disk(folder.path()).set(Disk::Fails);
     let client = node.client();
+    client.put("k", "surely").await.unwrap();
+    disk(folder.path()).set(Disk::Fails);
     let error = client.put("k", "perhaps").await.unwrap_err();
     assert!(error.may_have_applied(), "it was in the log: {error:?}");
     let cause = timeout(LONG, node.failed()).await.expect("it hangs");
@@ -186,8 +187,9 @@ async fn options_without_bound_mean_never() {
 async fn a_shutdown_does_not_wait_for_ever_for_a_stalled_disk() {
     let folder = tempfile::tempdir().unwrap();
     let node = solo(folder.path()).await.unwrap();
-    disk(folder.path()).set(Disk::Holds);
     let client = node.client();
+    client.put("k", "surely").await.unwrap();
+    disk(folder.path()).set(Disk::Holds);
     let write = client.put("k", "stuck").timeout(Duration::from_millis(100)).await;
     assert!(write.unwrap_err().may_have_applied());
     let error = timeout(LONG, node.shutdown()).await.expect("it hangs").unwrap_err();

@@ -292,10 +292,11 @@ fn unknown(count: usize, error: &Error) -> Vec<Tried> {
 fn is_small(command: &Command) -> bool {
     match command {
         Command::Txn(txn) => txn_is_small(txn),
-        Command::Grant { .. } | Command::Revoke(_) => true,
+        Command::Grant { .. } | Command::Revoke(_) | Command::Register => true,
         Command::Expire { .. }
         | Command::Compact(_)
         | Command::Age { .. }
+        | Command::AgeClients { .. }
         | Command::Room { .. } => false,
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! leads, confirmed ──▶ reign: every lease gets its full time ──▶ expire: those that are due
-//!                  └─▶ forget: history that is old enough        watch_room: no more room, or again some
+//!                  └─▶ forget: history that is old enough, and clients that have not written for long
+//!                      watch_room: no more room, or again some
 //! ```
 //!
 //! Every member has these tasks, and in all but the leader they wait. Each ends in a command in the log, so that all members
@@ -14,9 +15,9 @@
 
 use super::config::History;
 use super::member::Shared;
-use crate::api::{AGES, Call, Command, Proposal, Request};
+use crate::api::{AGES, CLIENT_AGES, Call, Command, Proposal, Request};
 use crate::fault::{Bug, Point, bug, point};
-use crate::types::{LeaseId, Revision};
+use crate::types::{LeaseId, Revision, limits};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -25,6 +26,9 @@ use tokio::time::{Instant, timeout};
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is room.
 const ROOM_CHECK_EVERY: Duration = Duration::from_millis(250);
+/// After what time a client is forgotten. Simulated hours are long.
+const CLIENT_IDLE: Duration =
+    if cfg!(feature = "sim") { Duration::from_secs(30) } else { limits::CLIENT_IDLE };
 
 /// Begins a reign over the leases when this member leads and is confirmed, and ends it when it does not.
 pub(super) async fn reign(shared: Arc<Shared>) {
@@ -136,6 +140,19 @@ pub(super) async fn forget(shared: Arc<Shared>, history: History) {
                     propose(&shared, Command::Compact(Revision::from(first))).await;
                 }
             }
+        }
+    }
+}
+
+/// Has clients forgotten that have not written for long, as long as this member leads.
+pub(super) async fn forget_clients(shared: Arc<Shared>) {
+    loop {
+        let before = shared.leadership();
+        tokio::time::sleep(CLIENT_IDLE / u32::try_from(CLIENT_AGES).unwrap_or(1)).await;
+        let Ok(moment) = shared.state.moment() else { return };
+        // A slice counts only if all of it was of one leader.
+        if before.is_me && shared.leadership() == before && moment.has_clients() {
+            propose(&shared, Command::AgeClients { deciding_term: before.term }).await;
         }
     }
 }

@@ -222,7 +222,11 @@ impl Gateway {
     /// The refusals of what would take room, if there is none.
     fn without_room(&self, payloads: &[Payload]) -> Vec<Option<Result<Applied, Error>>> {
         let is_short = self.shared.is_short_of_room();
-        let refused = |it: &Payload| is_short && it.proposal.command.takes_room();
+        let refused = |it: &Payload| {
+            // What was sent before may have been carried out while there was room: its answer is in the state.
+            let may_be_known = it.proposal.origin.is_some_and(|origin| origin.again);
+            is_short && !may_be_known && it.proposal.command.takes_room()
+        };
         payloads.iter().map(|it| refused(it).then(|| Err(Reason::NoSpace.into()))).collect()
     }
 

@@ -297,6 +297,7 @@ impl Member {
         tasks.spawn(compact_in_time(Arc::clone(&shared.state)));
         tasks.spawn(shrink_in_time(Arc::clone(&shared.state)));
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
+        tasks.spawn(duties::forget_clients(Arc::clone(&shared)));
         tasks.spawn(duties::watch_room(Arc::clone(&shared)));
         tasks.spawn(compare::compare(Arc::clone(&shared)));
         tasks.spawn(members::reconcile(Arc::clone(&shared)));

@@ -36,3 +36,9 @@ pub const ANSWER_BYTES_MAX: usize = 12 * 1024 * 1024;
 pub const DELETED_KEYS_MAX: u64 = 100 * 1000;
 /// The first byte that no key may begin with: the group keeps such keys for itself.
 pub const RESERVED_FIRST_BYTE: u8 = 0;
+/// The most clients whose writes a group carries out once however often they are sent. Further ones send each write once.
+pub const CLIENTS_MAX: usize = 100 * 1000;
+/// The most writes of one client that are under way at once. Further ones wait.
+pub const OUTSTANDING_MAX: usize = 4096;
+/// How long a client is remembered that does not write. A leader counts it, in tenths, and another one begins anew.
+pub const CLIENT_IDLE: Duration = Duration::from_secs(3600);

@@ -75,13 +75,68 @@ async fn a_deadline_leaves_a_write_unknown_and_a_read_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_leaves_a_write_unknown() {
+async fn a_write_whose_answer_is_lost_is_sent_again_and_happens_once() {
     let fake = Fake::new();
     let client = fake.client();
+    (0..3).for_each(|_| fake.next(Kind::Propose, Fault::LoseAnswer));
+    let written = client.put("k", "v").await.unwrap();
+    assert_eq!(fake.count(Kind::Propose), 4);
+    let found = client.get("k").await.unwrap().unwrap();
+    assert_eq!((found.mod_revision, found.version, found.value.as_ref()), (written, 1, &b"v"[..]));
+    // Also what the rules refuse: not refused the second time for another reason.
     fake.next(Kind::Propose, Fault::LoseAnswer);
-    let error = client.put("k", "v").await.unwrap_err();
+    let made = client.put_if_absent("new", "v").await.unwrap();
+    assert!(made.is_some(), "the first try made it");
+    assert_eq!(fake.count(Kind::Register), 1);
+}
+
+/// A try that was never answered may have been applied, and another group, or one that has forgotten, cannot say.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_forgotten_asks_for_another_name() {
+    let fake = Fake::new();
+    let client = fake.client();
+    client.put("k", "1").await.unwrap();
+    fake.world().forgotten = 1;
+    client.put("k", "2").await.unwrap();
+    assert_eq!(fake.count(Kind::Register), 2);
+    let lost = async {
+        fake.next(Kind::Propose, Fault::LoseAnswer);
+        client.put("k", "3").await
+    };
+    let forget = async {
+        while fake.count(Kind::Propose) < 4 {
+            tokio::task::yield_now().await;
+        }
+        fake.world().forgotten = 2;
+    };
+    let error = futures::join!(lost, forget).0.unwrap_err();
+    assert_eq!(*error.reason(), Reason::ClientForgotten);
     assert!(error.may_have_applied());
-    assert_eq!(client.get("k").await.unwrap().unwrap().value, "v");
+    client.put("k", "4").await.unwrap();
+    assert_eq!(client.get("k").await.unwrap().unwrap().version, 4);
+}
+
+/// What is in doubt stays so until the group has said something: a refusal that any try could have met is no answer.
+#[tokio::test(start_paused = true)]
+async fn a_write_in_doubt_is_sent_again_until_its_time_is_up() {
+    let fake = Fake::new();
+    let client = fake.client();
+    client.put("k", "1").await.unwrap();
+    fake.next(Kind::Propose, Fault::LoseAnswer);
+    fake.next(Kind::Propose, Fault::Refuse(Reason::NoLeader));
+    fake.next(Kind::Propose, Fault::Refuse(Reason::TooManyRequests));
+    assert_eq!(client.put("k", "2").prev().await.unwrap().1.unwrap().value, "1");
+    fake.next(Kind::Propose, Fault::LoseAnswer);
+    fake.next(Kind::Propose, Fault::Refuse(Reason::Closed));
+    let error = client.put("k", "3").await.unwrap_err();
+    assert_eq!(*error.reason(), Reason::Closed);
+    assert!(error.may_have_applied());
+    (0..100).for_each(|_| fake.next(Kind::Propose, Fault::Refuse(Reason::NoLeader)));
+    let began = tokio::time::Instant::now();
+    let error = client.put("k", "4").timeout(Duration::from_secs(3)).await.unwrap_err();
+    assert_eq!(*error.reason(), Reason::NoLeader);
+    assert!(!error.may_have_applied(), "it was in no log");
+    assert!(began.elapsed() <= Duration::from_secs(3));
 }
 
 #[tokio::test(start_paused = true)]

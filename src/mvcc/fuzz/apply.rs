@@ -57,8 +57,9 @@ impl Log {
             let leases = now.leases().expect("each lease can be read");
             tape.leases = leases.into_iter().map(|(id, _)| id).collect();
             drop(now);
-            let commands: Vec<Command> = (0..tape.below(8)).map(|_| tape.command()).collect();
-            let proposals: Vec<Proposal> = commands.into_iter().map(Proposal::from).collect();
+            let proposals: Vec<Proposal> = (0..tape.below(8)).map(|_| tape.proposal()).collect();
+            let are_new = proposals.iter().filter(|it| it.command == Command::Register);
+            tape.clients += are_new.count() as u64;
             self.apply(&proposals);
             self.ask(tape);
         }

@@ -3,6 +3,7 @@
 //! A stream that is refused is the sender's fault, never this member's. One that is taken is a state like any other: it
 //! verifies, it streams the same again, and commands can be applied to it.
 
+use super::super::dedup::ClientRow;
 use super::super::hash;
 use super::super::records::{Head, Image, LeaseRow, Membership, MetaRow, Record, Table, sealed};
 use super::super::snapshot::{LoadError, SnapshotLoader, SnapshotReader, TRAILER};
@@ -147,13 +148,16 @@ fn worth(table: Table, key: &[u8], row: &[u8]) -> (u128, u64) {
         | Table::Values
         | Table::Events
         | Table::History
-        | Table::Attachments
-        | Table::Dedup => (0, 0),
+        | Table::Attachments => (0, 0),
+        Table::Dedup => match (keys::parse_client(key), ClientRow::open(key, row)) {
+            (Some(id), Ok(client)) => (client.hash(id), 0),
+            _ => (0, 0),
+        },
     }
 }
 
 pub(in crate::mvcc) fn written(rows: &[(u8, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    let mut stream = b"QSNP\x03".to_vec();
+    let mut stream = b"QSNP\x04".to_vec();
     for (table, key, row) in rows {
         stream.push(*table);
         stream.extend_from_slice(&(key.len() as u16).to_be_bytes());

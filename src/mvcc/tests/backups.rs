@@ -190,14 +190,14 @@ fn another_version_is_refused_as_such() {
         let newer: Vec<u8> = if name == b"last" {
             [&[2], &row[1..row.len() - 4]].concat()
         } else {
-            vec![1, 0, 4, 0, 1]
+            vec![1, 0, 5, 0, 1]
         };
         let sum = crc32c::crc32c(&[&[*table], &key[..], &newer].concat());
         *row = [&newer[..], &sum.to_be_bytes()].concat();
         let error = Error::from(inspect(&[head, &stream_of_rows(&all)].concat(), 999).unwrap_err());
         assert!(matches!(error.reason(), Reason::UnreadableFormat { .. }), "{error}");
     }
-    for bytes in [&b"QSNP\x03"[..], b"Q\0", b"", b"QBKP", &[0; 1000]] {
+    for bytes in [&b"QSNP\x04"[..], b"Q\0", b"", b"QBKP", &[0; 1000]] {
         place(inspect(bytes, 999));
     }
 }
@@ -321,6 +321,7 @@ fn a_restored_state_has_the_present_and_no_past() {
         compact_revision: revision.into(),
         keys: 4,
         lease_chosen: 2 + BUMP,
+        client_chosen: BUMP,
         rows_hash: view.head().rows_hash,
         ..Head::empty()
     };

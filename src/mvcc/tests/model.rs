@@ -4,8 +4,9 @@
 //! and is thrown away if an operation fails. There are no before-images, no escaping, no plan, no bytes: whatever the
 //! two have in common they have from the rules.
 
-use super::kit::{Lab, TERM, body, rows, txn};
-use crate::api::{AGES, Applied, Command, Cursor, Position, check_txn};
+use super::kit::{Lab, TERM, rows, txn};
+use crate::api::{AGES, Applied, CLIENT_AGES, Command, Cursor, Position, Proposal, check_txn};
+use crate::codec::layout::Layout;
 use crate::error::Reason;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::tape::Tape;
@@ -36,6 +37,17 @@ struct Model {
     ages: Vec<u64>,
     is_short_of_room: bool,
     lease_changes: Vec<LeaseChange>,
+    clients: BTreeMap<u64, Client>,
+    client_chosen: u64,
+    client_age: u64,
+}
+
+/// What was answered to a client.
+#[derive(Clone, Default)]
+struct Client {
+    floor: u64,
+    seen: u64,
+    answers: BTreeMap<u64, Outcome>,
 }
 
 /// A revision in the making.
@@ -56,6 +68,9 @@ impl Model {
             ages: Vec::new(),
             is_short_of_room: false,
             lease_changes: Vec::new(),
+            clients: BTreeMap::new(),
+            client_chosen: 0,
+            client_age: 0,
         }
     }
 
@@ -80,6 +95,36 @@ impl Model {
         Revision::from(self.revision())
     }
 
+    /// Carries out a command, unless it was sent before.
+    fn propose(&mut self, proposal: &Proposal) -> Outcome {
+        let Some(origin) = proposal.origin else { return self.apply(&proposal.command) };
+        let age = self.client_age;
+        let client = self.clients.get_mut(&origin.client).ok_or(Reason::ClientForgotten)?;
+        if origin.lowest_outstanding > origin.sequence {
+            return Err(Reason::Malformed { what: "number of a write".to_owned() });
+        }
+        if origin.sequence < client.floor {
+            return Err(Reason::AlreadyAnswered);
+        }
+        client.seen = age;
+        client.floor = client.floor.max(origin.lowest_outstanding);
+        client.answers.retain(|number, _| *number >= client.floor);
+        if let Some(answer) = client.answers.get(&origin.sequence) {
+            return answer.clone();
+        }
+        let outcome = self.apply(&proposal.command);
+        if let Some(client) = self.clients.get_mut(&origin.client) {
+            let kept = match &outcome {
+                Ok(applied) if outcome.to_bytes().len() > 16 << 10 => {
+                    Err(Reason::AnswerNotKept { revision: applied.revision() })
+                }
+                outcome => outcome.clone(),
+            };
+            client.answers.insert(origin.sequence, kept);
+        }
+        outcome
+    }
+
     fn apply(&mut self, command: &Command) -> Outcome {
         match command {
             command if self.is_short_of_room && command.takes_room() => Err(Reason::NoSpace),
@@ -99,10 +144,25 @@ impl Model {
                 Err(Reason::LeaseNotFound { lease: *lease })
             }
             Command::Revoke(lease) => Ok(Applied::Revoked { revision: self.end(*lease) }),
-            Command::Expire { deciding_term, .. } | Command::Age { deciding_term }
+            Command::Expire { deciding_term, .. }
+            | Command::Age { deciding_term }
+            | Command::AgeClients { deciding_term }
                 if *deciding_term != TERM =>
             {
                 Err(Reason::LeaderChanged)
+            }
+            Command::Register => {
+                self.client_chosen += 1;
+                let (client, revision) = (self.client_chosen, Revision::from(self.revision()));
+                let new = Client { floor: 1, seen: self.client_age, ..Client::default() };
+                self.clients.insert(client, new);
+                Ok(Applied::Registered { client, revision })
+            }
+            Command::AgeClients { .. } => {
+                self.client_age += 1;
+                let now = self.client_age;
+                self.clients.retain(|_, client| client.seen + CLIENT_AGES >= now);
+                Ok(Applied::Noted { revision: Revision::from(self.revision()) })
             }
             Command::Expire { leases, .. } => {
                 let mut due: Vec<_> =
@@ -440,8 +500,9 @@ impl Pair {
         }
         tape.revisions = (self.model.compact_revision, self.model.revision());
         tape.leases = self.model.leases.keys().copied().collect();
-        let commands: Vec<_> = (0..tape.below(8)).map(|_| tape.command()).collect();
-        self.batch(&commands);
+        tape.clients = self.model.client_chosen;
+        let proposals: Vec<_> = (0..tape.below(8)).map(|_| tape.proposal()).collect();
+        self.batch(&proposals);
         let view = self.lab.view();
         self.check_state(&view);
         assert_eq!(view.recompute_hash().unwrap(), view.hash());
@@ -465,20 +526,21 @@ impl Pair {
         }
     }
 
-    fn batch(&mut self, commands: &[Command]) {
+    fn batch(&mut self, proposals: &[Proposal]) {
         let (revision, compacted) = (self.model.revision(), self.model.compact_revision);
         self.model.lease_changes.clear();
         let blank = self.lab.entry(Body::Blank);
-        let entries = commands.iter().map(|command| self.lab.entry(body(command.clone())));
+        let body = |proposal: &Proposal| Body::Command(Arc::new(proposal.clone()));
+        let entries = proposals.iter().map(|proposal| self.lab.entry(body(proposal)));
         let entries: Vec<_> = std::iter::once(blank).chain(entries).collect();
         let batch = self.lab.store().apply(&entries).unwrap();
         let lazy = self.lazy.core.apply(&entries).unwrap();
         assert_eq!(format!("{lazy:?}"), format!("{batch:?}"));
         self.log.extend(entries);
         assert_eq!(batch.outcomes[0], None);
-        for (command, outcome) in commands.iter().zip(&batch.outcomes[1..]) {
-            let expected = self.model.apply(command);
-            assert_eq!(outcome.as_ref(), Some(&expected), "{command:?}");
+        for (proposal, outcome) in proposals.iter().zip(&batch.outcomes[1..]) {
+            let expected = self.model.propose(proposal);
+            assert_eq!(outcome.as_ref(), Some(&expected), "{proposal:?}");
         }
         assert_eq!(batch.revision.get(), self.model.revision());
         let new = &self.model.events[revision as usize + 1..];
@@ -620,15 +682,16 @@ fn a_long_history_of_a_key_is_found_from_any_place() {
     let mut pair =
         Pair { lab: Lab::new(), lazy: Lazy::new(), model: Model::new(), log: Vec::new() };
     for number in 0..CHANGES {
-        let put =
-            |key: &'static str| Command::Txn(TxnOp::single(Op::put(key, number.to_string()).0));
-        let delete = Command::Txn(TxnOp::single(Op::delete("k".."l").0));
+        let put = |key: &'static str| {
+            Command::Txn(TxnOp::single(Op::put(key, number.to_string()).0)).into()
+        };
+        let delete = Command::Txn(TxnOp::single(Op::delete("k".."l").0)).into();
         pair.batch(&[put("k"), put("other")]);
         if number % 37 == 36 {
             pair.batch(&[delete]);
         }
         if number % 150 == 149 {
-            pair.batch(&[Command::Compact(Revision::from(pair.model.revision() / 3))]);
+            pair.batch(&[Command::Compact(Revision::from(pair.model.revision() / 3)).into()]);
             pair.lab.store().compact_step(100).unwrap();
         }
         if number % 90 == 89 {

@@ -112,21 +112,22 @@ fn a_snapshot_of_an_empty_state_loads() {
 
 #[test]
 fn a_stream_of_a_newer_version_is_the_senders_mistake_and_no_fault_of_this_member() {
-    let refused = load_in_new_folder(&[Bytes::from_static(b"QSNP\x03")]);
+    let refused = load_in_new_folder(&[Bytes::from_static(b"QSNP\x04")]);
     assert!(matches!(refused, Err(LoadError::Malformed(_))), "{refused:?}");
 }
 
 #[test]
 fn the_bytes_of_a_stream_are_golden() {
     let chunks = stream(Lab::new().view(), 1 << 20);
-    let mut golden = b"QSNP\x03".to_vec();
-    golden.extend(b"\x09\x00\x06format\x00\x00\x00\x09\x01\x00\x03\x00\x01");
-    golden.extend(crc32c::crc32c(b"\x09format\x01\x00\x03\x00\x01").to_be_bytes());
+    let mut golden = b"QSNP\x04".to_vec();
+    golden.extend(b"\x09\x00\x06format\x00\x00\x00\x09\x01\x00\x04\x00\x01");
+    golden.extend(crc32c::crc32c(b"\x09format\x01\x00\x04\x00\x01").to_be_bytes());
     let mut head = vec![1, 0]; // version, nothing applied
     head.extend([0, 0, 0, 0, 0, 0, 0, 1]); // revision
-    head.extend([0; 8 + 8 + 8 + 80 + 1 + 16]); // compact revision, keys, chosen lease, ages, room, hash
+    // compact revision, keys, chosen lease, chosen client, clients, their age, ages, room, hash
+    head.extend([0; 8 + 8 + 8 + 3 * 8 + 80 + 1 + 16]);
     let sum = crc32c::crc32c_append(crc32c::crc32c(b"\x09head"), &head);
-    golden.extend(b"\x09\x00\x04head\x00\x00\x00\x87");
+    golden.extend(b"\x09\x00\x04head\x00\x00\x00\x9f");
     golden.extend(head);
     golden.extend(sum.to_be_bytes());
     golden.extend(b"\xff\x00\x00\x00\x00\x00\x00\x00\x02");
@@ -191,7 +192,7 @@ fn reordered_doubled_and_missing_pieces_are_refused() {
 fn a_lie_about_a_length_fills_no_memory() {
     let folder = tempfile::tempdir().unwrap();
     let mut loader = SnapshotLoader::new_with(folder.path(), MAP_BYTES, Sync::Never).unwrap();
-    loader.push(&Bytes::from_static(b"QSNP\x03\x01\x00\x01k\xff\xff\xff\xff")).unwrap();
+    loader.push(&Bytes::from_static(b"QSNP\x04\x01\x00\x01k\xff\xff\xff\xff")).unwrap();
     assert!(matches!(loader.load(), Err(LoadError::Malformed("a row that is too long"))));
     assert!(loader.push(&Bytes::from_static(b"more")).is_ok());
     assert!(loader.finish().is_err(), "and after an error nothing is believed");
@@ -211,6 +212,6 @@ proptest! {
 
     #[test]
     fn random_bytes_after_a_header_are_refused(rest in proptest::collection::vec(any::<u8>(), 0..200)) {
-        prop_assert!(refused([&b"QSNP\x03"[..], &rest].concat()));
+        prop_assert!(refused([&b"QSNP\x04"[..], &rest].concat()));
     }
 }

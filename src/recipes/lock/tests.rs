@@ -25,14 +25,15 @@ async fn give_up_after(wait: Duration, lock: impl Future<Output = Result<LockGua
 async fn a_free_lock_takes_one_call_and_has_a_growing_token() {
     let fake = Fake::new();
     let session = open(&fake.client()).await;
+    session.client().put("k", "v").await.unwrap();
     let calls = fake.world().calls.len();
     let lock = session.lock("billing/nightly").await.unwrap();
     assert_eq!(fake.world().calls.len(), calls + 1);
-    assert_eq!(fake.keys(), ["quorate/lock/billing%2Fnightly/0000000000000001-0"]);
+    assert_eq!(fake.keys(), ["k", "quorate/lock/billing%2Fnightly/0000000000000001-0"]);
     let first = lock.token();
     assert_eq!(first.get(), fake.world().revision);
     lock.release().await.unwrap();
-    assert!(fake.keys().is_empty());
+    assert_eq!(fake.keys(), ["k"]);
     let lock = session.lock("billing/nightly").await.unwrap();
     assert!(lock.token() > first);
 }

@@ -33,7 +33,7 @@ use crate::fault::{Bug, bug};
 use crate::types::limits;
 use bytes::Bytes;
 use heed::RoTxn;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 /// What an answer takes beside its bytes, about.
@@ -110,7 +110,7 @@ pub(super) type Changed = Vec<(u64, Option<ClientRow>)>;
 /// All clients that have registered and were not forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    all: HashMap<u64, Client>,
+    all: BTreeMap<u64, Client>,
     bytes: usize,
     changed: BTreeSet<u64>,
 }

@@ -6,5 +6,6 @@ mod bulk;
 mod damage;
 mod golden;
 pub(super) mod kit;
+mod lazy;
 mod model;
 mod snapshots;

@@ -5,12 +5,13 @@
 //! two have in common they have from the rules.
 
 use super::kit::{Lab, TERM, rows, txn};
+use super::lazy::Lazy;
 use crate::api::{AGES, Applied, CLIENT_AGES, Command, Cursor, Position, Proposal, check_txn};
 use crate::codec::layout::Layout;
 use crate::error::Reason;
 use crate::mvcc::snapshot::{SnapshotLoader, SnapshotReader};
 use crate::mvcc::tape::Tape;
-use crate::mvcc::{Body, Core, Entry, Flush, LeaseChange, Outcome, Recent, View};
+use crate::mvcc::{Body, Entry, LeaseChange, Outcome, View};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page, PutOp,
     RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
@@ -423,71 +424,6 @@ struct Pair {
     lazy: Lazy,
     model: Model,
     log: Vec<Entry>,
-}
-
-/// A state whose tables lag behind.
-struct Lazy {
-    folder: tempfile::TempDir,
-    core: Core,
-    flush: Option<Flush>,
-    /// What is kept of flushes that were written.
-    recent: Recent,
-}
-
-impl Lazy {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let core = Core::new(super::kit::open(folder.path(), super::kit::MAP_BYTES), 7).unwrap();
-        Self { folder, core, flush: None, recent: Recent::default() }
-    }
-
-    fn view(&self) -> View {
-        let moment = Arc::new(self.core.moment());
-        View::open(|| Ok(Arc::clone(&moment))).unwrap()
-    }
-
-    /// Something that the threads of a member do in between: freeze, write, go on without it, compact; or it dies, and has
-    /// the rest of the log applied again.
-    fn step(&mut self, tape: &mut Tape<'_>, log: &[Entry]) {
-        match tape.below(6) {
-            0 if !self.core.is_flushing() => self.flush = self.core.freeze(),
-            1 | 2 => {
-                self.write();
-            }
-            3 if self.flush.is_none() => self.flushed(),
-            4 => drop(self.core.moment().store().compact_step(1 + tape.below(4)).unwrap()),
-            5 if tape.once_in(4) => self.reopen(log),
-            _ => {}
-        }
-    }
-
-    fn reopen(&mut self, log: &[Entry]) {
-        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
-        *self = Self { folder, ..Self::new() };
-        let store = super::kit::open(self.folder.path(), super::kit::MAP_BYTES);
-        self.core = Core::new(store, 8).unwrap();
-        let applied = self.core.moment().applied().map_or(0, |at| at.index);
-        self.core.apply(&log[applied as usize..]).unwrap();
-    }
-
-    fn settle(&mut self) {
-        self.write();
-        self.flushed();
-        self.flush = self.core.freeze();
-        self.write();
-        self.flushed();
-    }
-
-    fn write(&mut self) {
-        if let Some(mut flush) = self.flush.take() {
-            flush.write().unwrap();
-            self.recent = flush.take_recent();
-        }
-    }
-
-    fn flushed(&mut self) {
-        drop(self.core.flushed(self.recent.clone()));
-    }
 }
 
 impl Pair {

@@ -189,7 +189,7 @@ request!(LeaseKeepAlive -> Duration);
 impl LeaseKeepAlive<'_> {
     async fn send(self) -> Result<Duration> {
         let request = Request::KeepAlive { leases: vec![self.lease], forwarded: false };
-        match self.client.link().call(request, self.timeout).await? {
+        match self.client.link().ask(request, self.timeout).await? {
             Response::KeepAlive(mut answers) if answers.len() == 1 => Ok(answers.remove(0)?),
             other => Err(unexpected(&other)),
         }
@@ -242,7 +242,7 @@ request!(LeaseTimeToLive -> Option<LeaseStatus>);
 impl LeaseTimeToLive<'_> {
     async fn send(self) -> Result<Option<LeaseStatus>> {
         let request = Request::Leases { only: Some(vec![self.lease]), forwarded: false };
-        match self.client.link().call(request, self.timeout).await? {
+        match self.client.link().ask(request, self.timeout).await? {
             Response::Leases(mut found) if found.len() == 1 => Ok(found.remove(0)),
             other => Err(unexpected(&other)),
         }
@@ -269,7 +269,7 @@ request!(LeaseList -> Vec<LeaseStatus>);
 impl LeaseList<'_> {
     async fn send(self) -> Result<Vec<LeaseStatus>> {
         let request = Request::Leases { only: None, forwarded: false };
-        match self.client.link().call(request, self.timeout).await? {
+        match self.client.link().ask(request, self.timeout).await? {
             Response::Leases(found) => Ok(found.into_iter().flatten().collect()),
             other => Err(unexpected(&other)),
         }

@@ -47,6 +47,8 @@ pub(crate) struct Link {
     /// The newest revision that this client has seen.
     seen: Arc<AtomicU64>,
     names: Arc<Names>,
+    /// Reads are sent again when they fail. A member in this process does so itself.
+    repeats: bool,
 }
 
 /// How fresh the answer of a read must be.
@@ -64,7 +66,19 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(service: Service, home: Home, timeout: Duration) -> Self {
-        Self { service, home, timeout, seen: Arc::default(), names: Arc::new(Names::new()) }
+        Self {
+            service,
+            home,
+            timeout,
+            seen: Arc::default(),
+            names: Arc::new(Names::new()),
+            repeats: false,
+        }
+    }
+
+    /// The same, for a service whose failures pass.
+    pub(super) fn repeating(self) -> Self {
+        Self { repeats: true, ..self }
     }
 
     /// The same, for what has no name.
@@ -125,6 +139,31 @@ impl Link {
         Err(if unknown { error.unknown_outcome() } else { error })
     }
 
+    /// Sends what may be carried out twice, again if it fails, until it is answered or its time is up.
+    pub(super) async fn ask(
+        &self,
+        request: Request,
+        timeout: Option<Duration>,
+    ) -> Result<Response> {
+        if !self.repeats {
+            return self.call(request, timeout).await;
+        }
+        let deadline = Instant::now() + self.time(timeout);
+        let mut backoff = Backoff::retry();
+        loop {
+            let answer = self.call(request.clone(), Some(left(deadline))).await;
+            let pause = backoff.next();
+            match answer {
+                Err(error) if is_passing(&error) && left(deadline) > pause => {
+                    tracing::debug!(%error, "a request is sent again");
+                    self.sleep(pause).await;
+                }
+                Err(error) => return Err(late(error, self.time(timeout))),
+                answered => return answered,
+            }
+        }
+    }
+
     /// Reads, without an entry in the log.
     pub(crate) async fn query(
         &self,
@@ -142,7 +181,7 @@ impl Link {
             revision_min = revision_min.max((seen > 0).then(|| Revision::from(seen)));
         }
         let request = Request::Query(Query { txn, consistency, revision_min });
-        match self.call(request, timeout).await? {
+        match self.ask(request, timeout).await? {
             Response::Query(outcome) => {
                 self.saw(outcome.revision);
                 Ok(outcome)
@@ -189,7 +228,7 @@ impl Link {
             let may_be_sent_again = name.is_some() || !is_unknown;
             let pause = backoff.next();
             if !may_be_sent_again || !is_passing(&error) || left(deadline) <= pause {
-                return in_doubt(error);
+                return in_doubt(late(error, self.time(timeout)));
             }
             tracing::debug!(%error, "a write is sent again");
             self.sleep(pause).await;
@@ -318,6 +357,17 @@ pub(crate) fn malformed(what: &str) -> Error {
 /// How long it is until then.
 fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
+}
+
+/// If it says that time was up, then all of it, and not that of the last try.
+fn late(error: Error, waited: Duration) -> Error {
+    match error.reason() {
+        Reason::DeadlinePassed { .. } => {
+            let late = Error::new(Reason::DeadlinePassed { waited });
+            if error.may_have_applied() { late.unknown_outcome() } else { late }
+        }
+        _ => error,
+    }
 }
 
 /// Whether it may go otherwise before long.

@@ -163,7 +163,7 @@ request!(MemberList -> Vec<Member>);
 impl MemberList<'_> {
     async fn send(self) -> Result<Vec<Member>> {
         let request = Request::Members { forwarded: false };
-        match self.client.link().call(request, self.timeout).await? {
+        match self.client.link().ask(request, self.timeout).await? {
             Response::Members(members) => Ok(members),
             other => Err(unexpected(&other)),
         }

@@ -27,9 +27,9 @@
 //!
 //! Invariants
 //! - the tasks end when the last client, watch and session is dropped; none is ever left without an owner;
-//! - nothing here knows which node leads: any node passes a write on.
-//!
-//! It does not retry, and it does not change over to another endpoint once connected.
+//! - nothing here knows which node leads: any node passes a write on;
+//! - a request whose answer is lost is sent again as long as its time lasts: a read is the same the second time, and a write
+//!   has a name ([`once`]). What a client of another process asks goes to another member, if one fails.
 
 pub(crate) mod backoff;
 #[cfg(test)]
@@ -46,6 +46,7 @@ mod once;
 mod ops;
 mod pages;
 mod remote;
+mod router;
 mod session;
 mod slot;
 mod watch;
@@ -113,18 +114,27 @@ impl fmt::Debug for Client {
 impl Client {
     /// A client of whatever answers `service`. Its background tasks and timers live at `home`.
     pub(crate) fn over(service: Service, home: Home, timeout: Duration) -> Self {
-        let link = Link::new(service, home, timeout);
+        Self::on(Link::new(service, home, timeout))
+    }
+
+    /// The same, of one that fails now and then, after which the same request can succeed.
+    fn over_remote(service: Service, home: Home, timeout: Duration) -> Self {
+        Self::on(Link::new(service, home, timeout).repeating())
+    }
+
+    fn on(link: Link) -> Self {
         Self { shared: Arc::new(Shared { link, hub: OnceLock::new(), keeper: OnceLock::new() }) }
     }
 
-    /// Connects to a group through the first of `endpoints` that answers, each of the form `host:port`.
+    /// Connects to a group through the first of `endpoints` that answers, each of the form `host:port`. One that lives is
+    /// enough: the other members are learned from it, and used when it fails.
     ///
     /// Needs a tokio runtime with timers and sockets, on which its background tasks then run.
     ///
     /// # Errors
     ///
-    /// What the last endpoint failed with: usually of kind [`Unavailable`](crate::ErrorKind::Unavailable). An answer
-    /// that another endpoint would not mend, such as a wrong group, is returned at once.
+    /// Of kind [`Unavailable`](crate::ErrorKind::Unavailable) if none answers in time, with what each of them failed with.
+    /// Or what one of them said that time would not mend.
     ///
     /// # Cancel safety
     ///

@@ -1,15 +1,17 @@
 //! Connecting to a group from outside.
 //!
-//! The endpoints are asked in order who they are, and the first that answers is kept. Which of them leads does not
-//! matter: any node passes a write on.
-//!
-//! It does not change over to another endpoint later.
+//! All endpoints are asked at once who they are. The first that answers is the nearest that works, and is used until it
+//! fails ([`router`](super::router)).
 
 use super::home::Home;
-use super::link::Service;
+use super::link::{Service, unexpected};
+use super::router::Router;
 use super::{Client, TIMEOUT_DEFAULT};
+use crate::api::{Call, Request, Response};
 use crate::error::{Error, Reason, Result};
+use crate::types::{Status, limits};
 use crate::wire::{Endpoint, RpcClient};
+use futures::stream::{FuturesUnordered, StreamExt};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -59,33 +61,71 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the first endpoint that answers.
+    /// Connects to the endpoint that answers first, and learns the other members of the group from it.
+    ///
+    /// From then on requests go through it. When it fails they go through another, of those that were named here or are
+    /// members by then.
     ///
     /// # Errors
     ///
-    /// What the last endpoint failed with. An answer that another endpoint would not mend is returned at once.
+    /// If none answers in time: of kind [`Unavailable`](crate::ErrorKind::Unavailable), with what each of them failed with;
+    /// or, if one gave an answer that time would not mend, that.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future closes what was opened.
     pub async fn connect(self) -> Result<Client> {
+        let Self { endpoints, timeout, plaintext } = self;
         let runtime = Handle::try_current().map_err(|error| {
             let detail = "a client needs a tokio runtime to connect".to_owned();
             Error::new(Reason::BadOption { detail }).because(error)
         })?;
-        let detail = "no endpoint was given".to_owned();
-        let mut failure = Error::new(Reason::BadOption { detail });
-        for endpoint in self.endpoints {
-            let stub =
-                RpcClient::new(endpoint, Endpoint::client(), self.plaintext, runtime.clone());
-            let service = Service::new(stub);
-            let client = Client::over(service, Home::new(runtime.clone()), self.timeout);
-            match client.status().await {
-                Ok(_) => return Ok(client),
-                Err(error) if error.is_retryable() => failure = error,
-                Err(error) => return Err(error),
+        let mut asked: FuturesUnordered<_> = endpoints
+            .iter()
+            .map(|address| {
+                let who = Endpoint::client();
+                let stub = RpcClient::new(address.clone(), who, plaintext, runtime.clone());
+                ask(address.clone(), stub, timeout.min(limits::CALL_TIMEOUT_MAX))
+            })
+            .collect();
+        let (mut tried, mut is_final) = (Vec::new(), None);
+        while let Some((address, stub, answer)) = asked.next().await {
+            match answer {
+                Ok(status) => {
+                    drop(asked);
+                    let first = (address, stub);
+                    let router = Router::new(runtime.clone(), plaintext, endpoints, first, &status);
+                    let (service, home) = (Service::new(router), Home::new(runtime));
+                    return Ok(Client::over_remote(service, home, timeout));
+                }
+                Err(error) if error.is_retryable() => tried.push(error),
+                Err(error) => is_final = Some(error),
             }
         }
-        Err(failure)
+        Err(match (is_final, tried.len()) {
+            (Some(error), _) => error,
+            (None, 0) => {
+                Error::new(Reason::BadOption { detail: "no endpoint was given".to_owned() })
+            }
+            (None, 1) => tried.remove(0),
+            (None, _) => {
+                let all: Vec<_> = tried.iter().map(ToString::to_string).collect();
+                Error::new(Reason::Unreachable { detail: all.join("; ") })
+            }
+        })
     }
+}
+
+/// Asks an endpoint who it is.
+async fn ask(
+    address: String,
+    stub: RpcClient,
+    timeout: Duration,
+) -> (String, RpcClient, Result<Box<Status>>) {
+    let answer = match stub.call(Call { request: Request::Status, timeout }).await {
+        Ok(Response::Status(status)) => Ok(status),
+        Ok(other) => Err(unexpected(&other)),
+        Err(error) => Err(error),
+    };
+    (address, stub, answer)
 }

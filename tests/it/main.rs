@@ -11,3 +11,4 @@ mod kit;
 mod lifecycle;
 mod members;
 mod recipes;
+mod remote;

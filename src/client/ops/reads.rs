@@ -311,7 +311,7 @@ request!(StatusRead -> Status);
 
 impl StatusRead<'_> {
     async fn send(self) -> Result<Status> {
-        match self.client.link().call(Request::Status, self.timeout).await? {
+        match self.client.link().ask(Request::Status, self.timeout).await? {
             Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }

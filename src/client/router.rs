@@ -1,0 +1,267 @@
+//! The way to a group from outside: through one of its members, and through another when that one fails.
+//!
+//! ```text
+//! Call ──▶ the endpoint in use ──┬─ answers ─────────────▶ the answer
+//!                                └─ cannot, or does not ─▶ an error, after which its caller sends it again:
+//!                                                          the next call goes through another endpoint
+//! members of the group, asked for now and then ──▶ endpoints
+//! ```
+//!
+//! Which member leads does not matter, for each passes a write on. So all calls go through one endpoint, the first that
+//! answered when it was connected to, and so the nearest, until it fails.
+//!
+//! Invariants
+//! - a call goes through one endpoint, once: whether it may be sent again is for its sender to know;
+//! - one that hangs is given up in time for another endpoint to be asked;
+//! - all endpoints are of one group: that of the first that answered. Another one is not asked again;
+//! - who was named by the application is never forgotten, though the group may not know it: a name may lead to any member.
+
+use crate::api::{Call, Request, Response};
+use crate::error::{Error, Reason};
+use crate::types::{Status, limits};
+use crate::wire::{Endpoint as Caller, RpcClient};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+/// How long an endpoint may take to answer, at least, before another is asked.
+const ATTEMPT_MIN: Duration = Duration::from_secs(2);
+/// The part of its time that a call waits for one endpoint, if that is longer.
+const ATTEMPT_PART: u32 = 3;
+/// How long an endpoint that failed is not asked while there is another.
+const AVOID: Duration = Duration::from_secs(5);
+/// How often the group is asked who its members are. Also when an endpoint fails.
+const LEARN_EVERY: Duration = Duration::from_secs(30);
+/// How long it is waited at least between two times.
+const LEARN_PAUSE: Duration = Duration::from_secs(1);
+
+/// A service that is one of several, whichever works. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Router(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    runtime: Handle,
+    plaintext: bool,
+    group: u128,
+    named: Vec<String>,
+    endpoints: Mutex<Endpoints>,
+    failed: Arc<Notify>,
+    /// Learns who the members are.
+    task: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug)]
+struct Endpoints {
+    all: Vec<Endpoint>,
+    used: usize,
+}
+
+struct Endpoint {
+    address: String,
+    stub: RpcClient,
+    failed: Option<(Instant, String)>,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let failed = self.failed.as_ref().map(|(_, why)| why);
+        f.debug_struct("Endpoint").field("address", &self.address).field("failed", &failed).finish()
+    }
+}
+
+impl Router {
+    /// Goes through `stub`, which is connected to `address`, and has said that.
+    pub(super) fn new(
+        runtime: Handle,
+        plaintext: bool,
+        named: Vec<String>,
+        (address, stub): (String, RpcClient),
+        status: &Status,
+    ) -> Self {
+        let all = vec![Endpoint { address, stub, failed: None }];
+        let router = Self(Arc::new(Inner {
+            runtime: runtime.clone(),
+            plaintext,
+            group: status.group,
+            named,
+            endpoints: Mutex::new(Endpoints { all, used: 0 }),
+            failed: Arc::default(),
+            task: Mutex::default(),
+        }));
+        router.0.take_in(status);
+        let learn = learn(Arc::downgrade(&router.0), Arc::clone(&router.0.failed));
+        lock(&router.0.task).spawn_on(learn, &runtime);
+        router
+    }
+
+    async fn send(self, call: Call) -> Result<Response, Error> {
+        let Call { request, timeout } = call;
+        let (address, stub) = self.0.used();
+        let timeout = attempt(&request, timeout);
+        match stub.call(Call { request, timeout }).await {
+            Err(error) if is_of_endpoint(&error) => Err(self.0.pass_over(&address, error)),
+            answer => answer,
+        }
+    }
+}
+
+impl tower::Service<Call> for Router {
+    type Response = Response;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Response, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        self.clone().send(call).boxed()
+    }
+}
+
+impl Inner {
+    fn endpoints(&self) -> MutexGuard<'_, Endpoints> {
+        lock(&self.endpoints)
+    }
+
+    fn used(&self) -> (String, RpcClient) {
+        let endpoints = self.endpoints();
+        let used = &endpoints.all[endpoints.used];
+        (used.address.clone(), used.stub.clone())
+    }
+
+    /// An endpoint has failed: calls go through another one from now on. Returns what to say of it.
+    fn pass_over(&self, address: &str, error: Error) -> Error {
+        let now = Instant::now();
+        let mut endpoints = self.endpoints();
+        let Endpoints { all, used } = &mut *endpoints;
+        let Some(at) = all.iter().position(|it| it.address == address) else { return error };
+        all[at].failed = Some((now, error.to_string()));
+        // Many calls fail at once, and only the first of them changes something.
+        if at == *used && all.len() > 1 {
+            let is_avoided = |it: &Endpoint| {
+                it.failed.as_ref().is_some_and(|(failed, _)| now.duration_since(*failed) < AVOID)
+            };
+            let others = (at + 1..all.len()).chain(0..at);
+            let fresh = others.clone().find(|other| !is_avoided(&all[*other]));
+            let oldest = || {
+                let failed = |at: &usize| all[*at].failed.as_ref().map(|(failed, _)| *failed);
+                others.min_by_key(failed)
+            };
+            *used = fresh.or_else(oldest).unwrap_or(at);
+            tracing::debug!(%error, from = address, to = all[*used].address, "another endpoint is used");
+        }
+        let tried: Vec<&str> = all.iter().filter_map(|it| Some(&*it.failed.as_ref()?.1)).collect();
+        let error = if all.len() > 1 { elsewhere(error, &tried) } else { error };
+        drop(endpoints);
+        self.failed.notify_one();
+        error
+    }
+
+    /// Takes the members of the group for endpoints, and whoever was named.
+    fn take_in(&self, status: &Status) {
+        // One that is not listened for has none.
+        let members = status.members.iter().map(|(_, address)| address).filter(|it| !it.is_empty());
+        let mut endpoints = self.endpoints();
+        let Endpoints { all, used } = &mut *endpoints;
+        let in_use = all[*used].address.clone();
+        let mut wanted: Vec<&String> = Vec::new();
+        for address in members.chain(&self.named).chain([&in_use]) {
+            if !wanted.contains(&address) {
+                wanted.push(address);
+            }
+        }
+        let mut known = std::mem::take(all);
+        for address in wanted {
+            let place = known.iter().position(|it| it.address == *address);
+            all.push(place.map_or_else(|| self.endpoint(address), |at| known.swap_remove(at)));
+        }
+        *used = all.iter().position(|it| it.address == in_use).unwrap_or(0);
+    }
+
+    fn endpoint(&self, address: &str) -> Endpoint {
+        let who = Caller { group: self.group, ..Caller::client() };
+        let runtime = self.runtime.clone();
+        let stub = RpcClient::new(address.to_owned(), who, self.plaintext, runtime);
+        Endpoint { address: address.to_owned(), stub, failed: None }
+    }
+}
+
+/// Asks the group for its members, as long as somebody uses the router.
+async fn learn(router: Weak<Inner>, failed: Arc<Notify>) {
+    loop {
+        tokio::time::sleep(LEARN_PAUSE).await;
+        let _ = timeout(LEARN_EVERY, failed.notified()).await;
+        let Some(inner) = router.upgrade() else { return };
+        let (_, stub) = inner.used();
+        // It does not keep the router while it waits.
+        drop(inner);
+        let call = Call { request: Request::Status, timeout: ATTEMPT_MIN };
+        if let Ok(Response::Status(status)) = stub.call(call).await
+            && let Some(inner) = router.upgrade()
+        {
+            inner.take_in(&status);
+        }
+    }
+}
+
+/// How long one endpoint is waited for.
+fn attempt(request: &Request, timeout: Duration) -> Duration {
+    match request {
+        // They wait for news, or say themselves how long another try may take.
+        Request::Follow(_) | Request::KeepAlive { .. } => timeout,
+        _ => timeout.min(ATTEMPT_MIN.max(timeout.min(limits::CALL_TIMEOUT_MAX) / ATTEMPT_PART)),
+    }
+}
+
+/// Whether another endpoint could do better.
+fn is_of_endpoint(error: &Error) -> bool {
+    match error.reason() {
+        Reason::NoLeader
+        | Reason::NotLeader { .. }
+        | Reason::Unreachable { .. }
+        | Reason::Starting
+        | Reason::DeadlinePassed { .. }
+        | Reason::ConnectionLost => true,
+        reason => is_final_there(reason),
+    }
+}
+
+/// Whether that member will not do better for long, though another one may.
+fn is_final_there(reason: &Reason) -> bool {
+    matches!(
+        reason,
+        Reason::GroupMismatch
+            | Reason::NodeMismatch { .. }
+            | Reason::IncarnationRefused { .. }
+            | Reason::MemberRemoved { .. }
+            | Reason::NoCommonVersion
+            | Reason::PlaintextRefused { .. }
+            | Reason::DiskFailed { .. }
+            | Reason::Corrupt { .. }
+            | Reason::StateDiffers { .. }
+            | Reason::AssertionFailed { .. }
+    )
+}
+
+/// The same failure, of one endpoint of several: it passes. With what all of them say that have failed.
+fn elsewhere(error: Error, tried: &[&str]) -> Error {
+    let is_final = is_final_there(error.reason());
+    if !is_final && !matches!(error.reason(), Reason::Unreachable { .. }) {
+        return error;
+    }
+    let other = Error::new(Reason::Unreachable { detail: tried.join("; ") });
+    if error.may_have_applied() { other.unknown_outcome() } else { other }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

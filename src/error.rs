@@ -246,6 +246,11 @@ pub enum Reason {
         /// The revision of the write.
         revision: Revision,
     },
+    /// This client has more writes under way than the group keeps answers for, or all clients have.
+    TooManyOutstanding {
+        /// The most of one client.
+        limit: u64,
+    },
     /// More clients have made themselves known within an hour than the group remembers. Writes of others are sent once.
     TooManyClients {
         /// The most that it remembers.
@@ -390,6 +395,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether the state has said so, of what it knows of clients: the write was in the log.
+    pub(crate) fn is_of_clients(&self) -> bool {
+        matches!(
+            self,
+            Self::ClientForgotten
+                | Self::AlreadyAnswered
+                | Self::AnswerNotKept { .. }
+                | Self::TooManyOutstanding { .. }
+                | Self::TooManyClients { .. }
+        )
+    }
+
     fn kind(&self) -> ErrorKind {
         match self {
             Self::EmptyKey
@@ -420,7 +437,9 @@ impl Reason {
             Self::Compacted { .. } | Self::FutureRevision { .. } => ErrorKind::Compacted,
             Self::SessionLost => ErrorKind::LeaseExpired,
             Self::NoSpace => ErrorKind::NoSpace,
-            Self::TooManyRequests | Self::TooManyClients { .. } => ErrorKind::Overloaded,
+            Self::TooManyRequests
+            | Self::TooManyOutstanding { .. }
+            | Self::TooManyClients { .. } => ErrorKind::Overloaded,
             Self::NoLeader
             | Self::NotLeader { .. }
             | Self::LeaderChanged

@@ -346,6 +346,7 @@ reasons! {
     60 => AlreadyAnswered,
     61 => AnswerNotKept { revision },
     62 => TooManyClients { limit },
+    63 => TooManyOutstanding { limit },
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ impl Fake {
             async move { fake.call(call).await }
         });
         let home = Home::new(Handle::current());
-        Client::over(Service::new(service), home, Duration::from_secs(10))
+        Client::over(Service::new(service), home, Duration::from_secs(10), Arc::default())
     }
 
     /// Lets the next call of that kind go wrong.

@@ -34,6 +34,11 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
+/// How long a try may take, at least, before the next.
+const ATTEMPT_MIN: Duration = Duration::from_secs(2);
+/// The part of its time that a write waits for one try, if that is longer.
+const ATTEMPT_PART: u32 = 3;
+
 /// A node in this process, or the stub of a remote one.
 pub(crate) type Service = BoxCloneSyncService<Call, Response, Error>;
 
@@ -65,15 +70,8 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(service: Service, home: Home, timeout: Duration) -> Self {
-        Self {
-            service,
-            home,
-            timeout,
-            seen: Arc::default(),
-            names: Arc::new(Names::new()),
-            repeats: false,
-        }
+    pub(crate) fn new(service: Service, home: Home, timeout: Duration, names: Arc<Names>) -> Self {
+        Self { service, home, timeout, seen: Arc::default(), names, repeats: false }
     }
 
     /// The same, for a service whose failures pass.
@@ -83,7 +81,7 @@ impl Link {
 
     /// The same, for what has no name.
     pub(super) fn without_names(&self) -> Self {
-        Self { names: Arc::new(Names::new()), ..self.clone() }
+        Self { names: Arc::default(), ..self.clone() }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -193,8 +191,9 @@ impl Link {
     /// Proposes one command, and does so again if its answer is lost: it happens once.
     ///
     /// # Errors
-    /// It [may have been applied](Error::may_have_applied) only if its time was up before it was answered, the group has
-    /// forgotten this client, or does not remember it at all, and if this client was shut down.
+    /// It [may have been applied](Error::may_have_applied) if its time was up, or this client was shut down, before it was
+    /// answered; if the group has forgotten this client, or remembers too many others, and a try was not answered; and if its
+    /// answer was lost and was not kept.
     pub(crate) async fn propose(
         &self,
         command: Command,
@@ -202,7 +201,8 @@ impl Link {
     ) -> Result<Applied> {
         // Also if this client has no name yet, and asks for one first.
         api::check_command(&command, Duration::ZERO)?;
-        let deadline = Instant::now() + self.time(timeout);
+        let total = self.time(timeout);
+        let deadline = Instant::now() + total;
         let mut backoff = Backoff::retry();
         // A try before may have been applied: what became of it only the group can tell.
         let mut is_unknown = false;
@@ -210,37 +210,47 @@ impl Link {
         loop {
             let origin = name.as_ref().map(|name| name.origin(is_unknown));
             let proposal = Proposal { origin, command: command.clone() };
-            let error = match self.propose_one(proposal, left(deadline)).await {
-                Err(error) => error,
-                applied => return applied,
+            let error = match self.propose_one(proposal, attempt(deadline, total)).await {
+                Ok(Ok(applied)) => return Ok(applied),
+                // What the state says of a write, it says of each try.
+                Ok(Err(error)) if is_of_state(&error) => return Err(known(error)),
+                Ok(Err(error)) | Err(error) => error,
             };
-            if *error.reason() == Reason::ClientForgotten && !is_unknown {
-                name.iter().for_each(Name::forget_client);
-                name = self.name(deadline).await?;
-                continue;
-            }
             is_unknown |= error.may_have_applied();
-            let was_applied = matches!(error.reason(), Reason::AnswerNotKept { .. });
-            let in_doubt = |error: Error| match is_unknown && !is_of_group(&error) || was_applied {
-                true => Err(error.unknown_outcome()),
-                false => Err(error),
+            let in_doubt = |error: Error| match is_unknown {
+                true => Err(late(error, total).unknown_outcome()),
+                false => Err(late(error, total)),
             };
-            let may_be_sent_again = name.is_some() || !is_unknown;
+            if matches!(error.reason(), Reason::ClientForgotten | Reason::AlreadyAnswered) {
+                // The one before goes first: a number is not waited for any more.
+                name.take().iter().for_each(Name::forget_client);
+                if is_unknown {
+                    return in_doubt(error);
+                }
+            }
+            let may_be_sent_again = origin.is_some() || !is_unknown;
             let pause = backoff.next();
             if !may_be_sent_again || !is_passing(&error) || left(deadline) <= pause {
-                return in_doubt(late(error, self.time(timeout)));
+                return in_doubt(error);
             }
             tracing::debug!(%error, "a write is sent again");
             self.sleep(pause).await;
-            if self.has_ended() {
+            if self.has_ended() || left(deadline).is_zero() {
                 return in_doubt(error);
+            }
+            if origin.is_some() && name.is_none() {
+                name = self.name(deadline).await?;
             }
         }
     }
 
     async fn name(&self, deadline: Instant) -> Result<Option<Name>> {
+        if self.has_ended() {
+            return Err(closed());
+        }
         let wait = left(deadline);
-        match select(pin!(self.names.next(self)), pin!(self.sleep_until(deadline))).await {
+        let next = self.names.next(self, deadline);
+        match select(pin!(next), pin!(self.sleep_until(deadline))).await {
             Either::Left((name, _)) => name,
             Either::Right(_) if self.has_ended() => Err(closed()),
             Either::Right(_) => Err(Error::new(Reason::DeadlinePassed { waited: wait })),
@@ -254,24 +264,27 @@ impl Link {
         proposal: Proposal,
         timeout: Duration,
     ) -> Result<(Applied, Instant)> {
-        let deadline = Instant::now() + timeout;
+        let total = self.time(Some(timeout));
+        let deadline = Instant::now() + total;
         let mut backoff = Backoff::retry();
         loop {
             let sent = Instant::now();
-            let answer = self.propose_one(proposal.clone(), left(deadline)).await;
+            let tried = self.propose_one(proposal.clone(), attempt(deadline, total)).await;
             let pause = backoff.next();
-            match answer {
+            match tried.and_then(|outcome| outcome) {
                 Err(error) if is_passing(&error) && left(deadline) > pause => {
                     self.sleep(pause).await;
                 }
-                answer => return answer.map(|applied| (applied, sent)),
+                Err(error) => return Err(late(error, total)),
+                Ok(applied) => return Ok((applied, sent)),
             }
         }
     }
 
-    async fn propose_one(&self, proposal: Proposal, timeout: Duration) -> Result<Applied> {
+    /// What the group says, unless the call fails.
+    async fn propose_one(&self, proposal: Proposal, timeout: Duration) -> Result<Result<Applied>> {
         let mut outcomes = self.propose_all(vec![proposal], Some(timeout)).await?;
-        outcomes.pop().unwrap_or_else(|| Err(malformed("number of outcomes").unknown_outcome()))
+        outcomes.pop().ok_or_else(|| malformed("number of outcomes").unknown_outcome())
     }
 
     /// Proposes many commands in one call. The answer has as many outcomes, in the same order.
@@ -370,20 +383,25 @@ fn late(error: Error, waited: Duration) -> Error {
     }
 }
 
-/// Whether it may go otherwise before long.
-fn is_passing(error: &Error) -> bool {
-    error.is_retryable() && *error.reason() != Reason::ClientForgotten
+/// How long one try may take, so that there is time for another.
+fn attempt(deadline: Instant, total: Duration) -> Duration {
+    left(deadline).min(ATTEMPT_MIN.max(total / ATTEMPT_PART))
 }
 
-/// Whether it is what the group says to this write, whichever try of it that was.
-fn is_of_group(error: &Error) -> bool {
+/// Whether it may go otherwise before long.
+fn is_passing(error: &Error) -> bool {
+    error.is_retryable() && !matches!(error.reason(), Reason::TooManyClients { .. })
+}
+
+/// Whether it is what the state says to a write: no other try of it can have been told otherwise.
+fn is_of_state(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::InvalidInput
         | ErrorKind::NotFound
-        | ErrorKind::Conflict
         | ErrorKind::Compacted
         | ErrorKind::LeaseExpired
-        | ErrorKind::NoSpace => *error.reason() != Reason::AlreadyAnswered,
+        | ErrorKind::NoSpace => true,
+        ErrorKind::Conflict => *error.reason() != Reason::AlreadyAnswered,
         ErrorKind::Overloaded
         | ErrorKind::Unavailable
         | ErrorKind::Timeout
@@ -391,5 +409,13 @@ fn is_of_group(error: &Error) -> bool {
         | ErrorKind::Codec
         | ErrorKind::Storage
         | ErrorKind::Closed => false,
+    }
+}
+
+/// What a write came to, though its answer is not known any more.
+fn known(error: Error) -> Error {
+    match error.reason() {
+        Reason::AnswerNotKept { .. } => error.unknown_outcome(),
+        _ => error,
     }
 }

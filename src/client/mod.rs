@@ -57,6 +57,7 @@ pub use lease::{
 pub use map::Map;
 pub(crate) use map::{decode, encode};
 pub use members::{MemberList, PromoteMember, RemoveMember, ReplaceMember};
+pub(crate) use once::Names;
 pub use ops::{
     Compact, Delete, DeleteIf, DeletePrev, Get, Put, PutIf, PutPrev, RangeRead, StatusRead, Txn,
 };
@@ -112,14 +113,14 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client of whatever answers `service`. Its background tasks and timers live at `home`.
-    pub(crate) fn over(service: Service, home: Home, timeout: Duration) -> Self {
-        Self::on(Link::new(service, home, timeout))
+    /// A client of whatever answers `service`. Its background tasks and timers live at `home`, and its writes get `names`.
+    pub(crate) fn over(service: Service, home: Home, timeout: Duration, names: Arc<Names>) -> Self {
+        Self::on(Link::new(service, home, timeout, names))
     }
 
     /// The same, of one that fails now and then, after which the same request can succeed.
     fn over_remote(service: Service, home: Home, timeout: Duration) -> Self {
-        Self::on(Link::new(service, home, timeout).repeating())
+        Self::on(Link::new(service, home, timeout, Arc::default()).repeating())
     }
 
     fn on(link: Link) -> Self {

@@ -11,36 +11,47 @@
 //! Invariants
 //! - a number is given to one write, whatever becomes of it;
 //! - the lowest number that goes with a write is that of one for which somebody waits, of the same id;
-//! - no more than [`limits::OUTSTANDING_MAX`] are under way: the next waits for a place, as long as its caller does.
+//! - the numbers that are waited for lie within [`limits::OUTSTANDING_MAX`] of each other, which is what the group keeps: the
+//!   next waits. One whose time is up is not waited for, whether or not its future is polled, and is never sent again;
+//! - nobody waits for another caller of this program to do something: the id is asked for by a task.
 
 use super::link::{Link, malformed};
 use crate::api::{Applied, Command, Origin};
 use crate::error::{Error, Reason, Result};
 use crate::types::limits;
-use std::collections::BTreeSet;
+use futures::future::select;
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-/// Who gives names. Clones of a client share it.
-#[derive(Debug)]
-pub(super) struct Names {
+/// After what time a group that remembered too many clients is asked again.
+const REFUSED: Duration = Duration::from_secs(600);
+
+/// Who gives names. All clients of a node share it, and all clones of a client.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
     numbers: Arc<Mutex<Numbers>>,
     id: Arc<watch::Sender<Id>>,
     /// Asks for the id. Not a caller: its application might not poll it any more, and all others would wait.
     asking: Mutex<JoinSet<()>>,
-    places: Arc<Semaphore>,
+    /// A number is not waited for any more.
+    freed: Arc<Notify>,
 }
 
 /// What is known of the id of this client.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 enum Id {
     /// Nobody has asked, or it was forgotten.
+    #[default]
     Unknown,
     Asked,
     Known(u64),
-    /// The group remembers too many others.
-    Refused,
+    /// The group remembered too many others then.
+    Refused(Instant),
     Failed(Error),
 }
 
@@ -49,7 +60,27 @@ enum Id {
 struct Numbers {
     client: u64,
     given: u64,
-    waiting: BTreeSet<u64>,
+    /// Those that somebody waits for, and until when.
+    waiting: BTreeMap<u64, Instant>,
+}
+
+impl Numbers {
+    /// Whether the next number would be too far from the lowest that is waited for, and until when that is so.
+    fn is_full(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        while let Some(lowest) = self.waiting.first_entry() {
+            let span = self.given + 1 - lowest.key();
+            if span < limits::OUTSTANDING_MAX as u64 {
+                break;
+            }
+            if *lowest.get() > now {
+                return Some(*lowest.get());
+            }
+            // Whoever waits for it is late, or is not polled any more, and will not send it again.
+            lowest.remove();
+        }
+        None
+    }
 }
 
 /// The name of a write, for as long as somebody waits for its answer.
@@ -57,68 +88,97 @@ struct Numbers {
 pub(super) struct Name {
     numbers: Arc<Mutex<Numbers>>,
     id: Arc<watch::Sender<Id>>,
+    freed: Arc<Notify>,
     client: u64,
     sequence: u64,
-    _place: OwnedSemaphorePermit,
+}
+
+/// Why there is no name yet.
+enum NotYet {
+    /// Too many are waited for, until then.
+    Full(Instant),
+    /// There is a newer id.
+    Old,
 }
 
 impl Names {
-    pub(super) fn new() -> Self {
-        Self {
-            numbers: Arc::default(),
-            id: Arc::new(watch::Sender::new(Id::Unknown)),
-            asking: Mutex::default(),
-            places: Arc::new(Semaphore::new(limits::OUTSTANDING_MAX)),
-        }
-    }
-
-    /// A name for a write; none if the group gives this client no id, so that it must not be sent twice.
+    /// A name for a write that is waited for until `deadline`; none if the group gives this client no id, so that it must
+    /// not be sent twice.
     ///
     /// # Errors
     /// Nothing was sent that could change anything.
     ///
     /// # Cancel safety
     /// A dropped wait has taken no number.
-    pub(super) async fn next(&self, link: &Link) -> Result<Option<Name>> {
-        let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = place.map_err(|_| Error::new(Reason::Closed))?;
-        if let Id::Known(client) = *self.id.borrow() {
-            return Ok(Some(self.name(client, place)));
+    pub(super) async fn next(&self, link: &Link, deadline: Instant) -> Result<Option<Name>> {
+        if let Id::Known(client) = *self.id.borrow()
+            && let Ok(name) = self.name(client, deadline)
+        {
+            return Ok(Some(name));
         }
-        let mut changes = self.id.subscribe();
-        let mut has_waited = false;
+        let mut changes = None;
+        let mut has_asked = false;
         loop {
-            let id = changes.borrow_and_update().clone();
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
+            let id = self.id.borrow().clone();
             match id {
-                Id::Known(client) => return Ok(Some(self.name(client, place))),
-                Id::Refused => return Ok(None),
-                Id::Failed(error) if has_waited => return Err(error),
-                Id::Unknown | Id::Failed(_) => self.ask(link),
+                Id::Known(client) => match self.name(client, deadline) {
+                    Ok(name) => return Ok(Some(name)),
+                    Err(NotYet::Full(until)) => {
+                        select(freed, pin!(link.sleep_until(until))).await;
+                        if link.has_ended() {
+                            return Err(Error::new(Reason::Closed));
+                        }
+                    }
+                    Err(NotYet::Old) => {}
+                },
+                Id::Refused(at) if at.elapsed() < REFUSED => return Ok(None),
+                Id::Failed(error) if has_asked => return Err(error),
+                Id::Unknown | Id::Failed(_) | Id::Refused(_) => {
+                    has_asked = true;
+                    self.ask(link);
+                }
                 Id::Asked => {
-                    has_waited = true;
-                    changes.changed().await.map_err(|_| Error::new(Reason::Closed))?;
+                    has_asked = true;
+                    // From before the next look on.
+                    let changes = changes.get_or_insert_with(|| self.id.subscribe());
+                    if matches!(*changes.borrow_and_update(), Id::Asked) {
+                        changes.changed().await.map_err(|_| Error::new(Reason::Closed))?;
+                    }
                 }
             }
         }
     }
 
-    fn name(&self, client: u64, place: OwnedSemaphorePermit) -> Name {
+    fn name(&self, client: u64, deadline: Instant) -> Result<Name, NotYet> {
         let mut numbers = lock(&self.numbers);
-        if numbers.client != client {
+        // Ids only grow, and numbers of an older one could be given twice.
+        if client < numbers.client {
+            return Err(NotYet::Old);
+        }
+        if client > numbers.client {
             *numbers = Numbers { client, ..Numbers::default() };
+        }
+        if let Some(until) = numbers.is_full() {
+            return Err(NotYet::Full(until));
         }
         numbers.given += 1;
         let sequence = numbers.given;
-        numbers.waiting.insert(sequence);
+        numbers.waiting.insert(sequence, deadline);
         drop(numbers);
         let (numbers, id) = (Arc::clone(&self.numbers), Arc::clone(&self.id));
-        Name { numbers, id, client, sequence, _place: place }
+        Ok(Name { numbers, id, freed: Arc::clone(&self.freed), client, sequence })
     }
 
     /// Asks the group for an id, unless somebody else just did.
     fn ask(&self, link: &Link) {
         let mine = self.id.send_if_modified(|id| {
-            let is_open = matches!(id, Id::Unknown | Id::Failed(_));
+            let is_open = match id {
+                Id::Unknown | Id::Failed(_) => true,
+                Id::Refused(at) => at.elapsed() >= REFUSED,
+                Id::Asked | Id::Known(_) => false,
+            };
             if is_open {
                 *id = Id::Asked;
             }
@@ -139,7 +199,7 @@ impl Names {
                 Ok(_) => Id::Failed(malformed("outcome of a registration")),
                 Err(error) if matches!(error.reason(), Reason::TooManyClients { .. }) => {
                     tracing::warn!(%error, "writes of this client are not sent again when their answers are lost");
-                    Id::Refused
+                    Id::Refused(Instant::now())
                 }
                 // Nobody minds an id that nobody uses.
                 Err(error) => Id::Failed(Error::new(error.reason().clone())),
@@ -177,7 +237,7 @@ impl Name {
     pub(super) fn origin(&self, again: bool) -> Origin {
         let numbers = lock(&self.numbers);
         let is_current = numbers.client == self.client;
-        let lowest = numbers.waiting.first().filter(|_| is_current).copied();
+        let lowest = numbers.waiting.keys().next().filter(|_| is_current).copied();
         let lowest_outstanding = lowest.map_or(1, |lowest| lowest.min(self.sequence));
         Origin { client: self.client, sequence: self.sequence, lowest_outstanding, again }
     }
@@ -200,6 +260,8 @@ impl Drop for Name {
         if numbers.client == self.client {
             numbers.waiting.remove(&self.sequence);
         }
+        drop(numbers);
+        self.freed.notify_waiters();
     }
 }
 

@@ -94,7 +94,7 @@ impl ClientBuilder {
                 Ok(status) => {
                     drop(asked);
                     let first = (address, stub);
-                    let router = Router::new(runtime.clone(), plaintext, endpoints, first, &status);
+                    let router = Router::new(&runtime, plaintext, endpoints, first, &status);
                     let (service, home) = (Service::new(router), Home::new(runtime));
                     return Ok(Client::over_remote(service, home, timeout));
                 }

@@ -80,7 +80,7 @@ impl fmt::Debug for Endpoint {
 impl Router {
     /// Goes through `stub`, which is connected to `address`, and has said that.
     pub(super) fn new(
-        runtime: Handle,
+        runtime: &Handle,
         plaintext: bool,
         named: Vec<String>,
         (address, stub): (String, RpcClient),
@@ -98,7 +98,7 @@ impl Router {
         }));
         router.0.take_in(status);
         let learn = learn(Arc::downgrade(&router.0), Arc::clone(&router.0.failed));
-        lock(&router.0.task).spawn_on(learn, &runtime);
+        lock(&router.0.task).spawn_on(learn, runtime);
         router
     }
 

@@ -138,6 +138,9 @@ impl fmt::Display for Reason {
                 f,
                 "applied at revision {revision}, but its answer was lost, and too large to be kept: read what is there now"
             ),
+            Self::TooManyOutstanding { limit } => {
+                write!(f, "more writes under way than {limit} of one client, or too many of all")
+            }
             Self::TooManyClients { limit } => {
                 write!(f, "the group remembers no more than {limit} clients")
             }

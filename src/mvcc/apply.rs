@@ -16,7 +16,7 @@
 //! - what happens depends on the state and the entry alone: no clock, no randomness, no order of a hash map;
 //! - a command takes the next revision if it changes a key, and none otherwise; an expiry takes one for each lease;
 //! - a key changes at most once per revision;
-//! - a rejected command has changed nothing; after an `Err(Fault)` nothing of the call is ever shown or flushed.
+//! - a rejected command has changed nothing but what is kept of it for its client; after an `Err(Fault)` nothing of the call is ever shown or flushed.
 
 use super::budget;
 use super::dedup::Clients;
@@ -68,7 +68,7 @@ impl Core {
         let active = Arc::new(Overlay::new(seed));
         let recent = Recent::default();
         let txn = store.writers_txn()?;
-        let clients = Clients::read(&txn, store.tables)?;
+        let clients = Clients::read(&txn, store.tables, &head)?;
         drop(txn);
         let (frozen, frozen_at) = (None, head);
         Ok(Self { store, head, membership, active, frozen, recent, clients, frozen_at, seed })

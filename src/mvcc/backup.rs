@@ -249,6 +249,7 @@ fn damaged(what: &str, offset: u64, row: Option<&(Table, Bytes)>) -> Fault {
 #[derive(Debug)]
 struct Tally {
     rows_hash: u128,
+    clients: u64,
     keys: u64,
     leases: u64,
     /// The newest revision that a key speaks of.
@@ -270,6 +271,7 @@ impl Tally {
     fn new() -> Self {
         Self {
             rows_hash: 0,
+            clients: 0,
             keys: 0,
             leases: 0,
             newest: Revision::FIRST,
@@ -322,6 +324,7 @@ impl Tally {
                 let client = keys::parse_client(key).ok_or(WHAT)?;
                 let row = ClientRow::open(key, row).map_err(|_| WHAT)?;
                 self.rows_hash = self.rows_hash.wrapping_add(row.hash(client));
+                self.clients += 1;
             }
             Table::Gone | Table::History => {}
         }
@@ -393,7 +396,12 @@ impl Tally {
         // What was restored goes on above all of its keys.
         let is_present = self.newest <= head.revision;
         let sums = [head.rows_hash.wrapping_sub(self.rows_hash), self.large, self.attached];
-        if has_history && is_present && head.keys == self.keys && sums == [0; 3] {
+        if has_history
+            && is_present
+            && head.keys == self.keys
+            && head.clients == self.clients
+            && sums == [0; 3]
+        {
             return Ok(head);
         }
         Err("the rows do not belong together")

@@ -40,9 +40,11 @@ use std::ops::Bound;
 const ANSWER_BYTES: usize = 64;
 /// The largest answer that is kept.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
-/// The most bytes of answers that are kept for one client. A row has to hold them.
+/// An answer of so many bytes is small: most are a revision.
+const SMALL_BYTES: usize = 128;
+/// The most bytes of answers that are kept for one client, but for small ones. A row has to hold them.
 const CLIENT_BYTES_MAX: usize = 1 << 20;
-/// The most bytes of answers that are kept for all clients.
+/// The most bytes of answers that are kept for all clients, about: who has none kept gets one in any case.
 const ALL_BYTES_MAX: usize = 64 << 20;
 
 /// What is known of a client, as a row.
@@ -70,6 +72,11 @@ impl ClientRow {
         is_order && are_above && can_count && answers.len() <= limits::OUTSTANDING_MAX
     }
 
+    /// About what it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.answers.iter().map(|(_, answer)| cost(answer)).sum::<usize>() + ANSWER_BYTES
+    }
+
     /// What it adds to the hash of the state.
     pub(super) fn hash(&self, client: u64) -> u128 {
         let answers = self.answers.iter().map(|(number, it)| hash::of_answer(client, *number, it));
@@ -89,7 +96,9 @@ struct Client {
 
 impl Client {
     fn of(row: &ClientRow) -> Self {
-        let answers: BTreeMap<_, _> = row.answers.iter().cloned().collect();
+        // In memory of its own: one must not keep all that came with it.
+        let copied = |(number, answer): &(u64, Bytes)| (*number, Bytes::copy_from_slice(answer));
+        let answers: BTreeMap<_, _> = row.answers.iter().map(copied).collect();
         let bytes = answers.values().map(|it| cost(it)).sum();
         Self { floor: row.floor, seen: row.seen, answers, bytes }
     }
@@ -116,17 +125,25 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Those that the tables know.
-    pub(super) fn read(txn: &RoTxn<'_>, tables: Tables) -> Result<Self, Fault> {
+    /// Those that the tables know, which are as many as the head says.
+    pub(super) fn read(txn: &RoTxn<'_>, tables: Tables, head: &Head) -> Result<Self, Fault> {
         let mut clients = Self::default();
         for row in tables.range(txn, Table::Dedup, Bound::Unbounded, Bound::Unbounded)? {
             let (key, row) = row?;
             let id = keys::parse_client(key).ok_or_else(|| Table::Dedup.corrupt(key))?;
-            let client = Client::of(&ClientRow::open(key, row)?);
+            let row = ClientRow::open(key, row)?;
+            if !row.is_possible() {
+                return Err(Table::Dedup.corrupt(key));
+            }
+            let client = Client::of(&row);
             clients.bytes += client.bytes;
             clients.all.insert(id, client);
         }
-        Ok(clients)
+        if clients.all.len() as u64 == head.clients {
+            Ok(clients)
+        } else {
+            Err(Fault::damaged("table dedup: a client is missing, or one too many is there"))
+        }
     }
 
     /// Takes in somebody new, and says under which id.
@@ -174,12 +191,15 @@ impl Clients {
             client.answers.get(&sequence).filter(|_| !bug(Bug::DuplicateCarriedOut))
         {
             let kept = Outcome::from_bytes(answer.clone());
-            let kept = kept.map_err(|_| Table::Dedup.corrupt(&keys::client(id)))?;
-            return Ok(Some(kept));
+            // It was written by this program, as it is read.
+            return Ok(Some(kept.map_err(|_| Table::Dedup.corrupt(&keys::client(id)))?));
         }
-        let is_full = client.answers.len() >= limits::OUTSTANDING_MAX;
-        if is_full || self.bytes + cost(&[]) > ALL_BYTES_MAX {
-            return Err(Reason::TooManyRequests.into());
+        // By the number and not by how many there are: the lowest, for which the others wait, always has a place.
+        let is_far = sequence - client.floor >= limits::OUTSTANDING_MAX as u64;
+        let is_full = self.bytes > ALL_BYTES_MAX && !client.answers.is_empty();
+        if is_far || is_full {
+            let limit = limits::OUTSTANDING_MAX as u64;
+            return Err(Reason::TooManyOutstanding { limit }.into());
         }
         Ok(None)
     }
@@ -189,12 +209,12 @@ impl Clients {
         let Origin { client: id, sequence, .. } = *origin;
         let Some(client) = self.all.get_mut(&id) else { return };
         let mut answer = outcome.to_bytes();
-        let is_room = |answer: &[u8]| {
-            let added = cost(answer);
-            client.bytes + added <= CLIENT_BYTES_MAX && self.bytes + added <= ALL_BYTES_MAX
-        };
+        // Small ones have a room of their own, that large ones cannot take.
+        let is_small = answer.len() <= SMALL_BYTES;
+        let is_room = client.bytes + cost(&answer) <= CLIENT_BYTES_MAX
+            && self.bytes + cost(&answer) <= ALL_BYTES_MAX / 2;
         if let Ok(applied) = outcome
-            && (answer.len() > ANSWER_BYTES_MAX || !is_room(&answer))
+            && (answer.len() > ANSWER_BYTES_MAX || !is_small && !is_room)
         {
             let revision = applied.revision();
             answer = Outcome::Err(Reason::AnswerNotKept { revision }).to_bytes();

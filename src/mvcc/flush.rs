@@ -13,7 +13,7 @@
 //! the disk up to there first.
 
 use super::Store;
-use super::dedup::Changed;
+use super::dedup::{Changed, ClientRow};
 use super::keys;
 use super::overlay::{Overlay, Recent, Step};
 use super::records::{Change, Gone, Head, LargeValue, Membership, Table};
@@ -60,7 +60,9 @@ impl Flush {
 
     /// About how many bytes it keeps in memory. An overlay with one change takes more than that change.
     pub(crate) fn bytes(&self) -> usize {
-        EMPTY_BYTES + self.overlay.bytes()
+        let rows = self.clients.iter().filter_map(|(_, row)| row.as_ref());
+        let clients: usize = rows.map(ClientRow::bytes).sum();
+        EMPTY_BYTES + self.overlay.bytes() + clients
     }
 
     /// Whether it is for these tables.

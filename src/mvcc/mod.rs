@@ -26,7 +26,8 @@
 //!
 //! Invariants
 //! - data, revision, log position, membership, leases, kept answers and hash change together, in memory and on the disk;
-//! - a rejection ([`Reason`]) is an answer, the same on every member, and has changed nothing but the log position;
+//! - a rejection ([`Reason`]) is an answer, the same on every member, and has changed nothing but the log position, and what
+//!   is kept for the client that is answered;
 //!   a [`Fault`] is this member's own, has changed nothing at all, and stops the node;
 //! - revisions only grow and have no holes; nobody ever sees part of one;
 //! - no answer depends on what only this member knows: how far it has compacted, when it was started.

@@ -394,7 +394,7 @@ impl NodeBuilder {
         match runtime.run(self.run(start)).await {
             Ok(running) => {
                 let home = Home::new(runtime.handle());
-                Ok(Node { running: Some(running), home, runtime })
+                Ok(Node { running: Some(running), home, names: Arc::default(), runtime })
             }
             Err(error) => {
                 // The port and the folder are free when the caller hears of it.

@@ -21,8 +21,8 @@ pub use backup::Backup;
 pub use builder::NodeBuilder;
 
 use crate::api::{Call, Response};
-use crate::client::Client;
 use crate::client::home::Home;
+use crate::client::{Client, Names};
 use crate::error::{Error, Fault, Reason, Result};
 use crate::lmdb::{self, FolderLock};
 use crate::raft::aside;
@@ -72,6 +72,8 @@ pub struct Node {
     running: Option<Running>,
     /// Where its clients live. It ends before the runtime does.
     home: Home,
+    /// What its clients go by, all of them: the group remembers so many, and no more.
+    names: Arc<Names>,
     runtime: PrivateRuntime,
 }
 
@@ -118,7 +120,7 @@ impl Node {
     pub fn client(&self) -> Client {
         let gateway = Gateway::new(Arc::clone(self.shared()));
         let service = BoxCloneSyncService::<Call, Response, Error>::new(gateway);
-        Client::over(service, self.home.clone(), TIMEOUT)
+        Client::over(service, self.home.clone(), TIMEOUT, Arc::clone(&self.names))
     }
 
     /// This member's id.

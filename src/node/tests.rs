@@ -57,6 +57,20 @@ async fn a_node_says_that_its_disk_failed_and_which_write_may_have_happened() {
     assert!(is_the_disk(&node.ready().await.unwrap_err()));
 }
 
+/// All clients of a node go by one name: the group remembers so many, and some programs make one for each request.
+#[tokio::test]
+async fn all_clients_of_a_node_have_one_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    node.client().put("k", "v").await.unwrap();
+    let applied = node.status().applied_index.unwrap();
+    for _ in 0..5 {
+        node.client().put("k", "v").await.unwrap();
+    }
+    assert_eq!(node.status().applied_index, Some(applied + 5));
+    node.shutdown().await.unwrap();
+}
+
 /// openraft writes down why it ended, but not when it was by an assertion of its own.
 #[tokio::test]
 async fn a_node_whose_consensus_panicked_has_failed_and_says_so() {

@@ -274,7 +274,9 @@ async fn forward(leader: &RpcClient, batch: &[&Payload], deadline: Instant) -> V
 /// Whether the leader's answer to a forwarded proposal is one, or says that it did not append it.
 pub(super) fn sort(outcome: Result<Applied, Error>) -> Tried {
     match outcome {
-        Err(error) if error.may_have_applied() => Tried::Answered(Err(error)),
+        Err(error) if error.may_have_applied() || error.reason().is_of_clients() => {
+            Tried::Answered(Err(error))
+        }
         // A leader that is shutting down, or a connection that could not be made, took nothing.
         Err(error) if error.is_retryable() || *error.reason() == Reason::Closed => {
             Tried::NotAppended(error)

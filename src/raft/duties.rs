@@ -148,10 +148,12 @@ pub(super) async fn forget(shared: Arc<Shared>, history: History) {
 pub(super) async fn forget_clients(shared: Arc<Shared>) {
     loop {
         let before = shared.leadership();
+        let has_begun = before.is_me && has_caught_up(&shared).await;
         tokio::time::sleep(CLIENT_IDLE / u32::try_from(CLIENT_AGES).unwrap_or(1)).await;
         let Ok(moment) = shared.state.moment() else { return };
-        // A slice counts only if all of it was of one leader.
-        if before.is_me && shared.leadership() == before && moment.has_clients() {
+        // A slice counts only if all of it was of one leader, and began when everything before it was applied: those that
+        // wait to be committed would pass all at once.
+        if has_begun && shared.leadership() == before && moment.has_clients() {
             propose(&shared, Command::AgeClients { deciding_term: before.term }).await;
         }
     }

@@ -3,7 +3,7 @@
 use crate::client::fake::{Fake, Fault, Kind};
 use crate::client::{Client, RangeRead};
 use crate::error::{ErrorKind, Reason};
-use crate::types::{Compare, Consistency, KeyRange, Op, OpResult, Revision, SortBy};
+use crate::types::{Compare, Consistency, KeyRange, Op, OpResult, Revision, SortBy, limits};
 use futures::{StreamExt, TryStreamExt};
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ async fn what_breaks_a_rule_is_refused_here() {
 async fn a_deadline_leaves_a_write_unknown_and_a_read_not() {
     let fake = Fake::new();
     let client = fake.client();
-    fake.next(Kind::Propose, Fault::Hang);
+    (0..10).for_each(|_| fake.next(Kind::Propose, Fault::Hang));
     fake.next(Kind::Query, Fault::Hang);
     let began = tokio::time::Instant::now();
     let write = client.put("k", "v").await.unwrap_err();
@@ -114,6 +114,69 @@ async fn a_client_that_was_forgotten_asks_for_another_name() {
     assert!(error.may_have_applied());
     client.put("k", "4").await.unwrap();
     assert_eq!(client.get("k").await.unwrap().unwrap().version, 4);
+}
+
+/// One write that is begun and not polled any more: those of all others go on, and it is not sent when its time is up.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_not_polled_holds_up_nobody_for_long() {
+    let fake = Fake::new();
+    let client = fake.client();
+    client.put("k", "0").await.unwrap();
+    fake.next(Kind::Propose, Fault::Hang);
+    let mut begun = Box::pin(client.put("begun", "v").into_future());
+    assert!(futures::poll!(&mut begun).is_pending());
+    let began = tokio::time::Instant::now();
+    for _ in 0..limits::OUTSTANDING_MAX + 10 {
+        client.put("k", "v").await.unwrap();
+    }
+    assert!(began.elapsed() <= Duration::from_secs(10), "no longer than it may wait itself");
+    let calls = fake.count(Kind::Propose);
+    assert!(begun.await.unwrap_err().may_have_applied());
+    assert_eq!(fake.count(Kind::Propose), calls);
+}
+
+/// Then each write is sent once, as long as that is so.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_not_remembered_writes_without_a_name() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let refused = || Fault::Refuse(Reason::TooManyClients { limit: 1 });
+    fake.next(Kind::Register, refused());
+    let began = tokio::time::Instant::now();
+    client.put("k", "1").await.unwrap();
+    client.put("k", "2").await.unwrap();
+    assert_eq!((fake.count(Kind::Register), began.elapsed()), (1, Duration::ZERO));
+    fake.next(Kind::Propose, Fault::LoseAnswer);
+    assert!(client.put("k", "3").await.unwrap_err().may_have_applied());
+    tokio::time::advance(Duration::from_secs(601)).await;
+    fake.next(Kind::Propose, Fault::LoseAnswer);
+    client.put("k", "4").await.unwrap();
+    assert_eq!(fake.count(Kind::Register), 2);
+    assert_eq!(client.get("k").await.unwrap().unwrap().version, 4);
+}
+
+/// Many writes at once of a client that was forgotten meanwhile.
+#[tokio::test(start_paused = true)]
+async fn writes_of_a_forgotten_client_do_not_wait_for_each_other() {
+    let fake = Fake::new();
+    let client = fake.client();
+    client.put("k", "0").await.unwrap();
+    fake.world().forgotten = 1;
+    let writes = (0..limits::OUTSTANDING_MAX + 10).map(|_| client.put("k", "v").into_future());
+    futures::future::try_join_all(writes).await.unwrap();
+    assert_eq!(fake.count(Kind::Register), 2);
+}
+
+/// A client that has never written, after the end of its runtime: no name, and no endless search for one.
+#[test]
+fn without_a_runtime_there_is_no_name() {
+    let build = || tokio::runtime::Builder::new_multi_thread().enable_time().build().unwrap();
+    let (one, other) = (build(), build());
+    let client = one.block_on(async { Fake::new().client() });
+    drop(one);
+    let error = other.block_on(client.put("k", "v").into_future()).unwrap_err();
+    assert_eq!(error.kind(), crate::error::ErrorKind::Closed);
+    assert!(!error.may_have_applied());
 }
 
 /// What is in doubt stays so until the group has said something: a refusal that any try could have met is no answer.

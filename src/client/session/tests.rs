@@ -219,9 +219,14 @@ async fn a_close_that_fails_goes_on_although_there_are_clones() {
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_took_too_long_is_no_session() {
     let fake = Fake::new();
-    fake.next(Kind::Propose, Fault::DelayAnswer(TTL));
-    let error = fake.client().session(TTL).await.unwrap_err();
+    let ttl = Duration::from_secs(2);
+    fake.next(Kind::Propose, Fault::DelayAnswer(ttl));
+    let error = fake.client().session(ttl).await.unwrap_err();
     assert_eq!(error.reason(), &Reason::SessionLost);
+    // A try that takes longer than that is given up, and there is time for another: a lease of its own.
+    fake.next(Kind::Propose, Fault::Hang);
+    let session = fake.client().session(TTL).await.unwrap();
+    assert!(session.is_alive());
 }
 
 /// Deletions that a guard asks for go out together, and only while the lease lives.

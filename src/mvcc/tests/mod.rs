@@ -4,6 +4,7 @@
 mod backups;
 mod bulk;
 mod damage;
+mod dedup;
 mod golden;
 pub(super) mod kit;
 mod lazy;

@@ -1,6 +1,7 @@
 //! Members whose states differ, because one of them has applied something else than the others.
 
 use super::*;
+use crate::api::{CLIENT_AGES, Command, Proposal};
 use crate::raft::astray;
 use crate::raft::marks::Verdict;
 use crate::types::Consistency;
@@ -186,6 +187,28 @@ async fn without_a_majority_nobody_is_at_fault_and_all_say_so() {
         );
         group.node(index).client().put("k", "v").await.unwrap();
     }
+    group.shutdown().await;
+}
+
+/// Through a member that does not lead: that a client is forgotten is an answer, and no reason to propose the same again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_was_forgotten_hears_so_wherever_it_asks() {
+    let group = Group::start(3).await;
+    let follower = group.follower();
+    let client = group.node(follower).client();
+    client.put("k", "1").await.unwrap();
+    let leader = (0..3).find(|it| group.node(*it).shared().leadership().is_me).unwrap();
+    let shared = group.node(leader).shared();
+    for _ in 0..=CLIENT_AGES {
+        let deciding_term = shared.leadership().term;
+        let age = Proposal::from(Command::AgeClients { deciding_term });
+        shared.raft.client_write(age.into()).await.unwrap();
+    }
+    let before = group.node(leader).status().applied_index.unwrap();
+    client.put("k", "2").await.unwrap();
+    let entries = group.node(leader).status().applied_index.unwrap() - before;
+    assert_eq!(entries, 3, "the refusal, a name, and the write");
+    assert_eq!(client.get("k").await.unwrap().unwrap().version, 2);
     group.shutdown().await;
 }
 

@@ -5,7 +5,7 @@
 
 use super::home::Home;
 use super::link::{Service, unexpected};
-use super::router::Router;
+use super::router::{Router, said};
 use super::{Client, TIMEOUT_DEFAULT};
 use crate::api::{Call, Request, Response};
 use crate::error::{Error, Reason, Result};
@@ -98,7 +98,7 @@ impl ClientBuilder {
                     let (service, home) = (Service::new(router), Home::new(runtime));
                     return Ok(Client::over_remote(service, home, timeout));
                 }
-                Err(error) if error.is_retryable() => tried.push(error),
+                Err(error) if error.is_retryable() => tried.push(said(&address, &error)),
                 Err(error) => is_final = Some(error),
             }
         }
@@ -107,11 +107,7 @@ impl ClientBuilder {
             (None, 0) => {
                 Error::new(Reason::BadOption { detail: "no endpoint was given".to_owned() })
             }
-            (None, 1) => tried.remove(0),
-            (None, _) => {
-                let all: Vec<_> = tried.iter().map(ToString::to_string).collect();
-                Error::new(Reason::Unreachable { detail: all.join("; ") })
-            }
+            (None, _) => Error::new(Reason::Unreachable { detail: tried.join("; ") }),
         })
     }
 }

@@ -144,7 +144,7 @@ impl Inner {
         let mut endpoints = self.endpoints();
         let Endpoints { all, used } = &mut *endpoints;
         let Some(at) = all.iter().position(|it| it.address == address) else { return error };
-        all[at].failed = Some((now, error.to_string()));
+        all[at].failed = Some((now, said(address, &error)));
         // Many calls fail at once, and only the first of them changes something.
         if at == *used && all.len() > 1 {
             let is_avoided = |it: &Endpoint| {
@@ -250,6 +250,14 @@ fn is_final_there(reason: &Reason) -> bool {
             | Reason::StateDiffers { .. }
             | Reason::AssertionFailed { .. }
     )
+}
+
+/// What to say of an endpoint that failed.
+pub(super) fn said(address: &str, error: &Error) -> String {
+    match error.reason() {
+        Reason::Unreachable { detail } => detail.clone(),
+        _ => format!("{address}: {error}"),
+    }
 }
 
 /// The same failure, of one endpoint of several: it passes. With what all of them say that have failed.

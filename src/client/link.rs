@@ -35,9 +35,9 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 /// How long a try may take, at least, before the next.
-const ATTEMPT_MIN: Duration = Duration::from_secs(2);
+pub(super) const ATTEMPT_MIN: Duration = Duration::from_secs(2);
 /// The part of its time that a write waits for one try, if that is longer.
-const ATTEMPT_PART: u32 = 3;
+pub(super) const ATTEMPT_PART: u32 = 3;
 
 /// A node in this process, or the stub of a remote one.
 pub(crate) type Service = BoxCloneSyncService<Call, Response, Error>;
@@ -149,7 +149,8 @@ impl Link {
         let deadline = Instant::now() + self.time(timeout);
         let mut backoff = Backoff::retry();
         loop {
-            let answer = self.call(request.clone(), Some(left(deadline))).await;
+            let tried = attempt(deadline, self.time(timeout));
+            let answer = self.call(request.clone(), Some(tried)).await;
             let pause = backoff.next();
             match answer {
                 Err(error) if is_passing(&error) && left(deadline) > pause => {
@@ -210,7 +211,9 @@ impl Link {
         loop {
             let origin = name.as_ref().map(|name| name.origin(is_unknown));
             let proposal = Proposal { origin, command: command.clone() };
-            let error = match self.propose_one(proposal, attempt(deadline, total)).await {
+            // What may not be sent again has all the time.
+            let wait = origin.map_or(left(deadline), |_| attempt(deadline, total));
+            let error = match self.propose_one(proposal, wait).await {
                 Ok(Ok(applied)) => return Ok(applied),
                 // What the state says of a write, it says of each try.
                 Ok(Err(error)) if is_of_state(&error) => return Err(known(error)),
@@ -221,7 +224,11 @@ impl Link {
                 true => Err(late(error, total).unknown_outcome()),
                 false => Err(late(error, total)),
             };
-            if matches!(error.reason(), Reason::ClientForgotten | Reason::AlreadyAnswered) {
+            if *error.reason() == Reason::AlreadyAnswered {
+                // Its time was up, and the group was told that nobody waits.
+                return in_doubt(Error::new(Reason::DeadlinePassed { waited: total }));
+            }
+            if *error.reason() == Reason::ClientForgotten {
                 // The one before goes first: a number is not waited for any more.
                 name.take().iter().for_each(Name::forget_client);
                 if is_unknown {
@@ -253,7 +260,10 @@ impl Link {
         match select(pin!(next), pin!(self.sleep_until(deadline))).await {
             Either::Left((name, _)) => name,
             Either::Right(_) if self.has_ended() => Err(closed()),
-            Either::Right(_) => Err(Error::new(Reason::DeadlinePassed { waited: wait })),
+            Either::Right(_) => Err(self
+                .names
+                .trouble()
+                .unwrap_or_else(|| Error::new(Reason::DeadlinePassed { waited: wait }))),
         }
     }
 
@@ -389,15 +399,22 @@ fn attempt(deadline: Instant, total: Duration) -> Duration {
 }
 
 /// Whether it may go otherwise before long.
-fn is_passing(error: &Error) -> bool {
+pub(super) fn is_passing(error: &Error) -> bool {
     error.is_retryable() && !matches!(error.reason(), Reason::TooManyClients { .. })
 }
 
 /// Whether it is what the state says to a write: no other try of it can have been told otherwise.
 fn is_of_state(error: &Error) -> bool {
     match error.kind() {
-        ErrorKind::InvalidInput
-        | ErrorKind::NotFound
+        // What is said on the way to the state is not what that says.
+        ErrorKind::InvalidInput => !matches!(
+            error.reason(),
+            Reason::PlaintextRefused { .. }
+                | Reason::BadAddress { .. }
+                | Reason::RequestTooLarge { .. }
+                | Reason::TtlTooSmall { .. }
+        ),
+        ErrorKind::NotFound
         | ErrorKind::Compacted
         | ErrorKind::LeaseExpired
         | ErrorKind::NoSpace => true,

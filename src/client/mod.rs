@@ -29,7 +29,7 @@
 //! - the tasks end when the last client, watch and session is dropped; none is ever left without an owner;
 //! - nothing here knows which node leads: any node passes a write on;
 //! - a request whose answer is lost is sent again as long as its time lasts: a read is the same the second time, and a write
-//!   has a name ([`once`]). What a client of another process asks goes to another member, if one fails.
+//!   has a name (`once.rs`). What a client of another process asks goes to another member, if one fails.
 
 pub(crate) mod backoff;
 #[cfg(test)]

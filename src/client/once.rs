@@ -12,10 +12,11 @@
 //! - a number is given to one write, whatever becomes of it;
 //! - the lowest number that goes with a write is that of one for which somebody waits, of the same id;
 //! - the numbers that are waited for lie within [`limits::OUTSTANDING_MAX`] of each other, which is what the group keeps: the
-//!   next waits. One whose time is up is not waited for, whether or not its future is polled, and is never sent again;
+//!   next waits for a moment, and then goes on under another id. One whose time is up is not waited for, whether or not its future is polled, and is never sent again;
 //! - nobody waits for another caller of this program to do something: the id is asked for by a task.
 
-use super::link::{Link, malformed};
+use super::backoff::Backoff;
+use super::link::{ATTEMPT_MIN, ATTEMPT_PART, Link, is_passing, malformed};
 use crate::api::{Applied, Command, Origin};
 use crate::error::{Error, Reason, Result};
 use crate::types::limits;
@@ -30,6 +31,8 @@ use tokio::time::Instant;
 
 /// After what time a group that remembered too many clients is asked again.
 const REFUSED: Duration = Duration::from_secs(600);
+/// How long one that is late may hold up all others before they go on under another id.
+const FULL: Duration = Duration::from_secs(2);
 
 /// Who gives names. All clients of a node share it, and all clones of a client.
 #[derive(Debug, Default)]
@@ -40,6 +43,8 @@ pub(crate) struct Names {
     asking: Mutex<JoinSet<()>>,
     /// A number is not waited for any more.
     freed: Arc<Notify>,
+    /// Why there is no id yet.
+    trouble: Arc<Mutex<Option<Error>>>,
 }
 
 /// What is known of the id of this client.
@@ -91,6 +96,8 @@ pub(super) struct Name {
     freed: Arc<Notify>,
     client: u64,
     sequence: u64,
+    /// The lowest number that was waited for when it was given.
+    lowest: u64,
 }
 
 /// Why there is no name yet.
@@ -116,9 +123,12 @@ impl Names {
         {
             return Ok(Some(name));
         }
-        let mut changes = None;
-        let mut has_asked = false;
+        let (mut changes, mut full_since) = (None, None);
+        let (mut has_asked, mut backoff) = (false, Backoff::retry());
         loop {
+            if link.has_ended() {
+                return Err(Error::new(Reason::Closed));
+            }
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable();
             let id = self.id.borrow().clone();
@@ -126,15 +136,27 @@ impl Names {
                 Id::Known(client) => match self.name(client, deadline) {
                     Ok(name) => return Ok(Some(name)),
                     Err(NotYet::Full(until)) => {
-                        select(freed, pin!(link.sleep_until(until))).await;
-                        if link.has_ended() {
-                            return Err(Error::new(Reason::Closed));
+                        let now = Instant::now();
+                        let patience = *full_since.get_or_insert(now) + FULL;
+                        if now >= patience {
+                            // Whoever holds the others up keeps its number, and they go on under another id.
+                            give_up(&self.id, client, Id::Unknown);
+                        } else {
+                            select(freed, pin!(link.sleep_until(until.min(patience)))).await;
                         }
                     }
-                    Err(NotYet::Old) => {}
+                    // Ids of a group only grow.
+                    Err(NotYet::Old) => {
+                        let odd = malformed("id of a client: one that was given before");
+                        give_up(&self.id, client, Id::Failed(odd));
+                    }
                 },
                 Id::Refused(at) if at.elapsed() < REFUSED => return Ok(None),
-                Id::Failed(error) if has_asked => return Err(error),
+                Id::Failed(error) if has_asked && !is_passing(&error) => return Err(error),
+                Id::Failed(_) if has_asked => {
+                    link.sleep(backoff.next()).await;
+                    self.ask(link);
+                }
                 Id::Unknown | Id::Failed(_) | Id::Refused(_) => {
                     has_asked = true;
                     self.ask(link);
@@ -149,6 +171,11 @@ impl Names {
                 }
             }
         }
+    }
+
+    /// Why there is no id yet, if that is known.
+    pub(super) fn trouble(&self) -> Option<Error> {
+        lock(&self.trouble).clone()
     }
 
     fn name(&self, client: u64, deadline: Instant) -> Result<Name, NotYet> {
@@ -166,9 +193,10 @@ impl Names {
         numbers.given += 1;
         let sequence = numbers.given;
         numbers.waiting.insert(sequence, deadline);
+        let lowest = numbers.waiting.keys().next().copied().unwrap_or(sequence);
         drop(numbers);
         let (numbers, id) = (Arc::clone(&self.numbers), Arc::clone(&self.id));
-        Ok(Name { numbers, id, freed: Arc::clone(&self.freed), client, sequence })
+        Ok(Name { numbers, id, freed: Arc::clone(&self.freed), client, sequence, lowest })
     }
 
     /// Asks the group for an id, unless somebody else just did.
@@ -187,13 +215,14 @@ impl Names {
         if !mine {
             return;
         }
-        let answered = Answered(Arc::clone(&self.id));
+        let (answered, trouble) = (Answered(Arc::clone(&self.id)), Arc::clone(&self.trouble));
         // One that has names of its own: it must not keep these.
         let link = link.without_names();
         let runtime = link.runtime().clone();
         let ask = async move {
             // Asked for twice, the group gives two, and forgets the one that is never used.
-            let id = link.propose_again(Command::Register.into(), limits::CALL_TIMEOUT_MAX).await;
+            let id = link.propose_again(Command::Register.into(), ATTEMPT_MIN * ATTEMPT_PART).await;
+            *lock(&trouble) = id.as_ref().err().map(|error| Error::new(error.reason().clone()));
             answered.with(match id {
                 Ok((Applied::Registered { client, .. }, _)) => Id::Known(client),
                 Ok(_) => Id::Failed(malformed("outcome of a registration")),
@@ -238,30 +267,39 @@ impl Name {
         let numbers = lock(&self.numbers);
         let is_current = numbers.client == self.client;
         let lowest = numbers.waiting.keys().next().filter(|_| is_current).copied();
-        let lowest_outstanding = lowest.map_or(1, |lowest| lowest.min(self.sequence));
+        let lowest_outstanding = lowest.map_or(self.lowest, |lowest| lowest.min(self.sequence));
         Origin { client: self.client, sequence: self.sequence, lowest_outstanding, again }
     }
 
     /// The group does not know the client any more: the next write asks for another id.
     pub(super) fn forget_client(&self) {
-        self.id.send_if_modified(|id| {
-            let is_it = matches!(id, Id::Known(client) if *client == self.client);
-            if is_it {
-                *id = Id::Unknown;
-            }
-            is_it
-        });
+        give_up(&self.id, self.client, Id::Unknown);
     }
+}
+
+/// Uses an id no more.
+fn give_up(id: &watch::Sender<Id>, client: u64, then: Id) {
+    id.send_if_modified(|id| {
+        let is_it = matches!(id, Id::Known(known) if *known == client);
+        if is_it {
+            *id = then;
+        }
+        is_it
+    });
 }
 
 impl Drop for Name {
     fn drop(&mut self) {
         let mut numbers = lock(&self.numbers);
-        if numbers.client == self.client {
+        let is_current = numbers.client == self.client;
+        let was_lowest = numbers.waiting.keys().next() == Some(&self.sequence);
+        if is_current {
             numbers.waiting.remove(&self.sequence);
         }
         drop(numbers);
-        self.freed.notify_waiters();
+        if is_current && was_lowest {
+            self.freed.notify_waiters();
+        }
     }
 }
 

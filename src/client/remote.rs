@@ -4,7 +4,7 @@
 //! fails ([`router`](super::router)).
 
 use super::home::Home;
-use super::link::{Service, unexpected};
+use super::link::{Service, malformed, unexpected};
 use super::router::{Router, said};
 use super::{Client, TIMEOUT_DEFAULT};
 use crate::api::{Call, Request, Response};
@@ -119,7 +119,9 @@ async fn ask(
     timeout: Duration,
 ) -> (String, RpcClient, Result<Box<Status>>) {
     let answer = match stub.call(Call { request: Request::Status, timeout }).await {
-        Ok(Response::Status(status)) => Ok(status),
+        // Whoever has no group cannot be told from others.
+        Ok(Response::Status(status)) if status.group != 0 => Ok(status),
+        Ok(Response::Status(_)) => Err(malformed("status: no group")),
         Ok(other) => Err(unexpected(&other)),
         Err(error) => Err(error),
     };

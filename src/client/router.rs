@@ -12,13 +12,13 @@
 //!
 //! Invariants
 //! - a call goes through one endpoint, once: whether it may be sent again is for its sender to know;
-//! - one that hangs is given up in time for another endpoint to be asked;
+//! - one that hangs is left, also if no caller waits long enough to see it;
 //! - all endpoints are of one group: that of the first that answered. Another one is not asked again;
 //! - who was named by the application is never forgotten, though the group may not know it: a name may lead to any member.
 
 use crate::api::{Call, Request, Response};
 use crate::error::{Error, Reason};
-use crate::types::{Status, limits};
+use crate::types::Status;
 use crate::wire::{Endpoint as Caller, RpcClient};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -31,10 +31,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-/// How long an endpoint may take to answer, at least, before another is asked.
-const ATTEMPT_MIN: Duration = Duration::from_secs(2);
-/// The part of its time that a call waits for one endpoint, if that is longer.
-const ATTEMPT_PART: u32 = 3;
+/// How long an endpoint may take to say who the members are.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
+/// An endpoint that had less time than this has not failed if it did not answer.
+const FAIR: Duration = Duration::from_millis(500);
+/// The most members that are taken for endpoints, whatever an endpoint says.
+const MEMBERS_MAX: usize = 64;
 /// How long an endpoint that failed is not asked while there is another.
 const AVOID: Duration = Duration::from_secs(5);
 /// How often the group is asked who its members are. Also when an endpoint fails.
@@ -103,13 +105,34 @@ impl Router {
     }
 
     async fn send(self, call: Call) -> Result<Response, Error> {
-        let Call { request, timeout } = call;
         let (address, stub) = self.0.used();
-        let timeout = attempt(&request, timeout);
-        match stub.call(Call { request, timeout }).await {
-            Err(error) if is_of_endpoint(&error) => Err(self.0.pass_over(&address, error)),
+        let is_fair = call.timeout >= FAIR;
+        let mut unanswered = Unanswered(Some(Arc::clone(&self.0.failed)));
+        let answer = stub.call(call).await;
+        unanswered.0 = None;
+        match answer {
+            Err(error) if is_fair && is_of_endpoint(&error) => {
+                Err(self.0.pass_over(&address, error))
+            }
+            // A member that has failed answers, and says so of each write.
+            Ok(Response::Propose(outcomes)) => {
+                let of_each = outcomes.into_iter().map(|outcome| match outcome {
+                    Err(error) if is_of_endpoint(&error) => Err(self.0.pass_over(&address, error)),
+                    outcome => outcome,
+                });
+                Ok(Response::Propose(of_each.collect()))
+            }
             answer => answer,
         }
+    }
+}
+
+/// Notices that a caller has gone before it was answered: the endpoint may hang.
+struct Unanswered(Option<Arc<Notify>>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|failed| failed.notify_one());
     }
 }
 
@@ -170,6 +193,7 @@ impl Inner {
     fn take_in(&self, status: &Status) {
         // One that is not listened for has none.
         let members = status.members.iter().map(|(_, address)| address).filter(|it| !it.is_empty());
+        let members = members.take(MEMBERS_MAX);
         let mut endpoints = self.endpoints();
         let Endpoints { all, used } = &mut *endpoints;
         let in_use = all[*used].address.clone();
@@ -201,24 +225,17 @@ async fn learn(router: Weak<Inner>, failed: Arc<Notify>) {
         tokio::time::sleep(LEARN_PAUSE).await;
         let _ = timeout(LEARN_EVERY, failed.notified()).await;
         let Some(inner) = router.upgrade() else { return };
-        let (_, stub) = inner.used();
+        let (address, stub) = inner.used();
         // It does not keep the router while it waits.
         drop(inner);
-        let call = Call { request: Request::Status, timeout: ATTEMPT_MIN };
-        if let Ok(Response::Status(status)) = stub.call(call).await
-            && let Some(inner) = router.upgrade()
-        {
-            inner.take_in(&status);
+        let answer = stub.call(Call { request: Request::Status, timeout: LEARN_TIMEOUT }).await;
+        let Some(inner) = router.upgrade() else { return };
+        match answer {
+            Ok(Response::Status(status)) => inner.take_in(&status),
+            // Callers may be less patient, and never hear of it.
+            Err(error) if is_of_endpoint(&error) => drop(inner.pass_over(&address, error)),
+            _ => {}
         }
-    }
-}
-
-/// How long one endpoint is waited for.
-fn attempt(request: &Request, timeout: Duration) -> Duration {
-    match request {
-        // They wait for news, or say themselves how long another try may take.
-        Request::Follow(_) | Request::KeepAlive { .. } => timeout,
-        _ => timeout.min(ATTEMPT_MIN.max(timeout.min(limits::CALL_TIMEOUT_MAX) / ATTEMPT_PART)),
     }
 }
 
@@ -230,7 +247,9 @@ fn is_of_endpoint(error: &Error) -> bool {
         | Reason::Unreachable { .. }
         | Reason::Starting
         | Reason::DeadlinePassed { .. }
-        | Reason::ConnectionLost => true,
+        | Reason::ConnectionLost
+        | Reason::TooManyRequests
+        | Reason::Closed => true,
         reason => is_final_there(reason),
     }
 }
@@ -243,7 +262,10 @@ fn is_final_there(reason: &Reason) -> bool {
             | Reason::NodeMismatch { .. }
             | Reason::IncarnationRefused { .. }
             | Reason::MemberRemoved { .. }
+            | Reason::TimingDiffers
             | Reason::NoCommonVersion
+            | Reason::Malformed { .. }
+            | Reason::Unrecognized { .. }
             | Reason::PlaintextRefused { .. }
             | Reason::DiskFailed { .. }
             | Reason::Corrupt { .. }
@@ -263,7 +285,7 @@ pub(super) fn said(address: &str, error: &Error) -> String {
 /// The same failure, of one endpoint of several: it passes. With what all of them say that have failed.
 fn elsewhere(error: Error, tried: &[&str]) -> Error {
     let is_final = is_final_there(error.reason());
-    if !is_final && !matches!(error.reason(), Reason::Unreachable { .. }) {
+    if !is_final && !matches!(error.reason(), Reason::Unreachable { .. } | Reason::Closed) {
         return error;
     }
     let other = Error::new(Reason::Unreachable { detail: tried.join("; ") });

@@ -195,8 +195,9 @@ impl Clients {
             return Ok(Some(kept.map_err(|_| Table::Dedup.corrupt(&keys::client(id)))?));
         }
         // By the number and not by how many there are: the lowest, for which the others wait, always has a place.
-        let is_far = sequence - client.floor >= limits::OUTSTANDING_MAX as u64;
-        let is_full = self.bytes > ALL_BYTES_MAX && !client.answers.is_empty();
+        let is_far = sequence.saturating_sub(client.floor) >= limits::OUTSTANDING_MAX as u64;
+        let is_full =
+            self.bytes > ALL_BYTES_MAX && !client.answers.is_empty() && sequence != client.floor;
         if is_far || is_full {
             let limit = limits::OUTSTANDING_MAX as u64;
             return Err(Reason::TooManyOutstanding { limit }.into());

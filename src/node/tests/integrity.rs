@@ -212,6 +212,24 @@ async fn a_client_that_was_forgotten_hears_so_wherever_it_asks() {
     group.shutdown().await;
 }
 
+/// A member that has failed still answers, and says so: a client of another process goes elsewhere with its writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_leaves_a_member_that_has_failed() {
+    let group = Group::start(3).await;
+    let failing = group.follower();
+    let client = Client::connect([group.addresses[failing].clone()]).await.unwrap();
+    client.put("k", "0").await.unwrap();
+    disk(&group.data(failing)).set(Disk::Fails);
+    for number in 1..=20 {
+        let before = client.put("k", format!("{number}")).prev().await.unwrap().1.unwrap();
+        assert_eq!(before.value, format!("{}", number - 1));
+    }
+    timeout(LONG, group.node(failing).failed()).await.expect("it goes on");
+    client.put("k", "last").await.unwrap();
+    assert_eq!(client.get("k").await.unwrap().unwrap().version, 22);
+    group.shutdown().await;
+}
+
 /// The mark alone counts, whatever is in it, and stays until there is another state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_that_is_not_trusted_is_not_opened_while_nobody_has_another() {

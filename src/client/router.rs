@@ -111,13 +111,19 @@ impl Router {
         let answer = stub.call(call).await;
         unanswered.0 = None;
         match answer {
-            Err(error) if is_fair && is_of_endpoint(&error) => {
-                Err(self.0.pass_over(&address, error))
+            Err(error) if is_of_endpoint(&error) => {
+                if is_fair {
+                    self.0.pass_over(&address, &error);
+                }
+                Err(self.0.elsewhere(error))
             }
             // A member that has failed answers, and says so of each write.
             Ok(Response::Propose(outcomes)) => {
                 let of_each = outcomes.into_iter().map(|outcome| match outcome {
-                    Err(error) if is_of_endpoint(&error) => Err(self.0.pass_over(&address, error)),
+                    Err(error) if is_of_endpoint(&error) => {
+                        self.0.pass_over(&address, &error);
+                        Err(self.0.elsewhere(error))
+                    }
                     outcome => outcome,
                 });
                 Ok(Response::Propose(of_each.collect()))
@@ -161,13 +167,13 @@ impl Inner {
         (used.address.clone(), used.stub.clone())
     }
 
-    /// An endpoint has failed: calls go through another one from now on. Returns what to say of it.
-    fn pass_over(&self, address: &str, error: Error) -> Error {
+    /// An endpoint has failed: calls go through another one from now on.
+    fn pass_over(&self, address: &str, error: &Error) {
         let now = Instant::now();
         let mut endpoints = self.endpoints();
         let Endpoints { all, used } = &mut *endpoints;
-        let Some(at) = all.iter().position(|it| it.address == address) else { return error };
-        all[at].failed = Some((now, said(address, &error)));
+        let Some(at) = all.iter().position(|it| it.address == address) else { return };
+        all[at].failed = Some((now, said(address, error)));
         // Many calls fail at once, and only the first of them changes something.
         if at == *used && all.len() > 1 {
             let is_avoided = |it: &Endpoint| {
@@ -182,11 +188,22 @@ impl Inner {
             *used = fresh.or_else(oldest).unwrap_or(at);
             tracing::debug!(%error, from = address, to = all[*used].address, "another endpoint is used");
         }
-        let tried: Vec<&str> = all.iter().filter_map(|it| Some(&*it.failed.as_ref()?.1)).collect();
-        let error = if all.len() > 1 { elsewhere(error, &tried) } else { error };
         drop(endpoints);
         self.failed.notify_one();
-        error
+    }
+
+    /// The failure of an endpoint, as that of one of several: it passes. With what all have said that have failed.
+    fn elsewhere(&self, error: Error) -> Error {
+        let is_final = is_final_there(error.reason());
+        let is_named = matches!(error.reason(), Reason::Unreachable { .. } | Reason::Closed);
+        let endpoints = self.endpoints();
+        let tried = endpoints.all.iter().filter_map(|it| Some(&*it.failed.as_ref()?.1));
+        let tried: Vec<&str> = tried.collect();
+        if tried.is_empty() || endpoints.all.len() == 1 || !(is_final || is_named) {
+            return error;
+        }
+        let other = Error::new(Reason::Unreachable { detail: tried.join("; ") });
+        if error.may_have_applied() { other.unknown_outcome() } else { other }
     }
 
     /// Takes the members of the group for endpoints, and whoever was named.
@@ -233,7 +250,7 @@ async fn learn(router: Weak<Inner>, failed: Arc<Notify>) {
         match answer {
             Ok(Response::Status(status)) => inner.take_in(&status),
             // Callers may be less patient, and never hear of it.
-            Err(error) if is_of_endpoint(&error) => drop(inner.pass_over(&address, error)),
+            Err(error) if is_of_endpoint(&error) => inner.pass_over(&address, &error),
             _ => {}
         }
     }
@@ -280,16 +297,6 @@ pub(super) fn said(address: &str, error: &Error) -> String {
         Reason::Unreachable { detail } => detail.clone(),
         _ => format!("{address}: {error}"),
     }
-}
-
-/// The same failure, of one endpoint of several: it passes. With what all of them say that have failed.
-fn elsewhere(error: Error, tried: &[&str]) -> Error {
-    let is_final = is_final_there(error.reason());
-    if !is_final && !matches!(error.reason(), Reason::Unreachable { .. } | Reason::Closed) {
-        return error;
-    }
-    let other = Error::new(Reason::Unreachable { detail: tried.join("; ") });
-    if error.may_have_applied() { other.unknown_outcome() } else { other }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -27,7 +27,7 @@ verify:
 
 # Whole groups in one thread, under faults: SEEDS of them, or again the one that is SEED, saying what happens.
 SEEDS ?= 200
-FROM ?= 1
+FROM ?= 0
 sim:
 	$(if $(SEED),TRACE=1 SEED=$(SEED),SEEDS=$(SEEDS) FROM=$(FROM)) \
 		cargo test --locked --profile sim --features sim --test sim -- --nocapture $(if $(SEED),seeds)

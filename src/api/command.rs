@@ -114,7 +114,7 @@ fn puts(txn: &TxnOp) -> bool {
     })
 }
 
-/// What applying a [`Command`] did. A rejection by the rules is a [`Reason`] instead.
+/// What applying a [`Command`] did. A rejection by the rules is a [`Reason`](crate::error::Reason) instead.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Applied {
     Txn(TxnOutcome),

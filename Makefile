@@ -54,7 +54,7 @@ audit:
 	cargo deny check bans licenses sources
 
 # Puts known bugs back, one at a time, and has them found within so many seeds.
-BUG_SEEDS ?= 200
+BUG_SEEDS ?= 400
 bugs:
 	BUG_SEEDS=$(BUG_SEEDS) $(if $(BUG),BUG=$(BUG)) \
 		cargo test --locked --profile sim --features sim --test sim -- --nocapture bugs_are_found

@@ -215,7 +215,7 @@ impl Names {
         if !mine {
             return;
         }
-        let (answered, trouble) = (Answered(Arc::clone(&self.id)), Arc::clone(&self.trouble));
+        let (answered, trouble) = (Answered(Some(Arc::clone(&self.id))), Arc::clone(&self.trouble));
         // One that has names of its own: it must not keep these.
         let link = link.without_names();
         let runtime = link.runtime().clone();
@@ -241,23 +241,20 @@ impl Names {
 }
 
 /// Whoever asks for an id says what came of it, also if its runtime drops it.
-struct Answered(Arc<watch::Sender<Id>>);
+struct Answered(Option<Arc<watch::Sender<Id>>>);
 
 impl Answered {
-    fn with(self, id: Id) {
-        self.0.send_replace(id);
+    /// Once: by the time that this is dropped somebody else may be asking.
+    fn with(mut self, id: Id) {
+        self.0.take().iter().for_each(|known| drop(known.send_replace(id.clone())));
     }
 }
 
 impl Drop for Answered {
     fn drop(&mut self) {
-        self.0.send_if_modified(|id| {
-            let is_open = matches!(id, Id::Asked);
-            if is_open {
-                *id = Id::Failed(Error::new(Reason::Closed));
-            }
-            is_open
-        });
+        if let Some(known) = &self.0 {
+            known.send_replace(Id::Failed(Error::new(Reason::Closed)));
+        }
     }
 }
 

@@ -246,7 +246,9 @@ struct Answered(Option<Arc<watch::Sender<Id>>>);
 impl Answered {
     /// Once: by the time that this is dropped somebody else may be asking.
     fn with(mut self, id: Id) {
-        self.0.take().iter().for_each(|known| drop(known.send_replace(id.clone())));
+        if let Some(known) = self.0.take() {
+            known.send_replace(id);
+        }
     }
 }
 

@@ -19,7 +19,8 @@ verify:
 	$(TIMED) cargo clippy --locked -p quorate-bench --all-targets -- -D warnings
 	$(TIMED) cargo test --locked
 	$(TIMED) cargo test --locked -p quorate-bench
-	for example in quickstart leader_election distributed_lock config_reload; do \
+	for example in quickstart leader_election distributed_lock config_reload remote_client service_discovery \
+			transactions typed_map; do \
 		cargo run --locked --quiet --example $$example > target/$$example.log || exit 1; \
 	done
 	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps

@@ -168,6 +168,28 @@ impl Request {
     pub(crate) fn is_write(&self) -> bool {
         matches!(self, Self::Propose { .. } | Self::Change { .. })
     }
+
+    /// What it is called in traces.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Propose { .. } => "propose",
+            Self::Query(_) => "query",
+            Self::Follow(_) => "follow",
+            Self::KeepAlive { .. } => "keep alive",
+            Self::Leases { .. } => "leases",
+            Self::ReadIndex => "read index",
+            Self::Status => "status",
+            Self::Founding(_) => "founding",
+            Self::Join { .. } => "join",
+            Self::Members { .. } => "members",
+            Self::Change { .. } => "change",
+        }
+    }
+
+    /// Whether only a node that is a member, or is about to be one, asks this.
+    pub(crate) fn is_of_members(&self) -> bool {
+        matches!(self, Self::Founding(_) | Self::Join { .. } | Self::ReadIndex)
+    }
 }
 
 impl TxnOp {

@@ -3,7 +3,7 @@
 //! - [`layout`]: records laid out by hand, with numbered variants, for everything that is hot or that outlives this
 //!   version: log entries, table rows, requests. A golden-bytes test holds each in place.
 //! - [`encode`] and [`decode`]: bincode, for cold structs that are read by the version that wrote them or checked by a
-//!   format number beside them. This file is the only one that names bincode, so that it can be replaced in one place.
+//!   format number beside them, and for values of applications that choose it. This file is the only one that names bincode, so that it can be replaced in one place.
 //!
 //! Neither panics on hostile bytes. Records laid out by hand never take more memory than the input could fill. bincode
 //! believes the length of a list or string up to [`COLD_BYTES_MAX`] before it has seen what is in it, and no further.
@@ -28,6 +28,30 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> 
     match bincode::serde::decode_from_slice(bytes, config) {
         Ok((value, used)) if used == bytes.len() => Ok(value),
         Ok(_) | Err(_) => Err(Malformed),
+    }
+}
+
+/// The bytes of a value of an application's type.
+pub(crate) fn encode_value<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
+    bincode::serde::encode_to_vec(value, bincode::config::standard())
+        .map_err(|error| error.to_string())
+}
+
+/// A value of an application's type from all of `bytes`. It is not believed that a few of them are a large one.
+pub(crate) fn decode_value<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let config = bincode::config::standard();
+    // An element may take dozens of times in memory what it takes as bytes, and the bound is a constant of a type.
+    let decoded = if bytes.len() < 0x1000 {
+        bincode::serde::decode_from_slice(bytes, config.with_limit::<0x4_0000>())
+    } else if bytes.len() < 0x1_0000 {
+        bincode::serde::decode_from_slice(bytes, config.with_limit::<0x40_0000>())
+    } else {
+        bincode::serde::decode_from_slice(bytes, config.with_limit::<0x400_0000>())
+    };
+    match decoded {
+        Ok((value, used)) if used == bytes.len() => Ok(value),
+        Ok(_) => Err("there is more than a value".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -87,6 +87,8 @@ pub enum ErrorKind {
     Timeout,
     /// The peer belongs to another group, is another member, or speaks another protocol version.
     WrongGroup,
+    /// One side does not take the other's certificate. Give it another, or its authority.
+    Unauthenticated,
     /// A value could not be decoded as the asked type.
     Codec,
     /// The disk failed, is in use, or holds data that this version cannot read.
@@ -185,6 +187,12 @@ pub enum Reason {
     PlaintextRefused {
         /// The address.
         address: String,
+    },
+    /// One side of a connection does not trust the other: a certificate is missing, has expired, is of another authority, or
+    /// is not that of a member where one is needed.
+    Untrusted {
+        /// The address, and what is wrong.
+        detail: String,
     },
     /// The put keeps the old value or lease of a key that does not exist.
     KeyNotFound,
@@ -460,6 +468,7 @@ impl Reason {
             | Self::TimingDiffers
             | Self::NoCommonVersion
             | Self::Malformed { .. } => ErrorKind::WrongGroup,
+            Self::Untrusted { .. } => ErrorKind::Unauthenticated,
             Self::WrongType { .. } => ErrorKind::Codec,
             Self::DiskFailed { .. }
             | Self::Corrupt { .. }

@@ -25,7 +25,7 @@ mod corpus;
 mod folder;
 
 use crate::api::{self, Proposal, Request, Response};
-use crate::client;
+use crate::client::Codec;
 use crate::codec::layout::Layout;
 use crate::error::Error;
 use crate::mvcc;
@@ -78,6 +78,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "response", run: response, heap: ANSWERS },
     Target { name: "command", run: command, heap: RECORDS },
     Target { name: "value", run: value, heap: RECORDS },
+    Target { name: "value_bincode", run: value_bincode, heap: COLD },
     Target { name: "entry", run: raft::fuzz::entry, heap: RECORDS },
     Target { name: "peer_call", run: raft::fuzz::peer_call, heap: RECORDS },
     Target { name: "founding", run: raft::fuzz::founding, heap: COLD },
@@ -178,22 +179,31 @@ fn command(input: &[u8]) {
 
 /// The value of a key, as typed maps, mirrors and configurations read it: of any type that an application may have.
 fn value(input: &[u8]) {
-    type Table = BTreeMap<String, Vec<Option<(u64, String)>>>;
-    comes_back::<Table>(input);
-    comes_back::<Vec<Result<i8, char>>>(input);
-    comes_back::<Option<Duration>>(input);
-    let _ = client::decode::<f64>(b"key", input);
-    let _ = client::decode::<()>(input, input);
+    values(Codec::Json, input);
 }
 
-fn comes_back<T>(input: &[u8])
+/// The same, where they are stored with bincode.
+fn value_bincode(input: &[u8]) {
+    values(Codec::Bincode, input);
+}
+
+fn values(codec: Codec, input: &[u8]) {
+    type Table = BTreeMap<String, Vec<Option<(u64, String)>>>;
+    comes_back::<Table>(codec, input);
+    comes_back::<Vec<Result<i8, char>>>(codec, input);
+    comes_back::<Option<Duration>>(codec, input);
+    let _ = codec.decode::<f64>(b"key", input);
+    let _ = codec.decode::<()>(input, input);
+}
+
+fn comes_back<T>(codec: Codec, input: &[u8])
 where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
 {
-    match client::decode::<T>(b"key", input) {
+    match codec.decode::<T>(b"key", input) {
         Ok(value) => {
-            let bytes = client::encode(&value).expect("what was decoded can be encoded");
-            let again = client::decode::<T>(b"key", &bytes).expect("what was written can be read");
+            let bytes = codec.encode(&value).expect("what was decoded can be encoded");
+            let again = codec.decode::<T>(b"key", &bytes).expect("what was written can be read");
             assert_eq!(again, value);
         }
         Err(error) => drop(error.to_string()),

@@ -16,7 +16,8 @@
 //! - [`Client`] is a handle to a group, local or remote; [`client`] has the requests that its methods return.
 //! - [`Session`] is a lease that is kept alive; locks and elections hang on one.
 //! - [`Watch`] yields changes; [`Map`] is a prefix with values of one type.
-//! - [`recipes`] has locks, leader election, mirrors and configuration.
+//! - [`recipes`] has locks, leader election, mirrors, configuration and service discovery.
+#![cfg_attr(feature = "tls", doc = "- [`Tls`] has the certificates of members and clients.")]
 //! - [`Error`] says what to do next, [`Reason`] what happened.
 //! - [`limits`] has the bounds of keys, values and requests.
 //!
@@ -53,7 +54,7 @@ pub mod sim;
 mod types;
 mod wire;
 
-pub use client::{Client, ClientBuilder, Map, Session, Watch};
+pub use client::{Client, ClientBuilder, Codec, Map, Session, Watch};
 pub use error::{Error, ErrorKind, Reason, Result};
 #[cfg(feature = "node")]
 pub use node::{Backup, Node, NodeBuilder};
@@ -66,6 +67,8 @@ pub use types::{
     Changes, Comparand, Compare, Consistency, Event, FencingToken, KeyRange, KeyValue, LeaseId,
     LeaseStatus, Member, NodeId, Op, OpResult, Page, Revision, SortBy, Status, TxnOutcome, limits,
 };
+#[cfg(feature = "tls")]
+pub use wire::Tls;
 
 /// The documents of the repository, for reading beside the code.
 #[cfg(doc)]

@@ -19,7 +19,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("lmdb", &["error", "fault", "sim"]),
     ("wire", &["types", "error", "codec", "api", "sim"]),
     ("mvcc", &["types", "error", "codec", "api", "lmdb", "fault"]),
-    ("client", &["types", "error", "api", "wire", "fault"]),
+    ("client", &["types", "error", "codec", "api", "wire", "fault"]),
     ("raft", &["types", "error", "codec", "api", "lmdb", "wire", "mvcc", "fault", "sim"]),
     ("node", &["types", "error", "api", "lmdb", "wire", "client", "raft", "fault", "sim"]),
     ("recipes", &["types", "error", "client", "fault"]),
@@ -50,14 +50,26 @@ const LIVES_IN: &[(&str, &[&str])] = &[
     ("serde", &["types", "codec", "client", "raft", "recipes", "fuzz"]),
     ("serde_json", &["client"]),
     ("tarpc", &["wire"]),
+    ("tokio_rustls", &["wire"]),
     ("tokio", &["sim", "wire", "client", "raft", "node", "recipes"]),
-    ("tower", &["wire", "client", "raft", "node"]),
+    ("tower", &["wire", "client", "raft", "node", "recipes"]),
     ("tracing", &["wire", "client", "raft", "recipes"]),
 ];
 
 /// Dependencies that no user may meet: none of their types is in a public signature.
-const HIDDEN: &[&str] =
-    &["bincode", "heed", "openraft", "openraft_rt", "openraft_rt_tokio", "tarpc", "tower"];
+const HIDDEN: &[&str] = &[
+    "bincode",
+    "heed",
+    "openraft",
+    "openraft_rt",
+    "openraft_rt_tokio",
+    "tarpc",
+    "tokio_rustls",
+    "tower",
+];
+
+/// The one that is there for users of such a dependency.
+const SHOWS_TOWER: &str = "src/recipes/discover.rs";
 
 /// Words that would make applying a command depend on something else than the command and the state.
 const NOT_IN_CORE: &[&str] = &[
@@ -162,7 +174,7 @@ fn no_public_signature_shows_a_hidden_dependency() {
         .collect();
     assert!(public_types.contains("Client"), "the public types are not found any more");
     let mut faults = Faults::default();
-    for source in &sources {
+    for source in sources.iter().filter(|source| source.path != SHOWS_TOWER) {
         let hidden = source.imports_of(HIDDEN);
         let shows = |signature: &str| {
             let named = words(signature).find(|word| hidden.contains(*word)).map(str::to_owned);

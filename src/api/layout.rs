@@ -347,6 +347,7 @@ reasons! {
     61 => AnswerNotKept { revision },
     62 => TooManyClients { limit },
     63 => TooManyOutstanding { limit },
+    64 => Untrusted { detail },
 }
 
 #[cfg(test)]

@@ -243,7 +243,9 @@ impl LeaseTimeToLive<'_> {
     async fn send(self) -> Result<Option<LeaseStatus>> {
         let request = Request::Leases { only: Some(vec![self.lease]), forwarded: false };
         match self.client.link().ask(request, self.timeout).await? {
-            Response::Leases(mut found) if found.len() == 1 => Ok(found.remove(0)),
+            Response::Leases(mut found) if found.len() == 1 => {
+                Ok(found.remove(0).map(|status| self.client.link().namespace().lease(status)))
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -270,7 +272,10 @@ impl LeaseList<'_> {
     async fn send(self) -> Result<Vec<LeaseStatus>> {
         let request = Request::Leases { only: None, forwarded: false };
         match self.client.link().ask(request, self.timeout).await? {
-            Response::Leases(found) => Ok(found.into_iter().flatten().collect()),
+            Response::Leases(found) => {
+                let namespace = self.client.link().namespace();
+                Ok(found.into_iter().flatten().map(|status| namespace.lease(status)).collect())
+            }
             other => Err(unexpected(&other)),
         }
     }

@@ -4,21 +4,24 @@
 //! deadline, and says what is unknown when the deadline passes.
 //!
 //! ```text
-//! request ── check() ── service ──▶ answer in time                 → the answer
-//!                │         └──────▶ deadline first: a read         → DeadlinePassed
-//!                │                                  a write        → DeadlinePassed, and it may have been applied
-//!                └ against a rule ──────────────────────────────────→ the Reason; nothing was sent
+//! request ── check() ── place ── service ──▶ answer in time           → the answer
+//!                │        │         └──────▶ deadline first: a read   → DeadlinePassed
+//!                │        │                                  a write  → DeadlinePassed, and it may have been applied
+//!                │        └ none is free in time ─────────────────────→ TooManyRequests; nothing was sent
+//!                └ against a rule ────────────────────────────────────→ the Reason; nothing was sent
 //! ```
 //!
 //! Invariants
 //! - no call waits longer than its deadline, whatever the service does;
 //! - timers belong to the client's runtime, so that a request may be awaited on any executor, and after the end of that
 //!   runtime everything fails with [`Reason::Closed`] at once;
+//! - what is tried again is a part of what is asked for, or waits;
 //! - a client never sees time go back: the newest revision it has seen goes along with every serializable read;
 //! - a write happens once, however often it is sent ([`once`](super::once)).
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, jitter};
 use super::home::Home;
+use super::namespace::Namespace;
 use super::once::{Name, Names};
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
@@ -30,14 +33,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower::ServiceExt;
+use tower::retry::budget::{Budget, TpsBudget};
 use tower::util::BoxCloneSyncService;
+use tracing::Instrument;
 
 /// How long a try may take, at least, before the next.
 pub(super) const ATTEMPT_MIN: Duration = Duration::from_secs(2);
 /// The part of its time that a write waits for one try, if that is longer.
 pub(super) const ATTEMPT_PART: u32 = 3;
+
+/// Retries beyond a fifth of the calls of the last ten seconds, and ten a second, wait longer.
+const BUDGET_TIME: Duration = Duration::from_secs(10);
+const BUDGET_PER_SECOND: u32 = 10;
+const BUDGET_PART: f32 = 0.2;
+/// How long they wait, about.
+const DRY: Duration = Duration::from_secs(1);
 
 /// A node in this process, or the stub of a remote one.
 pub(crate) type Service = BoxCloneSyncService<Call, Response, Error>;
@@ -54,6 +67,11 @@ pub(crate) struct Link {
     names: Arc<Names>,
     /// Reads are sent again when they fail. A member in this process does so itself.
     repeats: bool,
+    namespace: Namespace,
+    /// How many of its calls may be under way, if that is bounded.
+    places: Option<Arc<Semaphore>>,
+    /// Retries are a part of what is asked for, so that a group in trouble is not asked many times as much.
+    budget: Arc<TpsBudget>,
 }
 
 /// How fresh the answer of a read must be.
@@ -71,7 +89,18 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(service: Service, home: Home, timeout: Duration, names: Arc<Names>) -> Self {
-        Self { service, home, timeout, seen: Arc::default(), names, repeats: false }
+        let budget = TpsBudget::new(BUDGET_TIME, BUDGET_PER_SECOND, BUDGET_PART);
+        Self {
+            service,
+            home,
+            timeout,
+            seen: Arc::default(),
+            names,
+            repeats: false,
+            namespace: Namespace::default(),
+            places: None,
+            budget: Arc::new(budget),
+        }
     }
 
     /// The same, for a service whose failures pass.
@@ -82,6 +111,21 @@ impl Link {
     /// The same, for what has no name.
     pub(super) fn without_names(&self) -> Self {
         Self { names: Arc::default(), ..self.clone() }
+    }
+
+    /// The same, for keys below a prefix.
+    pub(super) fn within(&self, prefix: &[u8]) -> Self {
+        Self { namespace: self.namespace.within(prefix), ..self.clone() }
+    }
+
+    /// The same, with at most so many calls under way.
+    pub(super) fn limited(&self, calls: usize) -> Self {
+        let places = Some(Arc::new(Semaphore::new(calls.clamp(1, Semaphore::MAX_PERMITS))));
+        Self { places, ..self.clone() }
+    }
+
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.namespace
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -115,6 +159,8 @@ impl Link {
         if self.has_ended() {
             return Err(closed());
         }
+        let span = tracing::debug_span!("request", of = request.name(), ?timeout);
+        let _place = self.place(timeout).await?;
         let answer = self.service.clone().oneshot(Call { request, timeout });
         // All of it inside, for whatever answers in this process has timers as well.
         let answer = self.home.inside(async {
@@ -125,6 +171,7 @@ impl Link {
                 Either::Right(_) => Err(Error::new(Reason::DeadlinePassed { waited: timeout })),
             }
         });
+        let answer = answer.instrument(span.clone());
         let error = match answer.await {
             Some(Ok(response)) => return Ok(response),
             Some(Err(error)) => error,
@@ -134,7 +181,30 @@ impl Link {
         };
         // A timeout says nothing about the other side, whoever noticed it.
         let unknown = is_write && error.kind() == ErrorKind::Timeout;
-        Err(if unknown { error.unknown_outcome() } else { error })
+        let error = if unknown { error.unknown_outcome() } else { error };
+        tracing::debug!(parent: &span, %error, "a request failed");
+        Err(error)
+    }
+
+    /// A place among the calls under way, if their number is bounded.
+    async fn place(&self, timeout: Duration) -> Result<Option<OwnedSemaphorePermit>> {
+        let Some(places) = self.places.clone() else { return Ok(None) };
+        let place = async { tokio::time::timeout(timeout, places.acquire_owned()).await };
+        match self.home.inside(place).await {
+            Some(Ok(place)) => Ok(place.ok()),
+            // Nothing was sent.
+            Some(Err(_)) => Err(Error::new(Reason::TooManyRequests)),
+            None => Err(closed()),
+        }
+    }
+
+    /// How long to wait before it is tried again: longer, if much of what is under way is tried again.
+    fn pause(&self, backoff: &mut Backoff, deadline: Instant) -> Duration {
+        let pause = backoff.next();
+        match self.budget.withdraw() {
+            true => pause,
+            false => pause.max(jitter(DRY).min(left(deadline) / 2)),
+        }
     }
 
     /// Sends what may be carried out twice, again if it fails, until it is answered or its time is up.
@@ -148,18 +218,19 @@ impl Link {
         }
         let deadline = Instant::now() + self.time(timeout);
         let mut backoff = Backoff::retry();
+        self.budget.deposit();
         loop {
             let tried = attempt(deadline, self.time(timeout));
-            let answer = self.call(request.clone(), Some(tried)).await;
-            let pause = backoff.next();
-            match answer {
-                Err(error) if is_passing(&error) && left(deadline) > pause => {
-                    tracing::debug!(%error, "a request is sent again");
-                    self.sleep(pause).await;
-                }
+            let error = match self.call(request.clone(), Some(tried)).await {
+                Err(error) if is_passing(&error) => error,
                 Err(error) => return Err(late(error, self.time(timeout))),
                 answered => return answered,
+            };
+            let pause = self.pause(&mut backoff, deadline);
+            if left(deadline) <= pause {
+                return Err(late(error, self.time(timeout)));
             }
+            self.sleep(pause).await;
         }
     }
 
@@ -179,11 +250,12 @@ impl Link {
             let seen = self.seen.load(Ordering::Relaxed);
             revision_min = revision_min.max((seen > 0).then(|| Revision::from(seen)));
         }
+        let txn = self.namespace.txn(txn)?;
         let request = Request::Query(Query { txn, consistency, revision_min });
         match self.ask(request, timeout).await? {
             Response::Query(outcome) => {
                 self.saw(outcome.revision);
-                Ok(outcome)
+                Ok(self.namespace.outcome(outcome))
             }
             other => Err(unexpected(&other)),
         }
@@ -205,6 +277,7 @@ impl Link {
         let total = self.time(timeout);
         let deadline = Instant::now() + total;
         let mut backoff = Backoff::retry();
+        self.budget.deposit();
         // A try before may have been applied: what became of it only the group can tell.
         let mut is_unknown = false;
         let mut name = self.name(deadline).await?;
@@ -236,11 +309,13 @@ impl Link {
                 }
             }
             let may_be_sent_again = origin.is_some() || !is_unknown;
-            let pause = backoff.next();
-            if !may_be_sent_again || !is_passing(&error) || left(deadline) <= pause {
+            if !may_be_sent_again || !is_passing(&error) {
                 return in_doubt(error);
             }
-            tracing::debug!(%error, "a write is sent again");
+            let pause = self.pause(&mut backoff, deadline);
+            if left(deadline) <= pause {
+                return in_doubt(error);
+            }
             self.sleep(pause).await;
             if self.has_ended() || left(deadline).is_zero() {
                 return in_doubt(error);
@@ -324,8 +399,14 @@ impl Link {
         if txn.is_read_only() {
             return self.query(txn, fresh, timeout).await;
         }
-        match self.propose(Command::Txn(txn), timeout).await? {
-            Applied::Txn(outcome) => Ok(outcome),
+        self.write(txn, timeout).await
+    }
+
+    /// Carries out a transaction by the log.
+    pub(crate) async fn write(&self, txn: TxnOp, timeout: Option<Duration>) -> Result<TxnOutcome> {
+        let command = Command::Txn(self.namespace.txn(txn)?);
+        match self.propose(command, timeout).await? {
+            Applied::Txn(outcome) => Ok(self.namespace.outcome(outcome)),
             _ => Err(malformed("outcome of a transaction").unknown_outcome()),
         }
     }
@@ -423,6 +504,7 @@ fn is_of_state(error: &Error) -> bool {
         | ErrorKind::Unavailable
         | ErrorKind::Timeout
         | ErrorKind::WrongGroup
+        | ErrorKind::Unauthenticated
         | ErrorKind::Codec
         | ErrorKind::Storage
         | ErrorKind::Closed => false,

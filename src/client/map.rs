@@ -1,7 +1,7 @@
 //! A typed map: keys under one prefix, with values of one type.
 //!
-//! Values are JSON, so that an operator can read and edit them, and so that a field can be added to a type without
-//! rewriting what is stored.
+//! Values are JSON if nothing else is said, so that an operator can read and edit them, and so that a field can be added to
+//! a type without rewriting what is stored.
 //!
 //! ```text
 //! client.map::<Flag>("flags/").put("dark-mode", &Flag { on: true })
@@ -10,6 +10,7 @@
 //! ```
 
 use super::backoff::Backoff;
+use super::value::{Codec, wrong_type};
 use super::{Client, Watch};
 use crate::error::{Error, Reason, Result};
 use crate::types::{KeyRange, LeaseId, Revision};
@@ -19,7 +20,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use tokio::time::Instant;
 
-/// Keys under one prefix, with values of one type, stored as JSON. Made by [`Client::map`].
+/// Keys under one prefix, with values of one type, stored as JSON if no other [codec](Self::codec) was said. Made by
+/// [`Client::map`].
 ///
 /// ```
 /// # #[tokio::main]
@@ -46,12 +48,14 @@ use tokio::time::Instant;
 pub struct Map<T> {
     client: Client,
     prefix: Bytes,
+    codec: Codec,
     _of: PhantomData<fn() -> T>,
 }
 
 impl<T> Clone for Map<T> {
     fn clone(&self) -> Self {
-        Self { client: self.client.clone(), prefix: self.prefix.clone(), _of: PhantomData }
+        let (client, prefix) = (self.client.clone(), self.prefix.clone());
+        Self { client, prefix, codec: self.codec, _of: PhantomData }
     }
 }
 
@@ -77,7 +81,26 @@ impl Client {
     /// ```
     pub fn map<T>(&self, prefix: impl AsRef<[u8]>) -> Map<T> {
         let prefix = Bytes::copy_from_slice(prefix.as_ref());
-        Map { client: self.clone(), prefix, _of: PhantomData }
+        Map { client: self.clone(), prefix, codec: Codec::default(), _of: PhantomData }
+    }
+}
+
+impl<T> Map<T> {
+    /// Stores values in another way than as JSON. All who use the prefix have to say the same.
+    ///
+    /// ```
+    /// # fn f(client: &quorate::Client) {
+    /// let positions = client.map::<(f64, f64)>("positions/").codec(quorate::Codec::Bincode);
+    /// # let _ = positions; }
+    /// ```
+    #[must_use]
+    pub fn codec(self, codec: Codec) -> Self {
+        Self { codec, ..self }
+    }
+
+    /// What a mirror of it needs.
+    pub(crate) fn parts(&self) -> (&Client, &Bytes, Codec) {
+        (&self.client, &self.prefix, self.codec)
     }
 }
 
@@ -86,14 +109,14 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
     ///
     /// # Errors
     ///
-    /// [`WrongType`](crate::Reason::WrongType) if the value is not JSON of a `T`. So too for all other reads here.
+    /// [`WrongType`](crate::Reason::WrongType) if the value is not one of a `T`. So too for all other reads here.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing.
     pub async fn get(&self, key: &str) -> Result<Option<T>> {
         let found = self.client.get(self.key(key)).await?;
-        found.map(|kv| decode(&kv.key, &kv.value)).transpose()
+        found.map(|kv| self.codec.decode(&kv.key, &kv.value)).transpose()
     }
 
     /// Writes a value, and yields the revision of the write.
@@ -102,7 +125,7 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
     ///
     /// If the future is dropped, the write may still happen.
     pub async fn put(&self, key: &str, value: &T) -> Result<Revision> {
-        let (key, value) = (self.key(key), encode(value)?);
+        let (key, value) = (self.key(key), self.codec.encode(value)?);
         self.client.put(key, value).await
     }
 
@@ -126,7 +149,7 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
     /// # Ok(()) }
     /// ```
     pub async fn put_leased(&self, key: &str, value: &T, lease: LeaseId) -> Result<Revision> {
-        let (key, value) = (self.key(key), encode(value)?);
+        let (key, value) = (self.key(key), self.codec.encode(value)?);
         self.client.put(key, value).lease(lease).await
     }
 
@@ -166,13 +189,16 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
         let mut backoff = Backoff::contention();
         loop {
             let found = self.client.get(&key).await?;
-            let old = found.as_ref().map(|kv| decode(key.as_ref(), &kv.value)).transpose()?;
+            let old = found.as_ref().map(|kv| self.codec.decode(&key, &kv.value)).transpose()?;
             let new = edit(old);
             let written = match (&found, &new) {
                 (None, None) => true,
-                (None, Some(new)) => self.client.put_if_absent(&key, encode(new)?).await?.is_some(),
+                (None, Some(new)) => {
+                    self.client.put_if_absent(&key, self.codec.encode(new)?).await?.is_some()
+                }
                 (Some(kv), Some(new)) => {
-                    let mut put = self.client.update_if(&key, kv.mod_revision, encode(new)?);
+                    let mut put =
+                        self.client.update_if(&key, kv.mod_revision, self.codec.encode(new)?);
                     if let Some(lease) = kv.lease {
                         put = put.lease(lease);
                     }
@@ -210,7 +236,7 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
         let named = entries.iter().map(|kv| {
             let name = String::from_utf8(kv.key[self.prefix.len()..].to_vec())
                 .map_err(|error| wrong_type(&kv.key, &error))?;
-            Ok((name, decode(&kv.key, &kv.value)?))
+            Ok((name, self.codec.decode(&kv.key, &kv.value)?))
         });
         named.collect()
     }
@@ -240,23 +266,4 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
     fn key(&self, key: &str) -> Vec<u8> {
         [&self.prefix, key.as_bytes()].concat()
     }
-}
-
-/// A value as it is stored.
-pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
-    let encoded = serde_json::to_vec(value).map_err(|error| {
-        let detail = format!("a {} cannot be written as JSON", std::any::type_name::<T>());
-        Error::new(Reason::WrongType { detail }).because(error)
-    })?;
-    Ok(Bytes::from(encoded))
-}
-
-/// A value from how it is stored under `key`.
-pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
-    serde_json::from_slice(value).map_err(|error| wrong_type(key, &error))
-}
-
-fn wrong_type(key: &[u8], error: &dyn std::error::Error) -> Error {
-    let key = key.escape_ascii();
-    Error::new(Reason::WrongType { detail: format!("the entry {key} is not as expected: {error}") })
 }

@@ -42,6 +42,7 @@ mod life;
 pub(crate) mod link;
 mod map;
 mod members;
+mod namespace;
 mod once;
 mod ops;
 mod pages;
@@ -49,13 +50,13 @@ mod remote;
 mod router;
 mod session;
 mod slot;
+mod value;
 mod watch;
 
 pub use lease::{
     LeaseGrant, LeaseGranted, LeaseKeepAlive, LeaseList, LeaseRevoke, LeaseTimeToLive,
 };
 pub use map::Map;
-pub(crate) use map::{decode, encode};
 pub use members::{MemberList, PromoteMember, RemoveMember, ReplaceMember};
 pub(crate) use once::Names;
 pub use ops::{
@@ -63,6 +64,7 @@ pub use ops::{
 };
 pub use remote::ClientBuilder;
 pub use session::Session;
+pub use value::Codec;
 pub use watch::{Watch, WatchBuilder};
 
 use crate::error::Result;
@@ -102,6 +104,12 @@ pub struct Client {
 /// What all clones of a client have in common. Watches and sessions hold it too.
 struct Shared {
     link: Link,
+    tasks: Arc<Tasks>,
+}
+
+/// The tasks that its namespaces share with a client. They know keys as the group does.
+struct Tasks {
+    link: Link,
     hub: OnceLock<Hub>,
     keeper: OnceLock<Keeper>,
 }
@@ -124,7 +132,38 @@ impl Client {
     }
 
     fn on(link: Link) -> Self {
-        Self { shared: Arc::new(Shared { link, hub: OnceLock::new(), keeper: OnceLock::new() }) }
+        let (hub, keeper) = (OnceLock::new(), OnceLock::new());
+        let tasks = Arc::new(Tasks { link: link.clone(), hub, keeper });
+        Self { shared: Arc::new(Shared { link, tasks }) }
+    }
+
+    /// The same group, of which nothing is seen but the keys that begin with `prefix`, without it.
+    ///
+    /// All that goes through it stays there: reads, writes, watches, and what sessions and recipes write. Names of locks and
+    /// elections are apart for the same reason. Leases, members and compaction are of the whole group. It shares the
+    /// background tasks of the client that it is made from, and namespaces can be made within namespaces. An application that
+    /// is given one needs to know nothing of it; it is an aid to order, and no wall against malice.
+    ///
+    /// A condition such as [`LockGuard::held`](crate::recipes::LockGuard::held) names a key, and so belongs into a
+    /// transaction of the namespace that it comes from. The prefix counts for the length of a key.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let shop = client.namespace("shop/");
+    /// shop.put("cart/7", "two apples").await?;
+    ///
+    /// assert_eq!(shop.range(..).await?.entries[0].key, "cart/7");
+    /// assert_eq!(client.range(..).await?.entries[0].key, "shop/cart/7");
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn namespace(&self, prefix: impl AsRef<[u8]>) -> Self {
+        let link = self.link().within(prefix.as_ref());
+        Self { shared: Arc::new(Shared { link, tasks: Arc::clone(&self.shared.tasks) }) }
     }
 
     /// Connects to a group through the first of `endpoints` that answers, each of the form `host:port`. One that lives is
@@ -191,16 +230,46 @@ impl Client {
         WatchBuilder::new(self, range.into())
     }
 
+    /// The same group, of which at most so many requests are under way at once; at least one. Others wait for their turn,
+    /// within their own time. For work that would otherwise come before everything else that a process does.
+    ///
+    /// Clones of it count together. Watches, and what keeps sessions alive, do not count.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let importer = client.concurrency(16);
+    /// let puts = (0..100).map(|row| importer.put(format!("rows/{row}"), "…").into_future());
+    /// futures::future::try_join_all(puts).await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn concurrency(&self, requests: usize) -> Self {
+        let link = self.link().limited(requests);
+        Self { shared: Arc::new(Shared { link, tasks: Arc::clone(&self.shared.tasks) }) }
+    }
+
+    /// The same, and it sees all keys.
+    fn root(&self) -> Self {
+        let tasks = Arc::clone(&self.shared.tasks);
+        Self { shared: Arc::new(Shared { link: tasks.link.clone(), tasks }) }
+    }
+
     pub(crate) fn link(&self) -> &Link {
         &self.shared.link
     }
 
     fn hub(&self) -> &Hub {
-        self.shared.hub.get_or_init(|| Hub::start(self.link().clone()))
+        let tasks = &self.shared.tasks;
+        tasks.hub.get_or_init(|| Hub::start(tasks.link.clone()))
     }
 
     fn keeper(&self) -> &Keeper {
-        self.shared.keeper.get_or_init(|| Keeper::start(self.link().clone()))
+        let tasks = &self.shared.tasks;
+        tasks.keeper.get_or_init(|| Keeper::start(tasks.link.clone()))
     }
 
     /// All keys of a range as they are at one revision, in key order, and that revision.

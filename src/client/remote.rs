@@ -10,7 +10,7 @@ use super::{Client, TIMEOUT_DEFAULT};
 use crate::api::{Call, Request, Response};
 use crate::error::{Error, Reason, Result};
 use crate::types::{Status, limits};
-use crate::wire::{Endpoint, RpcClient};
+use crate::wire::{Endpoint, RpcClient, Security};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -34,12 +34,12 @@ use tokio::runtime::Handle;
 pub struct ClientBuilder {
     endpoints: Vec<String>,
     timeout: Duration,
-    plaintext: bool,
+    security: Security,
 }
 
 impl ClientBuilder {
     pub(super) fn new() -> Self {
-        Self { endpoints: Vec::new(), timeout: TIMEOUT_DEFAULT, plaintext: false }
+        Self { endpoints: Vec::new(), timeout: TIMEOUT_DEFAULT, security: Security::default() }
     }
 
     /// Adds members of the group to connect to, each of the form `host:port`.
@@ -57,7 +57,24 @@ impl ClientBuilder {
 
     /// Allows an unencrypted connection to an address that is not loopback.
     pub fn plaintext(mut self) -> Self {
-        self.plaintext = true;
+        self.security = Security::Plaintext;
+        self
+    }
+
+    /// Encrypts connections, talks to members of the group only, and shows them a certificate if there is one. Needs the
+    /// feature `tls`.
+    ///
+    /// ```no_run
+    /// # async fn f() -> quorate::Result<()> {
+    /// use quorate::{Client, Tls};
+    ///
+    /// let tls = Tls::new("tls/ca.pem").identity("tls/client.pem", "tls/client.key");
+    /// let client = Client::builder().endpoints(["a.example.com:7401"]).tls(tls).connect().await?;
+    /// # let _ = client; Ok(()) }
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: crate::wire::Tls) -> Self {
+        self.security = Security::Tls(tls);
         self
     }
 
@@ -75,7 +92,8 @@ impl ClientBuilder {
     ///
     /// Dropping the future closes what was opened.
     pub async fn connect(self) -> Result<Client> {
-        let Self { endpoints, timeout, plaintext } = self;
+        let Self { endpoints, timeout, security } = self;
+        security.check_client()?;
         let runtime = Handle::try_current().map_err(|error| {
             let detail = "a client needs a tokio runtime to connect".to_owned();
             Error::new(Reason::BadOption { detail }).because(error)
@@ -84,7 +102,7 @@ impl ClientBuilder {
             .iter()
             .map(|address| {
                 let who = Endpoint::client();
-                let stub = RpcClient::new(address.clone(), who, plaintext, runtime.clone());
+                let stub = RpcClient::new(address.clone(), who, security.clone(), runtime.clone());
                 ask(address.clone(), stub, timeout.min(limits::CALL_TIMEOUT_MAX))
             })
             .collect();
@@ -94,7 +112,7 @@ impl ClientBuilder {
                 Ok(status) => {
                     drop(asked);
                     let first = (address, stub);
-                    let router = Router::new(&runtime, plaintext, endpoints, first, &status);
+                    let router = Router::new(&runtime, security.clone(), endpoints, first, &status);
                     let (service, home) = (Service::new(router), Home::new(runtime));
                     return Ok(Client::over_remote(service, home, timeout));
                 }

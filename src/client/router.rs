@@ -19,7 +19,7 @@
 use crate::api::{Call, Request, Response};
 use crate::error::{Error, Reason};
 use crate::types::Status;
-use crate::wire::{Endpoint as Caller, RpcClient};
+use crate::wire::{Endpoint as Caller, RpcClient, Security};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fmt;
@@ -51,7 +51,7 @@ pub(super) struct Router(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     runtime: Handle,
-    plaintext: bool,
+    security: Security,
     group: u128,
     named: Vec<String>,
     endpoints: Mutex<Endpoints>,
@@ -83,7 +83,7 @@ impl Router {
     /// Goes through `stub`, which is connected to `address`, and has said that.
     pub(super) fn new(
         runtime: &Handle,
-        plaintext: bool,
+        security: Security,
         named: Vec<String>,
         (address, stub): (String, RpcClient),
         status: &Status,
@@ -91,7 +91,7 @@ impl Router {
         let all = vec![Endpoint { address, stub, failed: None }];
         let router = Self(Arc::new(Inner {
             runtime: runtime.clone(),
-            plaintext,
+            security,
             group: status.group,
             named,
             endpoints: Mutex::new(Endpoints { all, used: 0 }),
@@ -231,7 +231,7 @@ impl Inner {
     fn endpoint(&self, address: &str) -> Endpoint {
         let who = Caller { group: self.group, ..Caller::client() };
         let runtime = self.runtime.clone();
-        let stub = RpcClient::new(address.to_owned(), who, self.plaintext, runtime);
+        let stub = RpcClient::new(address.to_owned(), who, self.security.clone(), runtime);
         Endpoint { address: address.to_owned(), stub, failed: None }
     }
 }
@@ -284,6 +284,7 @@ fn is_final_there(reason: &Reason) -> bool {
             | Reason::Malformed { .. }
             | Reason::Unrecognized { .. }
             | Reason::PlaintextRefused { .. }
+            | Reason::Untrusted { .. }
             | Reason::DiskFailed { .. }
             | Reason::Corrupt { .. }
             | Reason::StateDiffers { .. }

@@ -280,6 +280,7 @@ impl Session {
     /// Has a key deleted in the background, if it is of the life that began at `created`. Without that, the key may be
     /// about to be written, so it must be one that nobody writes twice. Does not wait, spawn or panic.
     pub(crate) fn delete_later(&self, key: Bytes, created: Option<Revision>) {
+        let key = self.client().link().namespace().key(key);
         self.client().keeper().delete(&self.inner.life, key, created);
     }
 }

@@ -115,12 +115,15 @@ impl<'a> WatchBuilder<'a> {
     async fn open(self) -> Result<Watch> {
         let Self { client, start, plan, timeout } = self;
         api::check_range(&plan.range)?;
+        // From here on keys are those of the group, which lose their prefix when they are handed out.
+        let plan = Plan { range: client.link().namespace().range(plan.range), ..plan };
         let (existing, next) = match start {
             Start::At(revision) => (VecDeque::new(), revision),
             // By the word of a quorum: a member that lags would begin in the past or, worse, be asked elsewhere later.
             Start::Now => (VecDeque::new(), client.link().revision(timeout).await?.next()),
             Start::Existing => {
-                let mut read = client.range(plan.range.clone());
+                let root = client.root();
+                let mut read = root.range(plan.range.clone());
                 if let Some(wait) = timeout {
                     read = read.timeout(wait);
                 }
@@ -236,7 +239,8 @@ impl Watch {
     }
 
     fn poll_recv(&self, context: &Context<'_>) -> Poll<Result<Changes, Error>> {
-        self.client.hub().poll_take(self.id, &self.slot, context)
+        let taken = self.client.hub().poll_take(self.id, &self.slot, context);
+        taken.map_ok(|changes| self.client.link().namespace().changes(changes))
     }
 }
 

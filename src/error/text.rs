@@ -49,7 +49,7 @@ impl fmt::Display for Reason {
             | Self::BackupDamaged { detail, .. }
             | Self::UnreadableFormat { detail } => f.write_str(detail),
             Self::PlaintextRefused { address } => {
-                write!(f, "{address} is not loopback: allow unencrypted traffic with plaintext()")
+                write!(f, "{address} is not loopback: give it certificates with tls(), or allow unencrypted traffic with plaintext()")
             }
             Self::KeyNotFound => {
                 f.write_str("the key, whose value or lease is to be kept, does not exist")
@@ -79,6 +79,7 @@ impl fmt::Display for Reason {
             Self::NotLeader { leader: None } => f.write_str("this node does not lead"),
             Self::LeaderChanged => f.write_str("the leader changed meanwhile"),
             Self::Unreachable { detail } => write!(f, "unreachable: {detail}"),
+            Self::Untrusted { detail } => write!(f, "not trusted: {detail}"),
             Self::Starting => f.write_str("the node is starting and does not serve yet"),
             Self::DeadlinePassed { waited } => write!(f, "no answer within {waited:?}"),
             Self::ConnectionLost => f.write_str("the connection broke before the answer came"),

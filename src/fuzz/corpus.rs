@@ -1,6 +1,6 @@
 //! The committed inputs, replayed; and where they come from.
 
-use super::{Heap, MIB, TARGETS, Target, client, target};
+use super::{Codec, Heap, MIB, TARGETS, Target, target};
 use crate::api::{
     Applied, Change, Command, Cursor, CursorId, Follow, Followed, Join, News, Origin, Position,
     Proposal, Query, Request, Response,
@@ -154,6 +154,7 @@ fn seeds() -> Vec<(&'static Target, Seeds)> {
         ("response", responses),
         ("command", commands),
         ("value", values),
+        ("value_bincode", values_with_bincode),
         ("entry", raft::fuzz::seeds::entry),
         ("peer_call", raft::fuzz::seeds::peer_call),
         ("founding", raft::fuzz::seeds::founding),
@@ -376,7 +377,7 @@ fn responses() -> Seeds {
     ];
     let mut seeds: Seeds = all.iter().map(|(name, it)| seed(name, it.to_bytes())).collect();
     // Each reason that there is, with numbers for whatever it names.
-    for number in 1..=57 {
+    for number in 1..=64 {
         let fields = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2][..], &[0; 24]].concat();
         for length in [0, 1, 4, 8, 12, 16, 40] {
             let reason = [&[number], &fields[..length]].concat();
@@ -397,11 +398,28 @@ fn responses() -> Seeds {
     seeds
 }
 
+fn values_with_bincode() -> Seeds {
+    let table = BTreeMap::from([("a", vec![Some((1u64, "one")), None])]);
+    let table = Codec::Bincode.encode(&table).unwrap();
+    let results = Codec::Bincode.encode(&vec![Ok::<i8, char>(-1), Err('x')]).unwrap();
+    let duration = Codec::Bincode.encode(&Some(Duration::from_millis(1500))).unwrap();
+    let many = Codec::Bincode.encode(&vec![None::<Duration>; 5000]).unwrap();
+    vec![
+        seed("table", table),
+        seed("results", results),
+        seed("duration", duration),
+        seed("many", many),
+        seed("a-wild-length", [253, 255, 255, 255, 255, 255, 255, 255, 255]),
+        seed("a-wild-length-in-a-list", [1, 1, b'a', 252, 255, 255, 255, 255]),
+        seed("no-text", [1, 2, 0xff, 0xfe, 0]),
+    ]
+}
+
 fn values() -> Seeds {
     let table = BTreeMap::from([("a", vec![Some((1u64, "one")), None])]);
-    let table = client::encode(&table).unwrap();
-    let results = client::encode(&vec![Ok::<i8, char>(-1), Err('x')]).unwrap();
-    let duration = client::encode(&Some(Duration::from_millis(1500))).unwrap();
+    let table = Codec::Json.encode(&table).unwrap();
+    let results = Codec::Json.encode(&vec![Ok::<i8, char>(-1), Err('x')]).unwrap();
+    let duration = Codec::Json.encode(&Some(Duration::from_millis(1500))).unwrap();
     vec![
         seed("table", table),
         seed("results", results),

@@ -18,7 +18,7 @@ use crate::raft::network::SNAPSHOT_RATE;
 use crate::raft::pace::RATE_MIN;
 use crate::raft::reseed::{Asker, Reseed, distrust_damaged};
 use crate::raft::state::State;
-use crate::wire::{self, Endpoint, Listener, RpcClient, check_plaintext};
+use crate::wire::{self, Endpoint, Listener, RpcClient, Security};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -76,7 +76,7 @@ pub struct NodeBuilder {
     folder: PathBuf,
     listen: Option<String>,
     advertise: Option<String>,
-    plaintext: bool,
+    security: Security,
     name: String,
     timing: Timing,
     quota: Quota,
@@ -93,7 +93,7 @@ impl NodeBuilder {
             folder,
             listen: None,
             advertise: None,
-            plaintext: false,
+            security: Security::default(),
             name: String::new(),
             timing: Timing::default(),
             quota: Quota::default(),
@@ -128,7 +128,23 @@ impl NodeBuilder {
 
     /// Allows unencrypted traffic on addresses that are not loopback.
     pub fn plaintext(mut self) -> Self {
-        self.plaintext = true;
+        self.security = Security::Plaintext;
+        self
+    }
+
+    /// Encrypts connections, and has certificates say who is a member and who is a client. All members need it. Needs the
+    /// feature `tls`.
+    ///
+    /// ```
+    /// use quorate::{Node, Tls};
+    ///
+    /// let tls = Tls::new("tls/ca.pem").identity("tls/member.pem", "tls/member.key");
+    /// let builder = Node::builder("data").listen("0.0.0.0:7401").tls(tls);
+    /// # let _ = builder;
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: crate::wire::Tls) -> Self {
+        self.security = Security::Tls(tls);
         self
     }
 
@@ -382,6 +398,7 @@ impl NodeBuilder {
     }
 
     async fn start(self, start: Start) -> Result<Node> {
+        self.security.check_member()?;
         self.timing.check()?;
         self.history.check()?;
         self.quota.within(self.map_bytes)?;
@@ -464,7 +481,7 @@ impl NodeBuilder {
         let identity = self.identify(&desk, &log, solo).await?;
         point(Point::StartFounded);
         if let Some(reseed) = reseed {
-            let asker = Asker { identity, timing: self.timing, plaintext: self.plaintext };
+            let asker = Asker { identity, timing: self.timing, security: self.security.clone() };
             reseed.run(&log, &asker, desk.members(), self.patience).await?;
         }
         let state = match state {
@@ -482,7 +499,7 @@ impl NodeBuilder {
             log,
             state,
             desk: desk.clone(),
-            plaintext: self.plaintext,
+            security: self.security.clone(),
         };
         let member = Member::start(parts).await?;
         door.open(Arc::clone(&member.shared));
@@ -526,8 +543,7 @@ impl NodeBuilder {
 
     async fn bind(&self) -> Result<Option<Listener>> {
         let Some(address) = &self.listen else { return Ok(None) };
-        check_plaintext(address, self.plaintext).await?;
-        wire::bind(address).await.map(Some)
+        wire::bind(address, self.security.clone()).await.map(Some)
     }
 
     /// Has the group take this node in, and keeps as whom.
@@ -551,7 +567,7 @@ impl NodeBuilder {
             name: self.name.clone(),
             heartbeat: self.timing.heartbeat,
         };
-        let joined = joining::ask(seeds, &join, self.plaintext, self.patience).await?;
+        let joined = joining::ask(seeds, &join, &self.security, self.patience).await?;
         Ok(records.join(log, joined).await?)
     }
 
@@ -574,7 +590,8 @@ impl NodeBuilder {
         }
         let who = Endpoint { group: 0, node: 0 };
         let client = |address: &String| {
-            let client = RpcClient::new(address.clone(), who, self.plaintext, Handle::current());
+            let client =
+                RpcClient::new(address.clone(), who, self.security.clone(), Handle::current());
             (address.clone(), client)
         };
         let clients: BTreeMap<String, RpcClient> = desk.others().map(client).collect();

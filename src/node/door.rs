@@ -89,9 +89,9 @@ impl Handler for Doorkeeper {
         Welcome { status, group, node }
     }
 
-    fn service(&self) -> BoxCloneSyncService<Call, Response, Error> {
+    fn service(&self, is_member: bool) -> BoxCloneSyncService<Call, Response, Error> {
         let gateway = Arc::new(OnceLock::new());
-        BoxCloneSyncService::new(Calls { door: Arc::clone(&self.0), gateway })
+        BoxCloneSyncService::new(Calls { door: Arc::clone(&self.0), is_member, gateway })
     }
 
     fn hello(&self, _: PeerKind, hello: &Hello) -> Status {
@@ -121,6 +121,8 @@ impl Handler for Doorkeeper {
 #[derive(Clone)]
 struct Calls {
     door: Arc<Door>,
+    /// Whether the caller has shown that he is one, or is about to be: some questions are theirs alone.
+    is_member: bool,
     /// Made with the first call that finds a group; it holds the watches of this connection.
     gateway: Arc<OnceLock<Gateway>>,
 }
@@ -135,6 +137,11 @@ impl Service<Call> for Calls {
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
+        if !self.is_member && call.request.is_of_members() {
+            let detail =
+                "a group is founded and joined with the certificate of a member".to_owned();
+            return ready(Err(Reason::Untrusted { detail }.into())).boxed();
+        }
         match (self.door.phase(), &call.request) {
             (Phase::Founding(desk), Request::Founding(question)) => {
                 ready(desk.answer(question).map(Response::Founding)).boxed()

@@ -2,6 +2,8 @@
 //! of the members that nobody finishes.
 
 mod integrity;
+#[cfg(feature = "tls")]
+mod secure;
 
 use super::*;
 use crate::error::ErrorKind;

@@ -10,6 +10,7 @@ use super::state::State;
 use crate::api::{Command, Proposal};
 use crate::mvcc::{Body, Entry, Generations, LogPosition};
 use crate::types::{Op, TxnOp};
+use crate::wire::Security;
 use std::path::Path;
 use std::time::Duration;
 
@@ -65,7 +66,7 @@ pub(crate) async fn reseed(
 ) -> (u64, u64) {
     let log = LogStore::open(&folder.join("raft"), 64 << 20).unwrap();
     let reseed = Reseed::find(folder, 64 << 20).unwrap().expect("it is marked");
-    let asker = Asker { identity, timing: Timing { heartbeat }, plaintext: false };
+    let asker = Asker { identity, timing: Timing { heartbeat }, security: Security::default() };
     let others = members.nodes().map(|(node, peer)| (*node, peer.clone()));
     reseed.run(&log, &asker, others, Duration::from_secs(20)).await.unwrap();
     let vote = log.vote().map_or(0, |vote| vote.leader_id.term);

@@ -181,13 +181,14 @@ impl Peers {
 
     /// One connection to each member that there is now.
     fn follow(&mut self, shared: &Shared, membership: &Membership) {
-        let Shared { identity, timing, plaintext, .. } = *shared;
+        let Shared { identity, timing, ref security, .. } = *shared;
         let others = membership.nodes().filter(|(node, _)| **node != identity.node);
         let others: BTreeMap<u64, &Peer> = others.map(|(node, peer)| (*node, peer)).collect();
         self.0.retain(|node, (peer, _)| others.get(node).is_some_and(|now| *now == peer));
         for (node, peer) in others {
             self.0.entry(node).or_insert_with(|| {
-                let client = client(PeerKind::Raft, identity, timing, plaintext, (node, peer));
+                let client =
+                    client(PeerKind::Raft, identity, timing, security.clone(), (node, peer));
                 (peer.clone(), client)
             });
         }

@@ -20,7 +20,7 @@ use super::identity::{FOUNDERS_MAX, Founding, Joined};
 use crate::api::{Call, Join, Request, Response};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Reason};
-use crate::wire::{Endpoint, RpcClient};
+use crate::wire::{Endpoint, RpcClient, Security};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -34,11 +34,11 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) async fn ask(
     seeds: &[String],
     join: &Join,
-    plaintext: bool,
+    security: &Security,
     patience: Duration,
 ) -> Result<Joined, Error> {
     let client = |seed: &String| {
-        RpcClient::new(seed.clone(), Endpoint::client(), plaintext, Handle::current())
+        RpcClient::new(seed.clone(), Endpoint::client(), security.clone(), Handle::current())
     };
     let clients: Vec<RpcClient> = seeds.iter().map(client).collect();
     let until = Instant::now() + patience;

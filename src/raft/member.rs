@@ -27,7 +27,7 @@ use super::reseed;
 use super::state::{FLUSH_EVERY, Head, State, compact_in_time, shrink_in_time};
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::types::{NodeId, Status};
-use crate::wire::{Endpoint, RpcClient};
+use crate::wire::{Endpoint, RpcClient, Security};
 use futures::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
@@ -83,7 +83,7 @@ pub(crate) struct Shared {
     /// The first cause that has ended this member.
     pub(crate) failed: watch::Receiver<Option<Error>>,
     clients: Mutex<HashMap<String, RpcClient>>,
-    pub(super) plaintext: bool,
+    pub(super) security: Security,
     pub(super) runtime: Handle,
     /// When a leader was heard of last.
     pub(super) heard: Mutex<Instant>,
@@ -115,7 +115,8 @@ impl Shared {
             return Some(client.clone());
         }
         let who = Endpoint { group: self.identity.group, node: self.identity.node };
-        let client = RpcClient::new(address.to_string(), who, self.plaintext, self.runtime.clone());
+        let client =
+            RpcClient::new(address.to_string(), who, self.security.clone(), self.runtime.clone());
         clients.insert(address.to_string(), client.clone());
         Some(client)
     }
@@ -239,7 +240,7 @@ pub(crate) struct Parts {
     pub(crate) log: LogStore,
     pub(crate) state: Arc<State>,
     pub(crate) desk: Desk,
-    pub(crate) plaintext: bool,
+    pub(crate) security: Security,
 }
 
 impl Member {
@@ -251,11 +252,11 @@ impl Member {
     /// Starts the member on the current runtime.
     pub(crate) async fn start(parts: Parts) -> Result<Self, Error> {
         let Parts { identity, timing, quota, history, retention, snapshot_rate, .. } = parts;
-        let Parts { log, state, desk, plaintext, .. } = parts;
+        let Parts { log, state, desk, security, .. } = parts;
         let refusals = Refusals::default();
         let pace = Pace::new(snapshot_rate);
         let bulk = Bulk { pace: pace.clone(), state: Arc::clone(&state) };
-        let network = Network::new(identity, timing, plaintext, refusals.clone(), bulk);
+        let network = Network::new(identity, timing, security.clone(), refusals.clone(), bulk);
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
         let machine = machine.sparing(retention.bytes);
         let config = Arc::new(config(timing, retention));
@@ -283,7 +284,7 @@ impl Member {
             compared: watch::Sender::new(Verdict::Unknown),
             failed: failures,
             clients: Mutex::default(),
-            plaintext,
+            security,
             runtime: Handle::current(),
             heard: Mutex::new(Instant::now()),
         });

@@ -464,7 +464,8 @@ async fn ask_around(shared: &Shared) {
     let others = known.into_iter().filter(|(id, _)| *id != own.node);
     join_all(others.map(|(id, peer)| async move {
         // A new connection, for it is its first words that count.
-        let other = RpcClient::new(peer.address, who, shared.plaintext, shared.runtime.clone());
+        let other =
+            RpcClient::new(peer.address, who, shared.security.clone(), shared.runtime.clone());
         let call = Call { request: Request::Status, timeout: shared.timing.election_max() };
         shared.refusals.note(id, &other.call(call).await);
     }))

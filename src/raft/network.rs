@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Point, point};
 use crate::mvcc::SnapshotReader;
 use crate::raft::aside;
-use crate::wire::{Endpoint, Hello, PeerClient, PeerKind};
+use crate::wire::{Endpoint, Hello, PeerClient, PeerKind, Security};
 use bytes::Bytes;
 use futures::future::{Either, select};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -141,7 +141,7 @@ fn is_removed(error: &Error) -> Option<u64> {
 pub(crate) struct Network {
     identity: Identity,
     timing: Timing,
-    plaintext: bool,
+    security: Security,
     refusals: Refusals,
     bulk: Bulk,
 }
@@ -159,15 +159,16 @@ impl Network {
     pub(crate) fn new(
         identity: Identity,
         timing: Timing,
-        plaintext: bool,
+        security: Security,
         refusals: Refusals,
         bulk: Bulk,
     ) -> Self {
-        Self { identity, timing, plaintext, refusals, bulk }
+        Self { identity, timing, security, refusals, bulk }
     }
 
     fn connection(&self, kind: PeerKind, target: u64, peer: &Peer) -> Connection {
-        let client = client(kind, self.identity, self.timing, self.plaintext, (target, peer));
+        let client =
+            client(kind, self.identity, self.timing, self.security.clone(), (target, peer));
         let (timing, refusals, bulk) = (self.timing, self.refusals.clone(), self.bulk.clone());
         Connection { client, target, timing, refusals, bulk }
     }
@@ -178,13 +179,13 @@ pub(super) fn client(
     kind: PeerKind,
     own: Identity,
     timing: Timing,
-    plaintext: bool,
+    security: Security,
     (target, peer): (u64, &Peer),
 ) -> PeerClient {
     let hello = hello(own, timing, target, peer.incarnation);
     let who = Endpoint { group: own.group, node: own.node };
     let introduce = Arc::new(move || (who, hello.clone()));
-    PeerClient::new(kind, peer.address.clone(), plaintext, introduce)
+    PeerClient::new(kind, peer.address.clone(), security, introduce)
 }
 
 /// What a member says first to another.

@@ -52,7 +52,7 @@ use crate::codec::layout::Layout;
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{Generations, LoadError, Store};
-use crate::wire::{PeerClient, PeerKind};
+use crate::wire::{PeerClient, PeerKind, Security};
 use bytes::Bytes;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use std::collections::BTreeMap;
@@ -209,7 +209,7 @@ pub(crate) struct Reseed {
 pub(crate) struct Asker {
     pub(crate) identity: Identity,
     pub(crate) timing: Timing,
-    pub(crate) plaintext: bool,
+    pub(crate) security: Security,
 }
 
 /// Why a member's state was not taken.
@@ -341,8 +341,8 @@ impl Reseed {
         asker: &Asker,
         from: (u64, &Peer),
     ) -> Result<LogId, Refused> {
-        let Asker { identity, timing, plaintext } = *asker;
-        let mut client = client(PeerKind::Snapshot, identity, timing, plaintext, from);
+        let Asker { identity, timing, ref security } = *asker;
+        let mut client = client(PeerKind::Snapshot, identity, timing, security.clone(), from);
         let transfer = name().map_err(Refused::Now)?;
         let said = call(&mut client, method::SEED_BEGIN, transfer.to_bytes()).await?;
         let at: LogId = read_answer(said).map_err(Refused::Now)?;

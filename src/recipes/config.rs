@@ -12,7 +12,7 @@
 //! - while the key does not exist, the program's own value counts.
 
 use super::mirror::{Source, Update};
-use crate::client::{Client, decode, encode};
+use crate::client::{Client, Codec};
 use crate::error::{Error, Reason, Result};
 use crate::types::{Event, KeyRange, KeyValue, Revision};
 use bytes::Bytes;
@@ -104,7 +104,7 @@ impl Client {
     {
         let key = Bytes::copy_from_slice(key.as_ref().as_bytes());
         if self.get(&key).await?.is_none() {
-            self.put_if_absent(&key, encode(&default)?).await?;
+            self.put_if_absent(&key, Codec::Json.encode(&default)?).await?;
         }
         let (source, entries, _) = Source::open(self, KeyRange::key(&key)).await?;
         let default = Arc::new(default);
@@ -175,7 +175,7 @@ impl<T: Serialize> Config<T> {
     /// # Ok(()) }
     /// ```
     pub async fn set(&self, value: &T) -> Result<Revision> {
-        let value = encode(value)?;
+        let value = Codec::Json.encode(value)?;
         self.client.put(&self.key, value).await
     }
 
@@ -198,7 +198,7 @@ impl<T: Serialize> Config<T> {
     /// # Ok(()) }
     /// ```
     pub async fn set_if(&self, value: &T, revision: Revision) -> Result<bool> {
-        let value = encode(value)?;
+        let value = Codec::Json.encode(value)?;
         Ok(self.client.update_if(&self.key, revision, value).await?.is_some())
     }
 }
@@ -233,7 +233,7 @@ enum Stored<T> {
 impl<T: DeserializeOwned> Stored<T> {
     fn of(stored: Option<&KeyValue>) -> Self {
         let Some(kv) = stored else { return Self::Nothing };
-        match decode(&kv.key, &kv.value) {
+        match Codec::Json.decode(&kv.key, &kv.value) {
             Ok(value) => Self::Good(Arc::new(value), kv.mod_revision),
             Err(error) => Self::Bad(error),
         }

@@ -16,9 +16,10 @@
 //! transaction.
 
 use crate::client::backoff::Backoff;
-use crate::client::{Client, Watch, decode};
+use crate::client::{Client, Codec, Map, Watch};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Changes, Event, KeyRange, KeyValue, Revision};
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -114,7 +115,14 @@ struct State<T> {
     entries: Arc<BTreeMap<String, Arc<T>>>,
     revision: Revision,
     last_error: Option<Error>,
+    resyncs: u64,
     end: Option<Error>,
+}
+
+/// How keys and values of a copy are stored.
+struct Form {
+    prefix: Bytes,
+    codec: Codec,
 }
 
 /// Changes of a copy that are decoded already.
@@ -143,7 +151,8 @@ impl<T> fmt::Debug for Mirror<T> {
 }
 
 impl Client {
-    /// Keeps a local copy of all keys that begin with `prefix`, whose values are JSON of a `T`.
+    /// Keeps a local copy of all keys that begin with `prefix`, whose values are JSON of a `T`. For values of another
+    /// [codec](crate::Codec) there is [`Map::mirror`].
     ///
     /// Returns when the copy is complete. Entries that are not a `T` are left out, and reported by
     /// [`Mirror::last_error`].
@@ -159,13 +168,44 @@ impl Client {
     where
         T: DeserializeOwned + Send + Sync + 'static,
     {
-        let prefix = prefix.as_ref().to_vec();
-        let (source, entries, revision) = Source::open(self, KeyRange::prefix(&prefix)).await?;
-        let mut first = State { entries: Arc::default(), revision, last_error: None, end: None };
-        first.replace(decode_all(&prefix, &entries), revision);
+        self.map::<T>(prefix).mirror().await
+    }
+}
+
+impl<T: DeserializeOwned + Send + Sync + 'static> Map<T> {
+    /// Keeps a local copy of all keys of the map.
+    ///
+    /// Returns when the copy is complete. Entries that are not a `T` are left out, and reported by
+    /// [`Mirror::last_error`].
+    ///
+    /// # Errors
+    ///
+    /// What the group did not answer in time with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let ports = client.map::<u16>("ports/").codec(quorate::Codec::Bincode);
+    /// ports.put("http", &80).await?;
+    /// assert_eq!(ports.mirror().await?.get("http").as_deref(), Some(&80));
+    /// # Ok(()) }
+    /// ```
+    pub async fn mirror(&self) -> Result<Mirror<T>> {
+        let (client, prefix, codec) = self.parts();
+        let form = Form { prefix: prefix.clone(), codec };
+        let (source, entries, revision) = Source::open(client, KeyRange::prefix(prefix)).await?;
+        let mut first = State::empty(revision);
+        first.replace(form.all(&entries), revision);
         let (sender, state) = watch::channel(first);
         let mut task = JoinSet::new();
-        task.spawn_on(keep_current(source, prefix, sender), self.link().runtime());
+        task.spawn_on(keep_current(source, form, sender), client.link().runtime());
         Ok(Mirror { state, _task: Arc::new(task) })
     }
 }
@@ -195,6 +235,24 @@ impl<T> Mirror<T> {
         self.state.borrow().last_error.clone()
     }
 
+    /// How often the copy was read anew because history had been compacted past it: it was cut off for longer than
+    /// history is kept. What it shows is right all the same, but it may have passed over changes in between.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).solo().await?;
+    /// # let client = node.client();
+    /// let mirror = client.mirror::<u64>("counters/").await?;
+    /// assert_eq!(mirror.resyncs(), 0);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn resyncs(&self) -> u64 {
+        self.state.borrow().resyncs
+    }
+
     /// Waits until the copy has changed since the last call of this on this clone, or since the clone was made.
     ///
     /// Several changes in between are one.
@@ -218,17 +276,21 @@ impl<T> Mirror<T> {
 /// The task behind a mirror.
 async fn keep_current<T: DeserializeOwned>(
     mut source: Source,
-    prefix: Vec<u8>,
+    form: Form,
     sender: watch::Sender<State<T>>,
 ) {
     loop {
         match source.next().await {
             Ok(Update::All(entries, revision)) => {
-                let edits = decode_all(&prefix, &entries);
-                sender.send_if_modified(|state| state.replace(edits, revision));
+                tracing::info!(%revision, "a mirror was read anew: history was compacted past it");
+                let edits = form.all(&entries);
+                sender.send_if_modified(|state| {
+                    state.resyncs += 1;
+                    state.replace(edits, revision)
+                });
             }
             Ok(Update::Changes(changes)) => {
-                let edits = changes.events.iter().map(|event| decode_event(&prefix, event));
+                let edits = changes.events.iter().map(|event| form.event(event));
                 let edits = edits.collect();
                 sender.send_if_modified(|state| state.apply(edits, changes.revision));
             }
@@ -238,6 +300,11 @@ async fn keep_current<T: DeserializeOwned>(
 }
 
 impl<T> State<T> {
+    fn empty(revision: Revision) -> Self {
+        let entries = Arc::default();
+        Self { entries, revision, last_error: None, resyncs: 0, end: None }
+    }
+
     /// Makes the edits. Whether anything is different then.
     fn apply(&mut self, edits: Vec<Edit<T>>, revision: Revision) -> bool {
         let mut different = false;
@@ -276,21 +343,24 @@ impl<T> State<T> {
     }
 }
 
-fn decode_all<T: DeserializeOwned>(prefix: &[u8], entries: &[KeyValue]) -> Vec<Edit<T>> {
-    entries.iter().map(|kv| decode_put(prefix, kv)).collect()
-}
-
-fn decode_event<T: DeserializeOwned>(prefix: &[u8], event: &Event) -> Edit<T> {
-    match event {
-        Event::Put { kv, .. } => decode_put(prefix, kv),
-        Event::Delete { key, .. } => Edit::Remove(name(prefix, key)),
+impl Form {
+    fn all<T: DeserializeOwned>(&self, entries: &[KeyValue]) -> Vec<Edit<T>> {
+        entries.iter().map(|kv| self.put(kv)).collect()
     }
-}
 
-fn decode_put<T: DeserializeOwned>(prefix: &[u8], kv: &KeyValue) -> Edit<T> {
-    match decode(&kv.key, &kv.value) {
-        Ok(value) => Edit::Put(name(prefix, &kv.key), Arc::new(value)),
-        Err(error) => Edit::Bad(name(prefix, &kv.key), error),
+    fn event<T: DeserializeOwned>(&self, event: &Event) -> Edit<T> {
+        match event {
+            Event::Put { kv, .. } => self.put(kv),
+            Event::Delete { key, .. } => Edit::Remove(name(&self.prefix, key)),
+        }
+    }
+
+    fn put<T: DeserializeOwned>(&self, kv: &KeyValue) -> Edit<T> {
+        let name = name(&self.prefix, &kv.key);
+        match self.codec.decode(&kv.key, &kv.value) {
+            Ok(value) => Edit::Put(name, Arc::new(value)),
+            Err(error) => Edit::Bad(name, error),
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //! ```text
 //! Session::lock ───────┐                             ┌── Client::config   one value, read without waiting
 //! Session::election ───┴─ a place in line   a mirror ┼── Client::mirror   all values below a prefix
-//!   campaign, lead                                   └── Election::observe
+//!   campaign, lead                                   ├── Client::discover what Session::register has made known
+//!                                                    └── Election::observe
 //! ```
 //!
 //! # What a lock is worth
@@ -19,16 +20,20 @@
 //!
 //! # Where the keys are
 //!
-//! Locks and elections live below `quorate/lock/` and `quorate/election/`; an operator can read them there, and
-//! delete one to force its holder out. Configuration and mirrors live where you say.
+//! Locks, elections and services live below `quorate/lock/`, `quorate/election/` and `quorate/service/`; an operator can
+//! read them there, and delete one to force its holder out. Configuration and mirrors live where you say.
 
 pub mod config;
+#[cfg(feature = "discover")]
+mod discover;
 pub mod election;
 mod line;
 pub mod lock;
 pub mod mirror;
+pub mod registry;
 
 pub use config::Config;
 pub use election::{Election, Leader, Leadership};
 pub use lock::LockGuard;
 pub use mirror::Mirror;
+pub use registry::Registration;

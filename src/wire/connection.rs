@@ -165,7 +165,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while !self.outgoing.is_empty() {
             ready!(self.poll_write(cx))?;
         }
-        Pin::new(&mut self.stream).poll_flush(cx).map_err(Broken::Io)
+        // What is encrypted waits in the stream, where nobody sees how much of it has left.
+        let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx) else {
+            ready!(self.writing.poll_starved(cx, self.patience.stall));
+            return Poll::Ready(Err(Broken::Stalled));
+        };
+        flushed.map_err(Broken::Io)?;
+        Poll::Ready(Ok(()))
     }
 
     /// Queues a frame and waits until all has been written.

@@ -3,16 +3,17 @@
 //! Whatever fails here failed before a request was sent, so no error of this file leaves an outcome unknown.
 
 use super::preamble::{ANSWER_BYTES, Answer, Endpoint, Kind, Preamble, VERSION};
+use super::security::Security;
 use super::socket::{self, Socket};
 use crate::error::{Error, Reason};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Where to, and whether others on the way may read along.
+/// Where to, and who may read along on the way.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) address: String,
-    pub(super) plaintext: bool,
+    pub(super) security: Security,
 }
 
 impl Target {
@@ -27,15 +28,10 @@ impl Target {
         caller: Endpoint,
         expected: u64,
     ) -> Result<(Socket, Endpoint), Error> {
-        let mut socket = socket::connect(&self.address, self.plaintext).await?;
-        let greeted = async {
-            socket.write_all(&Preamble::new(kind, caller).encode()).await?;
-            let mut answer = [0; ANSWER_BYTES];
-            socket.read_exact(&mut answer).await?;
-            io::Result::Ok(answer)
-        };
-        let bytes = greeted.await.map_err(|error| self.unreachable(&error))?;
-        let answer = Answer::decode(&bytes)?;
+        let mut socket = socket::connect(&self.address, &self.security).await?;
+        let answer = greet(&mut socket, &Preamble::new(kind, caller)).await;
+        let answer = answer.map_err(|error| socket::unreachable(&self.address, &error))?;
+        let answer = Answer::decode(&answer)?;
         answer.status.check(&self.address, caller.node, expected, answer.callee.node)?;
         if answer.version != VERSION {
             return Err(Reason::NoCommonVersion.into());
@@ -54,5 +50,22 @@ impl Target {
     /// Nothing was sent within the time allowed.
     pub(super) fn not_in_time(&self) -> Error {
         self.unreachable(&io::Error::from(io::ErrorKind::TimedOut))
+    }
+}
+
+/// Says the preamble, and hears the answer. One who does not trust the caller says why before he closes, and then what was
+/// written to him has failed too.
+async fn greet(socket: &mut Socket, preamble: &Preamble) -> io::Result<[u8; ANSWER_BYTES]> {
+    let said = async {
+        socket.write_all(&preamble.encode()).await?;
+        socket.flush().await
+    };
+    let said = said.await;
+    let mut answer = [0; ANSWER_BYTES];
+    let heard = socket.read_exact(&mut answer).await;
+    match (said, heard) {
+        (Ok(()), Ok(_)) => Ok(answer),
+        (_, Err(why)) if why.kind() == io::ErrorKind::InvalidData => Err(why),
+        (Err(why), _) | (Ok(()), Err(why)) => Err(why),
     }
 }

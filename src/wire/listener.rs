@@ -26,7 +26,8 @@ use super::preamble::{
     Answer, Endpoint, Hello, Kind, PREAMBLE_BYTES, PeerKind, Preamble, Status, VERSION,
 };
 use super::rpc::serve_rpc;
-use super::socket::{self, Port, Socket};
+use super::security::{Security, Trust};
+use super::socket::{self, Port, Socket, Stream};
 use crate::api::{Call, Response};
 use crate::error::{Error, Reason};
 use bytes::Bytes;
@@ -51,11 +52,12 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// Whether a caller is welcome, and whom it has reached.
     fn welcome(&self, preamble: &Preamble) -> Welcome;
 
-    /// Who handles the calls of one Rpc connection. Made anew for each, so it may hold what belongs to a connection.
+    /// Who handles the calls of one Rpc connection. Made anew for each, so it may hold what belongs to a connection, and
+    /// may depend on whether the caller has shown that he is a member.
     ///
     /// A call is dropped at whatever it waits for when its caller cancels it, has gone, or has waited long enough: what
     /// has to be brought to an end belongs into a task of its own.
-    fn service(&self) -> BoxCloneSyncService<Call, Response, Error>;
+    fn service(&self, is_member: bool) -> BoxCloneSyncService<Call, Response, Error>;
 
     /// Whether a member whose preamble was welcome may go on.
     fn hello(&self, kind: PeerKind, hello: &Hello) -> Status;
@@ -85,16 +87,17 @@ pub(crate) struct Welcome {
 #[derive(Debug)]
 pub(crate) struct Listener {
     port: Port,
+    security: Security,
     local_address: SocketAddr,
 }
 
 /// Listens on `address`; port 0 lets the system choose one.
-pub(crate) async fn bind(address: &str) -> Result<Listener, Error> {
-    let port = socket::bind(address).await?;
+pub(crate) async fn bind(address: &str, security: Security) -> Result<Listener, Error> {
+    let port = socket::bind(address, &security).await?;
     let local_address = port.local_address().map_err(|error| Reason::BadAddress {
         detail: format!("cannot listen on {address}: {error}"),
     })?;
-    Ok(Listener { port, local_address })
+    Ok(Listener { port, security, local_address })
 }
 
 #[cfg(test)]
@@ -119,6 +122,7 @@ pub(crate) fn serve_within(
     let places = |count: usize| Arc::new(Semaphore::new(count));
     let shared = Shared {
         handler,
+        security: listener.security,
         handshakes: places(bounds.handshakes),
         rpc: places(bounds.rpc_connections),
         raft: places(bounds.raft_connections),
@@ -195,6 +199,7 @@ impl Phases {
 /// What all connections share.
 struct Shared {
     handler: Arc<dyn Handler>,
+    security: Security,
     handshakes: Arc<Semaphore>,
     rpc: Arc<Semaphore>,
     raft: Arc<Semaphore>,
@@ -224,7 +229,7 @@ async fn accept(port: Port, shared: Arc<Shared>) {
 }
 
 /// The next connection, once there is room for another handshake.
-async fn next_caller(port: &Port, shared: &Shared) -> (Socket, OwnedSemaphorePermit) {
+async fn next_caller(port: &Port, shared: &Shared) -> (Stream, OwnedSemaphorePermit) {
     loop {
         let handshake = shared.handshakes.clone().acquire_owned().await;
         let handshake = handshake.expect("nobody closes the semaphore");
@@ -243,11 +248,12 @@ struct Admitted {
     connection: Connection<Socket>,
     kind: Kind,
     caller: u64,
+    trust: Trust,
     _place: OwnedSemaphorePermit,
 }
 
 /// The life of one connection.
-async fn converse(socket: Socket, handshake: OwnedSemaphorePermit, shared: Arc<Shared>) {
+async fn converse(socket: Stream, handshake: OwnedSemaphorePermit, shared: Arc<Shared>) {
     let admitted = {
         let admitted = pin!(timeout(shared.bounds.handshake, admit(socket, &shared)));
         match select(admitted, pin!(shared.phases.clone().stopping())).await {
@@ -257,11 +263,12 @@ async fn converse(socket: Socket, handshake: OwnedSemaphorePermit, shared: Arc<S
         }
     };
     drop(handshake);
-    let Admitted { connection, kind, caller, _place } = admitted;
+    let Admitted { connection, kind, caller, trust, _place } = admitted;
     let phases = shared.phases.clone();
     match kind {
         Kind::Rpc => {
-            serve_rpc(connection, shared.handler.service(), &shared.bounds, phases).await;
+            let service = shared.handler.service(trust == Trust::Member);
+            serve_rpc(connection, service, &shared.bounds, phases).await;
         }
         Kind::Peer(kind) => {
             let stopping = phases.clone().stopping();
@@ -281,7 +288,8 @@ fn log_end(broken: &Broken) {
 }
 
 /// The handshake. `None` is a caller that was told why it is not welcome.
-async fn admit(mut socket: Socket, shared: &Shared) -> Result<Option<Admitted>, Broken> {
+async fn admit(stream: Stream, shared: &Shared) -> Result<Option<Admitted>, Broken> {
+    let (mut socket, trust) = shared.security.greet(stream).await.map_err(Broken::Io)?;
     let mut bytes = [0; PREAMBLE_BYTES];
     socket.read_exact(&mut bytes).await.map_err(Broken::Io)?;
     let Ok(preamble) = Preamble::decode(&bytes) else {
@@ -290,10 +298,11 @@ async fn admit(mut socket: Socket, shared: &Shared) -> Result<Option<Admitted>, 
     let Preamble { kind, caller, .. } = preamble;
     let place = shared.place(kind);
     let welcome = shared.handler.welcome(&preamble);
-    let status = shared.status(&preamble, place.is_some(), &welcome);
+    let status = shared.status(&preamble, trust, place.is_some(), &welcome);
     let callee = Endpoint { group: welcome.group, node: welcome.node };
     let answer = Answer { status, version: VERSION, features: 0, callee };
     socket.write_all(&answer.encode()).await.map_err(Broken::Io)?;
+    socket.flush().await.map_err(Broken::Io)?;
     let (Status::Ok, Some(_place)) = (status, place) else { return Ok(None) };
     let connection = match kind {
         Kind::Rpc => {
@@ -305,7 +314,8 @@ async fn admit(mut socket: Socket, shared: &Shared) -> Result<Option<Admitted>, 
             receive_hello(socket, kind, caller.node, &*shared.handler, &shared.bounds).await?
         }
     };
-    Ok(connection.map(|connection| Admitted { connection, kind, caller: caller.node, _place }))
+    let caller = caller.node;
+    Ok(connection.map(|connection| Admitted { connection, kind, caller, trust, _place }))
 }
 
 impl Shared {
@@ -318,9 +328,18 @@ impl Shared {
         places.clone().try_acquire_owned().ok()
     }
 
-    fn status(&self, preamble: &Preamble, has_place: bool, welcome: &Welcome) -> Status {
+    fn status(
+        &self,
+        preamble: &Preamble,
+        trust: Trust,
+        has_place: bool,
+        welcome: &Welcome,
+    ) -> Status {
+        let is_as_member = preamble.kind != Kind::Rpc || preamble.caller.node != 0;
         if preamble.common_version().is_none() {
             Status::NoCommonVersion
+        } else if is_as_member && trust != Trust::Member {
+            Status::NotAMember
         } else if self.phases.is_draining() {
             Status::ShuttingDown
         } else if has_place {

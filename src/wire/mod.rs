@@ -26,6 +26,7 @@
 //! | [`rpc`], [`transport`] | calls of kind Rpc, and tarpc below them |
 //! | [`peer`] | calls of kinds Raft and Snapshot |
 //! | [`socket`] | TCP, and the rule about plain text |
+//! | [`security`], `tls` | who may read along, and who is at the other end |
 //! | [`limits`] | every bound, with its reason |
 //!
 //! Invariants
@@ -35,8 +36,8 @@
 //! - every request is answered in words while its caller is there, a panic of its handler included;
 //! - every task has an owner, and ends with it.
 //!
-//! What the wire does not do: retry a request that may have been received, choose between endpoints, know who leads,
-//! encrypt, or authenticate more than the ids that a caller claims.
+//! What the wire does not do: retry a request that may have been received, choose between endpoints, know who leads, or,
+//! without certificates, authenticate more than the ids that a caller claims.
 
 mod connection;
 mod dial;
@@ -48,9 +49,12 @@ mod listener;
 mod peer;
 mod preamble;
 mod rpc;
+mod security;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+#[cfg(feature = "tls")]
+mod tls;
 mod transport;
 
 #[cfg(feature = "bench")]
@@ -59,4 +63,6 @@ pub(crate) use listener::{Handler, Listener, Server, Welcome, bind, serve};
 pub(crate) use peer::PeerClient;
 pub(crate) use preamble::{Endpoint, Hello, Kind, PeerKind, Preamble, Status};
 pub(crate) use rpc::RpcClient;
-pub(crate) use socket::check_plaintext;
+pub(crate) use security::Security;
+#[cfg(feature = "tls")]
+pub use tls::Tls;

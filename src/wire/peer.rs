@@ -29,6 +29,7 @@ use super::limits::{Bounds, HELLO_BYTES_MAX, RAFT_BYTES_MAX, SNAPSHOT_BYTES_MAX,
 use super::listener::{Handler, Phases};
 use super::preamble::{Endpoint, Hello, Kind, PeerKind, Status};
 use super::rpc::panicked;
+use super::security::Security;
 use super::socket::Socket;
 use crate::codec::layout::{Input, Layout, Malformed};
 use crate::error::{Error, Reason};
@@ -96,10 +97,10 @@ impl PeerClient {
     pub(crate) fn new(
         kind: PeerKind,
         address: String,
-        plaintext: bool,
+        security: Security,
         introduce: Introduce,
     ) -> Self {
-        let target = Target { address, plaintext };
+        let target = Target { address, security };
         Self { kind, target, introduce, connection: None, next_id: 1 }
     }
 

@@ -97,6 +97,7 @@ pub(crate) enum Status {
     TooManyConnections = 7,
     Starting = 8,
     ShuttingDown = 9,
+    NotAMember = 10,
 }
 
 /// What a member says to another before anything else: who talks to whom, and under which rules of time.
@@ -208,7 +209,7 @@ impl Answer {
 }
 
 impl Status {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Ok,
         Self::NoCommonVersion,
         Self::WrongGroup,
@@ -219,6 +220,7 @@ impl Status {
         Self::TooManyConnections,
         Self::Starting,
         Self::ShuttingDown,
+        Self::NotAMember,
     ];
 
     fn from_number(number: u8) -> Result<Self, Error> {
@@ -254,6 +256,10 @@ impl Status {
             // Not `Closed`: that is what a caller says of itself, and it ends sessions that could go on elsewhere.
             Self::ShuttingDown => {
                 Reason::Unreachable { detail: format!("{address}: it is shutting down") }
+            }
+            Self::NotAMember => {
+                let detail = format!("{address}: the certificate is not that of a member");
+                Reason::Untrusted { detail }
             }
         };
         Err(reason.into())
@@ -382,7 +388,7 @@ mod tests {
             assert_eq!(Status::from_payload(status.to_payload()).unwrap(), status);
             assert_eq!(status.check("a:1", 1, 2, 3).is_ok(), status == Status::Ok);
         }
-        let error = Status::from_number(10).unwrap_err();
+        let error = Status::from_number(11).unwrap_err();
         assert!(matches!(error.reason(), Reason::Unrecognized { .. }));
     }
 

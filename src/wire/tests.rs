@@ -1,9 +1,13 @@
 //! What the wire promises, over real sockets on loopback. This file is the kit; the promises are below it.
 
+#[cfg(feature = "tls")]
+pub(crate) mod authority;
 mod calls;
 mod hostile;
 mod peers;
 mod shutdown;
+#[cfg(feature = "tls")]
+mod tls;
 
 use super::frame::{Accept, Frame, FrameType};
 use super::limits::Bounds;
@@ -142,7 +146,7 @@ impl Handler for Actor {
         Welcome { status, group: GROUP, node: SERVER }
     }
 
-    fn service(&self) -> BoxCloneSyncService<Call, Response, Error> {
+    fn service(&self, _: bool) -> BoxCloneSyncService<Call, Response, Error> {
         self.0.services.fetch_add(1, Ordering::SeqCst);
         let stage = self.0.clone();
         BoxCloneSyncService::new(tower::service_fn(move |call: Call| {
@@ -186,7 +190,11 @@ impl Kit {
     }
 
     async fn at(address: &str, bounds: Bounds) -> Self {
-        let listener = bind(address).await.unwrap();
+        Self::with(address, Security::Loopback, bounds).await
+    }
+
+    async fn with(address: &str, security: Security, bounds: Bounds) -> Self {
+        let listener = bind(address, security).await.unwrap();
         let stage = Stage::new();
         let server = serve_within(listener, Arc::new(Actor(stage.clone())), bounds);
         let address = server.local_address().to_string();
@@ -203,7 +211,7 @@ impl Kit {
 
     /// A connection that is open and of which nothing has been said.
     async fn raw(&self) -> Socket {
-        socket::connect(&self.address, false).await.unwrap()
+        socket::connect(&self.address, &Security::Loopback).await.unwrap()
     }
 
     /// A connection whose preamble was answered.
@@ -227,11 +235,11 @@ impl Kit {
 }
 
 fn client_of(address: &str) -> RpcClient {
-    RpcClient::new(address.to_owned(), Endpoint::client(), false, Handle::current())
+    RpcClient::new(address.to_owned(), Endpoint::client(), Security::Loopback, Handle::current())
 }
 
 fn peer_of(kind: PeerKind, address: &str) -> PeerClient {
-    PeerClient::new(kind, address.to_owned(), false, Arc::new(|| (MEMBER, hello())))
+    PeerClient::new(kind, address.to_owned(), Security::Loopback, Arc::new(|| (MEMBER, hello())))
 }
 
 fn hello() -> Hello {

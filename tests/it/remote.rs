@@ -1,13 +1,13 @@
 //! Clients of other processes: they go on through another member when the one that they use fails.
 
 use crate::kit::group::Nodes;
+use crate::kit::proxy::{Line, Proxy};
 use futures::TryStreamExt;
-use quorate::{Client, ErrorKind, KeyRange, Reason};
+use quorate::{Client, ErrorKind, Event, KeyRange, Op, Reason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 /// One endpoint is enough: the others are learned, and what was begun goes on through them. No write is lost, and none
@@ -66,11 +66,10 @@ async fn a_client_goes_on_through_other_members() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_hangs_is_left() {
     let group = Nodes::start(3).await;
-    let hangs = Arc::new(AtomicBool::new(false));
-    let (address, _proxy) = proxy(group.addresses[1].clone(), Arc::clone(&hangs)).await;
-    let client = Client::connect([address]).await.unwrap();
+    let proxy = Proxy::to(&group.addresses[1]).await;
+    let client = Client::connect([proxy.address.clone()]).await.unwrap();
     client.put("k", "1").await.unwrap();
-    hangs.store(true, Ordering::Relaxed);
+    proxy.set(Line::Dead);
     let (_, before) = client.put("k", "2").prev().await.unwrap();
     assert_eq!(before.unwrap().value, "1");
     let kv = client.get("k").await.unwrap().unwrap();
@@ -78,34 +77,63 @@ async fn an_endpoint_that_hangs_is_left() {
     group.shutdown().await;
 }
 
-/// Takes connections to `to`, and at some time passes nothing on any more, in either direction.
-async fn proxy(to: String, hangs: Arc<AtomicBool>) -> (String, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        loop {
-            let (mut near, _) = listener.accept().await.unwrap();
-            let (to, hangs) = (to.clone(), Arc::clone(&hangs));
-            connections.spawn(async move {
-                let mut far = TcpStream::connect(to).await.unwrap();
-                let hanging = async {
-                    while !hangs.load(Ordering::Relaxed) {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                };
-                let passed = copy_bidirectional(&mut near, &mut far);
-                if !matches!(
-                    futures::future::select(Box::pin(hanging), Box::pin(passed)).await,
-                    futures::future::Either::Right(_)
-                ) {
-                    std::future::pending::<()>().await;
-                }
-            });
-        }
-    });
-    (address, tasks)
+/// A balancer closes connections on which nothing has been said for long. Nobody notices: not a call, not a watch, not a
+/// session.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_are_opened_again() {
+    let group = Nodes::start(1).await;
+    let proxy = Proxy::to(&group.addresses[0]).await;
+    let client = Client::connect([proxy.address.clone()]).await.unwrap();
+    let session = client.session(Duration::from_secs(20)).await.unwrap();
+    let mut watch = client.watch("k").await.unwrap();
+    for round in 1..=20 {
+        proxy.cut();
+        client.put("k", "v").lease(session.lease_id()).await.unwrap();
+        assert_eq!(client.get("k").await.unwrap().unwrap().version, round);
+        let seen = watch.recv().await.unwrap().events.remove(0);
+        assert!(matches!(seen, Event::Put { kv, .. } if kv.version == round));
+    }
+    assert!(session.is_alive());
+    session.close().await.unwrap();
+    group.shutdown().await;
+}
+
+/// Each message takes a tenth of a second, in each direction: that is slow, and no failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_member_is_slow_and_nothing_else() {
+    let group = Nodes::start(1).await;
+    let proxy = Proxy::to(&group.addresses[0]).await;
+    let client = Client::connect([proxy.address.clone()]).await.unwrap();
+    proxy.set(Line::Slow(Duration::from_millis(100)));
+    let mut watch = client.watch("k").await.unwrap();
+    let puts = (0..50).map(|n| client.put(format!("n/{n}"), "v").into_future());
+    futures::future::try_join_all(puts).await.unwrap();
+    client.put("k", "v").await.unwrap();
+    assert_eq!(watch.recv().await.unwrap().events.len(), 1);
+    assert_eq!(client.range(KeyRange::prefix("n/")).await.unwrap().count, 50);
+    group.shutdown().await;
+}
+
+/// An answer that fits into no message is an error of that call, which says what to do, and of no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_large_harms_nobody_else() {
+    let group = Nodes::start(1).await;
+    let client = Client::connect(group.addresses.clone()).await.unwrap();
+    for n in 0..4 {
+        client.put(format!("n/{n}"), vec![b'v'; 1 << 20]).await.unwrap();
+    }
+    let mut reads = client.txn();
+    for _ in 0..5 {
+        reads = reads.then(Op::range(KeyRange::prefix("n/")));
+    }
+    let (read, other) =
+        futures::future::join(reads.into_future(), client.get("n/0").into_future()).await;
+    let error = read.unwrap_err();
+    assert!(matches!(error.reason(), Reason::ResultTooLarge { .. }), "{error}");
+    assert_eq!(other.unwrap().unwrap().value.len(), 1 << 20);
+    let all: Vec<_> = client.range(KeyRange::prefix("n/")).stream().try_collect().await.unwrap();
+    assert_eq!(all.len(), 4);
+    group.shutdown().await;
 }
 
 /// It says what was tried, when the time is up and not later.

@@ -332,3 +332,51 @@ async fn without_endpoints_there_is_nothing_to_connect_to() {
     let error = Client::builder().connect().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
+
+/// The others wait for their turn, within their own time; one whose turn does not come was not sent.
+#[tokio::test(start_paused = true)]
+async fn at_most_so_many_requests_are_under_way() {
+    let fake = Fake::new();
+    let client = fake.client().concurrency(2);
+    let second = Duration::from_secs(1);
+    client.put("k", "v").await.unwrap();
+    let before = fake.count(Kind::Propose);
+    fake.next(Kind::Propose, Fault::Delay(second * 3));
+    fake.next(Kind::Propose, Fault::Delay(second * 3));
+    let slow = [client.put("a", "1").into_future(), client.put("b", "2").into_future()];
+    let slow = futures::future::try_join_all(slow);
+    let late = async {
+        tokio::task::yield_now().await;
+        let error = client.put("c", "3").timeout(second).await.unwrap_err();
+        assert_eq!(*error.reason(), Reason::TooManyRequests);
+        assert!(error.is_retryable() && !error.may_have_applied());
+        assert_eq!(fake.count(Kind::Propose), before + 2, "it was not sent");
+        client.put("d", "4").await.unwrap();
+    };
+    let (slow, ()) = futures::future::join(slow, late).await;
+    slow.unwrap();
+    // A watch waits all the time, and holds no place.
+    let _watches = [client.watch("a").await.unwrap(), client.watch("b").await.unwrap()];
+    client.put("e", "5").await.unwrap();
+}
+
+/// A group in trouble is asked again and again, but not by all at the rate of each.
+#[tokio::test(start_paused = true)]
+async fn what_is_tried_again_is_a_part_of_what_is_asked_for() {
+    let fake = Fake::new();
+    let client = fake.client();
+    client.put("k", "v").await.unwrap();
+    fake.outage(Some(Reason::NoLeader));
+    let before = fake.count(Kind::Propose);
+    let puts = (0..200).map(|n| client.put(format!("n/{n}"), "v").into_future());
+    let puts = futures::future::join_all(puts);
+    let hour = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        fake.outage(None);
+    };
+    let (puts, ()) = futures::future::join(puts, hour).await;
+    assert!(puts.iter().all(Result::is_ok));
+    let tries = fake.count(Kind::Propose) - before;
+    // Each of them alone: a dozen in five seconds.
+    assert!((400..2000).contains(&tries), "{tries}");
+}

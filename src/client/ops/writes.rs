@@ -426,9 +426,6 @@ async fn write(
     op: OpKind,
     timeout: Option<Duration>,
 ) -> Result<(Revision, OpResult)> {
-    let command = Command::Txn(TxnOp::single(op));
-    match client.link().propose(command, timeout).await? {
-        Applied::Txn(outcome) => only(outcome).map_err(Error::unknown_outcome),
-        _ => Err(malformed("outcome of a write").unknown_outcome()),
-    }
+    let outcome = client.link().write(TxnOp::single(op), timeout).await?;
+    only(outcome).map_err(Error::unknown_outcome)
 }

@@ -7,7 +7,7 @@ use crate::raft::StoredMembership;
 use crate::raft::machine::meta;
 use crate::raft::state::State;
 use crate::types::{Op, TxnOp};
-use crate::wire::{Handler, Preamble, Server, Status, Welcome, bind, serve};
+use crate::wire::{Handler, Preamble, Security, Server, Status, Welcome, bind, serve};
 use futures::FutureExt;
 use futures::future::{BoxFuture, pending};
 use openraft::storage::Snapshot;
@@ -87,7 +87,7 @@ impl Handler for Peer {
         Welcome { status: Status::Ok, group: 1, node: 2 }
     }
 
-    fn service(&self) -> BoxCloneSyncService<Call, Response, Error> {
+    fn service(&self, _: bool) -> BoxCloneSyncService<Call, Response, Error> {
         BoxCloneSyncService::new(tower::service_fn(|_: Call| pending()))
     }
 
@@ -124,7 +124,7 @@ async fn kit(then: &[(usize, Then)], bytes_per_second: u64) -> Kit {
     let receiver = Receiver { then: then.iter().copied().collect(), ..Receiver::default() };
     let (receiver, breaks) = (Arc::new(Mutex::new(receiver)), Arc::new(Notify::new()));
     let peer = Peer(Arc::clone(&receiver), Arc::clone(&breaks));
-    let server = serve(bind("127.0.0.1:0").await.unwrap(), Arc::new(peer));
+    let server = serve(bind("127.0.0.1:0", Security::Loopback).await.unwrap(), Arc::new(peer));
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, behind) = (port.local_addr().unwrap().to_string(), server.local_address());
     let mut wire = tokio::task::JoinSet::new();
@@ -141,7 +141,7 @@ async fn kit(then: &[(usize, Then)], bytes_per_second: u64) -> Kit {
     let folder = tempfile::tempdir().unwrap();
     let bulk = Bulk { pace, state: State::open_unsynced(folder.path()) };
     let timing = Timing { heartbeat: BEATS };
-    let network = Network::new(identity, timing, true, Refusals::default(), bulk);
+    let network = Network::new(identity, timing, Security::Plaintext, Refusals::default(), bulk);
     let peer = super::Peer { address, ..super::Peer::default() };
     let connection = network.connection(PeerKind::Snapshot, 2, &peer);
     Kit { receiver, connection, _folder: folder, _server: server, _wire: wire }

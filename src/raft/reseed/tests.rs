@@ -4,7 +4,7 @@ use super::*;
 use crate::api::{Call, Response};
 use crate::mvcc::LogPosition;
 use crate::raft::{Entry, EntryPayload};
-use crate::wire::{Handler, Hello, Preamble, Status, Welcome, bind, serve};
+use crate::wire::{Handler, Hello, Preamble, Security, Status, Welcome, bind, serve};
 use futures::FutureExt;
 use futures::future::{BoxFuture, pending, ready};
 use openraft::storage::IOFlushed;
@@ -162,7 +162,7 @@ impl Handler for Peers {
         Welcome { status: Status::Ok, group: 1, node: 2 }
     }
 
-    fn service(&self) -> BoxCloneSyncService<Call, Response, Error> {
+    fn service(&self, _: bool) -> BoxCloneSyncService<Call, Response, Error> {
         BoxCloneSyncService::new(tower::service_fn(|_: Call| pending()))
     }
 
@@ -191,11 +191,14 @@ async fn a_state_of_no_use_is_not_pulled() {
     log.purge(id(2, 3)).await.unwrap();
     let stands = Mutex::new(id(1, 2));
     let seeder = Arc::new(Seeder { stands, begun: 0.into(), pulled: 0.into() });
-    let server = serve(bind("127.0.0.1:0").await.unwrap(), Arc::new(Peers(Arc::clone(&seeder))));
+    let server = serve(
+        bind("127.0.0.1:0", Security::Loopback).await.unwrap(),
+        Arc::new(Peers(Arc::clone(&seeder))),
+    );
     let peer = Peer { address: server.local_address().to_string(), incarnation: 2 };
     let identity = Identity { group: 1, node: 1, incarnation: 1 };
     let timing = Timing { heartbeat: Duration::from_millis(20) };
-    let asker = Asker { identity, timing, plaintext: false };
+    let asker = Asker { identity, timing, security: Security::default() };
     let run = async || {
         Generations::open(folder.path()).unwrap().distrust(b"").unwrap();
         let reseed = Reseed::find(folder.path(), 64 << 20).unwrap().unwrap();

@@ -12,6 +12,7 @@ use crate::raft::member::{Member, Parts};
 use crate::raft::network::SNAPSHOT_RATE;
 use crate::raft::state::State;
 use crate::raft::{Entry, EntryPayload, Membership, Peer};
+use crate::wire::Security;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::path::Path;
@@ -40,7 +41,7 @@ async fn member_at(folder: &Path, snapshot_rate: NonZeroU64) -> Member {
     let timing = Timing::default();
     let history = History::All;
     let quota = Quota::default();
-    let plaintext = true;
+    let security = Security::Plaintext;
     let parts = Parts {
         identity,
         timing,
@@ -51,7 +52,7 @@ async fn member_at(folder: &Path, snapshot_rate: NonZeroU64) -> Member {
         log,
         state,
         desk,
-        plaintext,
+        security,
     };
     Member::start(parts).await.unwrap()
 }

@@ -8,6 +8,7 @@ use crate::types::limits::CALL_TIMEOUT_MAX;
 use crate::wire::dial::Target;
 use crate::wire::limits::RPC_REQUEST_BYTES_MAX;
 use crate::wire::preamble::Endpoint;
+use crate::wire::security::Security;
 use crate::wire::transport::{Ask, TIMEOUT_BYTES, Ticket, context_for, put_timeout};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -39,8 +40,8 @@ struct Inner {
 
 impl RpcClient {
     /// A client of whoever listens at `address`. Connects with the first call.
-    pub(crate) fn new(address: String, who: Endpoint, plaintext: bool, runtime: Handle) -> Self {
-        let target = Target { address, plaintext };
+    pub(crate) fn new(address: String, who: Endpoint, security: Security, runtime: Handle) -> Self {
+        let target = Target { address, security };
         let peer = Arc::new(Peer { target, who, group: OnceLock::new() });
         let (calls, follows) = (Lane::new(peer.clone()), Lane::new(peer.clone()));
         Self(Arc::new(Inner { peer, runtime, calls, follows }))

@@ -209,7 +209,7 @@ async fn a_refusal_is_typed_and_not_asked_for_again_at_once() {
 async fn another_group_is_refused() {
     let kit = Kit::new().await;
     let who = Endpoint { group: GROUP + 1, node: 0 };
-    let client = RpcClient::new(kit.address.clone(), who, false, Handle::current());
+    let client = RpcClient::new(kit.address.clone(), who, Security::Loopback, Handle::current());
     assert_eq!(reason_of(say(&client, "x").await), Reason::GroupMismatch);
     kit.is_well().await;
 }
@@ -231,7 +231,7 @@ async fn nobody_there_is_unreachable_and_nothing_has_happened() {
 
 #[tokio::test]
 async fn one_who_listens_but_never_answers_is_unreachable() {
-    let silent = bind("127.0.0.1:0").await.unwrap();
+    let silent = bind("127.0.0.1:0", Security::Loopback).await.unwrap();
     let client = client_of(&silent.local_address().to_string());
     let error = ask(&client, write(), SHORT).await.unwrap_err();
     assert!(matches!(error.reason(), Reason::Unreachable { .. }), "{error}");
@@ -301,6 +301,6 @@ async fn a_caller_needs_no_runtime_of_its_own() {
 #[tokio::test]
 async fn plain_text_to_others_is_refused_before_it_is_sent() {
     let who = Endpoint::client();
-    let client = RpcClient::new("192.0.2.1:1".into(), who, false, Handle::current());
+    let client = RpcClient::new("192.0.2.1:1".into(), who, Security::Loopback, Handle::current());
     assert!(matches!(reason_of(say(&client, "x").await), Reason::PlaintextRefused { .. }));
 }

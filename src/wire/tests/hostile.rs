@@ -176,14 +176,14 @@ async fn who_says_nothing_delays_others_for_a_handshake_at_most() {
 
 /// A server that says what a test tells it to.
 async fn fake() -> (socket::Port, String) {
-    let port = socket::bind("127.0.0.1:0").await.unwrap();
+    let port = socket::bind("127.0.0.1:0", &Security::Loopback).await.unwrap();
     let address = port.local_address().unwrap().to_string();
     (port, address)
 }
 
 /// Accepts a caller, and answers its preamble with `status`.
 async fn greet(port: &socket::Port, status: u8) -> Socket {
-    let mut socket = port.accept().await.unwrap();
+    let mut socket = Socket::Plain(port.accept().await.unwrap());
     let mut preamble = [0; super::super::preamble::PREAMBLE_BYTES];
     socket.read_exact(&mut preamble).await.unwrap();
     let callee = Endpoint { group: GROUP, node: SERVER };

@@ -125,7 +125,8 @@ async fn another_member_than_expected_is_refused_by_its_caller() {
     let kit = Kit::new().await;
     let elsewhere = || (MEMBER, Hello { to: 9, ..hello() });
     let address = kit.address.clone();
-    let mut peer = PeerClient::new(PeerKind::Raft, address, false, Arc::new(elsewhere));
+    let mut peer =
+        PeerClient::new(PeerKind::Raft, address, Security::Loopback, Arc::new(elsewhere));
     let expected = Reason::NodeMismatch { actual: SERVER.into(), expected: 9.into() };
     assert_eq!(reason_of(tell(&mut peer, "x").await), expected);
     assert!(kit.stage.seen.lock().unwrap().is_empty());
@@ -136,7 +137,7 @@ async fn a_member_that_does_not_name_the_group_is_refused() {
     let kit = Kit::new().await;
     let stranger = || (Endpoint { group: 0, node: CALLER }, hello());
     let address = kit.address.clone();
-    let mut peer = PeerClient::new(PeerKind::Raft, address, false, Arc::new(stranger));
+    let mut peer = PeerClient::new(PeerKind::Raft, address, Security::Loopback, Arc::new(stranger));
     assert_eq!(reason_of(tell(&mut peer, "x").await), Reason::GroupMismatch);
 }
 
@@ -163,7 +164,7 @@ async fn nobody_there_is_unreachable() {
     let _kit = Kit::at(&address, Bounds::default()).await;
     tell(&mut peer, "x").await.unwrap();
 
-    let silent = bind("127.0.0.1:0").await.unwrap();
+    let silent = bind("127.0.0.1:0", Security::Loopback).await.unwrap();
     let mut peer = peer_of(PeerKind::Raft, &silent.local_address().to_string());
     let reason = reason_of(peer.call(1, Bytes::new(), SHORT).await);
     assert!(matches!(reason, Reason::Unreachable { .. }));

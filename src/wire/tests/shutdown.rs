@@ -15,7 +15,7 @@ async fn shutdown_lets_calls_under_way_be_answered() {
         stage.entered.wait().await;
         let opens = async {
             // The port is free again while calls are still under way.
-            while bind(&address).await.is_err() {
+            while bind(&address, Security::Loopback).await.is_err() {
                 tokio::task::yield_now().await;
             }
             stage.gate.raise();
@@ -25,7 +25,7 @@ async fn shutdown_lets_calls_under_way_be_answered() {
     };
     let ((call, peer_call), ()) = futures::join!(calls, shutdown);
     assert_eq!((call.unwrap(), peer_call.unwrap()), ("gate".into(), "gate".into()));
-    bind(&address).await.unwrap();
+    bind(&address, Security::Loopback).await.unwrap();
     drop((client, peer));
     tasks_left(0).await;
 }
@@ -35,7 +35,7 @@ async fn shutdown_ends_what_takes_longer_than_the_grace() {
     let kit = Kit::new().await;
     let client = kit.client();
     let Kit { stage, server, address } = kit;
-    let _silent = socket::connect(&address, false).await.unwrap();
+    let _silent = socket::connect(&address, &Security::Loopback).await.unwrap();
     let shutdown = async {
         stage.entered.wait().await;
         server.shutdown(SHORT).await;
@@ -44,7 +44,7 @@ async fn shutdown_ends_what_takes_longer_than_the_grace() {
     assert_eq!(reason_of(call), Reason::ConnectionLost);
     // All tasks of the server have ended when shutdown returns, not some time after.
     assert!(stage.dropped.0.try_acquire().is_ok());
-    bind(&address).await.unwrap();
+    bind(&address, Security::Loopback).await.unwrap();
     drop(client);
     tasks_left(0).await;
 }
@@ -83,7 +83,7 @@ async fn dropping_a_server_ends_everything() {
     let Kit { server, address, .. } = kit;
     drop(server);
     let free = async {
-        while bind(&address).await.is_err() {
+        while bind(&address, Security::Loopback).await.is_err() {
             tokio::task::yield_now().await;
         }
     };

@@ -112,7 +112,7 @@ async fn an_address_that_is_none_is_named() {
 #[tokio::test]
 async fn an_address_that_others_can_reach_needs_leave_for_plain_text() {
     let folder = tempfile::tempdir().unwrap();
-    let text = "0.0.0.0:0 is not loopback: allow unencrypted traffic with plaintext()";
+    let text = "0.0.0.0:0 is not loopback: give it certificates with tls(), or allow unencrypted traffic with plaintext()";
     let started = builder(folder.path()).listen("0.0.0.0:0").solo().await;
     let error = refused(started, ErrorKind::InvalidInput, text);
     assert_eq!(*error.reason(), Reason::PlaintextRefused { address: "0.0.0.0:0".into() });

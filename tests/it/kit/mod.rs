@@ -5,6 +5,7 @@ pub(crate) mod group;
 pub(crate) mod opener;
 pub(crate) mod os;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod trio;
 

@@ -1,0 +1,85 @@
+//! Who may read along on a connection, and how it is known who is at its other end.
+//!
+//! | | plain text | certificates |
+//! |---|---|---|
+//! | [`Security::Loopback`] | between addresses of this machine | none |
+//! | [`Security::Plaintext`] | wherever to | none |
+//! | `Security::Tls` | never | of members, and of clients unless said otherwise |
+//!
+//! Without certificates everybody is taken for whom he says he is.
+
+use super::socket::{Socket, Stream};
+#[cfg(feature = "tls")]
+use super::tls::Tls;
+use crate::error::Error;
+
+/// How connections are secured, on both of their ends.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Security {
+    #[default]
+    Loopback,
+    Plaintext,
+    #[cfg(feature = "tls")]
+    Tls(Tls),
+}
+
+/// What is known of whoever has called, before he says anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// He has shown that he is a member, or nobody has to.
+    Member,
+    /// He has not.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
+    Other,
+}
+
+impl Security {
+    /// Whether plain text may go to an address that others could listen to; `None` if there is none.
+    pub(super) fn plaintext(&self) -> Option<bool> {
+        match self {
+            Self::Loopback => Some(false),
+            Self::Plaintext => Some(true),
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => None,
+        }
+    }
+
+    /// Looks at what a client needs.
+    pub(crate) fn check_client(&self) -> Result<(), Error> {
+        match self {
+            Self::Loopback | Self::Plaintext => Ok(()),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.check_client(),
+        }
+    }
+
+    /// Looks at what a member needs.
+    pub(crate) fn check_member(&self) -> Result<(), Error> {
+        match self {
+            Self::Loopback | Self::Plaintext => Ok(()),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.check_member(),
+        }
+    }
+
+    /// Makes sure that a member answers at the other end of a connection to `address`.
+    #[cfg_attr(not(feature = "tls"), expect(clippy::unused_async))]
+    pub(super) async fn meet(&self, stream: Stream, address: &str) -> Result<Socket, Error> {
+        let _ = address;
+        match self {
+            Self::Loopback | Self::Plaintext => Ok(Socket::Plain(stream)),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.meet(stream, address).await,
+        }
+    }
+
+    /// Looks at who has called.
+    #[cfg_attr(not(feature = "tls"), expect(clippy::unused_async))]
+    pub(super) async fn greet(&self, stream: Stream) -> std::io::Result<(Socket, Trust)> {
+        match self {
+            Self::Loopback | Self::Plaintext => Ok((Socket::Plain(stream), Trust::Member)),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.greet(stream).await,
+        }
+    }
+}

@@ -9,7 +9,8 @@ SECONDS ?= 60
 
 .PHONY: verify sim power bugs crash fix audit fuzz
 
-# The library also as those who depend on it have it: without what its tests ask of its dependencies.
+# The library also as those who depend on it have it: without what its tests ask of its dependencies, and as a remote client
+# alone.
 verify:
 	$(TIMED) cargo fmt --all --check
 	$(TIMED) cargo clippy --locked --all-targets -- -D warnings
@@ -18,6 +19,7 @@ verify:
 	$(TIMED) cargo clippy --locked --lib -- -D warnings
 	$(TIMED) cargo clippy --locked -p quorate-bench --all-targets -- -D warnings
 	$(TIMED) cargo test --locked
+	$(TIMED) cargo test --locked --no-default-features --lib
 	$(TIMED) cargo test --locked -p quorate-bench
 	for example in quickstart leader_election distributed_lock config_reload remote_client service_discovery \
 			transactions typed_map; do \

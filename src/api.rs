@@ -22,13 +22,18 @@ pub(crate) use members::{Change, Join, check_address};
 
 use crate::error::{Error, Reason};
 use crate::types::{
-    Changes, Consistency, KeyRange, LeaseId, LeaseStatus, Member, NodeId, Op, OpKind, PutOp,
+    Changes, Consistency, GetOp, KeyRange, LeaseId, LeaseStatus, Member, NodeId, Op, OpKind, PutOp,
     RangeOp, Revision, Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
+
+/// The most reads that go together.
+pub(crate) const QUERIES_MAX: usize = 128;
+/// A write of more bytes goes alone: its call costs little beside it.
+const SMALL: usize = 16 * 1024;
 
 /// A request and how long its caller waits.
 #[derive(Clone, Debug)]
@@ -45,6 +50,9 @@ pub(crate) enum Request {
     Propose { proposals: Vec<Proposal>, forwarded: bool },
     /// Read without a log entry.
     Query(Query),
+    /// The same for several at once, of one key each, and as fresh as the most demanding of them. One outcome for each, in
+    /// order; what does not fit into the answer any more is `ResultTooLarge`, and can be asked for alone.
+    Queries(Vec<Query>),
     /// One step of all watches of a caller: wait until one of its cursors has events, then return them.
     Follow(Follow),
     /// Push the deadlines of leases back. Answered by the leader from memory, after a quorum round.
@@ -71,6 +79,7 @@ pub(crate) enum Response {
     /// One outcome for each proposal, in order.
     Propose(Vec<Result<Applied, Error>>),
     Query(TxnOutcome),
+    Queries(Vec<Result<TxnOutcome, Error>>),
     Follow(Followed),
     /// The time to live of each lease, in order, or why it has none any more.
     KeepAlive(Vec<Result<Duration, Reason>>),
@@ -169,11 +178,25 @@ impl Request {
         matches!(self, Self::Propose { .. } | Self::Change { .. })
     }
 
+    /// Whether it costs little beside the call that carries it, in both directions, and so may share one: a read of one key,
+    /// or a write whose answer is a revision.
+    pub(crate) fn is_small(&self) -> bool {
+        match self {
+            Self::Query(query) => query.txn.as_get().is_some(),
+            Self::Propose { proposals, forwarded: false } => match &proposals[..] {
+                [proposal] => proposal.command.is_small() && proposal.command.bytes() <= SMALL,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// What it is called in traces.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Propose { .. } => "propose",
             Self::Query(_) => "query",
+            Self::Queries(_) => "queries",
             Self::Follow(_) => "follow",
             Self::KeepAlive { .. } => "keep alive",
             Self::Leases { .. } => "leases",
@@ -196,6 +219,14 @@ impl TxnOp {
     /// A transaction that carries out one operation.
     pub(crate) fn single(op: OpKind) -> Self {
         Self { when: Vec::new(), then: vec![Op(op)], otherwise: Vec::new() }
+    }
+
+    /// The only thing it does, if that is to read one key.
+    pub(crate) fn as_get(&self) -> Option<&GetOp> {
+        match (&self.when[..], &self.then[..], &self.otherwise[..]) {
+            ([], [Op(OpKind::Get(get))], []) => Some(get),
+            _ => None,
+        }
     }
 
     /// Whether no branch can change a key.
@@ -226,6 +257,19 @@ pub(crate) fn check(request: &Request, ttl_floor: Duration) -> Result<(), Reason
             Err(Reason::BadOption { detail: "a query does not write".to_owned() })
         }
         Request::Query(query) => check_txn(&query.txn),
+        Request::Queries(queries) => {
+            within(queries.len(), QUERIES_MAX, |actual, limit| Reason::TooManyOperations {
+                actual,
+                limit,
+            })?;
+            queries.iter().try_for_each(|query| match query.txn.as_get() {
+                Some(get) => check_key(&get.key),
+                None => {
+                    let detail = "queries that go together read one key each".to_owned();
+                    Err(Reason::BadOption { detail })
+                }
+            })
+        }
         Request::Follow(follow) => {
             check_batch(follow.added.len())?;
             check_batch(follow.removed.len())?;
@@ -486,6 +530,24 @@ mod tests {
 
     fn check_ops(ops: impl IntoIterator<Item = Op>) -> Result<(), Reason> {
         check_txn(&TxnOp { then: ops.into_iter().collect(), ..TxnOp::default() })
+    }
+
+    #[test]
+    fn queries_that_go_together_read_a_key_each() {
+        let query = |op: Op| Query {
+            txn: TxnOp::single(op.0),
+            consistency: Consistency::Serializable,
+            revision_min: None,
+        };
+        let together = |queries| check(&Request::Queries(queries), Duration::ZERO);
+        assert_eq!(together(vec![query(Op::get("a")), query(Op::get("b"))]), Ok(()));
+        assert_eq!(together(vec![query(Op::get("a")), query(Op::get(""))]), Err(Reason::EmptyKey));
+        for other in [Op::range("a"), Op::put("a", ""), Op::txn([], [Op::get("a")], [])] {
+            let refused = together(vec![query(Op::get("a")), query(other)]);
+            assert!(matches!(refused, Err(Reason::BadOption { .. })));
+        }
+        let many = vec![query(Op::get("a")); QUERIES_MAX + 1];
+        assert!(matches!(together(many), Err(Reason::TooManyOperations { .. })));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! - applying a command depends on nothing but it and the state before it;
 //! - what only a leader knows, such as the time, it says by a command of its own.
 
-use crate::types::{LeaseId, OpKind, Revision, TxnOp, TxnOutcome};
+use crate::types::{KeyRange, LeaseId, OpKind, Operand, Revision, TxnOp, TxnOutcome};
+use bytes::Bytes;
 use std::time::Duration;
 
 /// A command and, if its sender wants it to happen once however often it is sent, whose and which it is.
@@ -89,6 +90,27 @@ impl Command {
         }
     }
 
+    /// Whether it is answered with little more than a revision, as soon as it is applied.
+    pub(crate) fn is_small(&self) -> bool {
+        match self {
+            Self::Txn(txn) => is_small(txn),
+            Self::Grant { .. } | Self::Revoke(_) | Self::Register => true,
+            Self::Expire { .. }
+            | Self::Compact(_)
+            | Self::Age { .. }
+            | Self::AgeClients { .. }
+            | Self::Room { .. } => false,
+        }
+    }
+
+    /// What its keys and values take, about.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Txn(txn) => bytes(txn),
+            _ => 0,
+        }
+    }
+
     /// Whether the group refuses it when there is no room: it may put a key, in whichever branch, or make a lease.
     pub(crate) fn takes_room(&self) -> bool {
         match self {
@@ -112,6 +134,31 @@ fn puts(txn: &TxnOp) -> bool {
         OpKind::Txn(nested) => puts(nested),
         OpKind::Get(_) | OpKind::Delete(_) | OpKind::Range(_) => false,
     })
+}
+
+fn is_small(txn: &TxnOp) -> bool {
+    txn.operations().all(|op| match &op.0 {
+        OpKind::Put(put) => !put.prev && put.lease.is_none(),
+        OpKind::Delete(delete) => !delete.prev,
+        OpKind::Get(_) | OpKind::Range(_) => false,
+        OpKind::Txn(nested) => is_small(nested),
+    })
+}
+
+fn bytes(txn: &TxnOp) -> usize {
+    let of_range = |range: &KeyRange| range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
+    let compared = txn.when.iter().map(|compare| match &compare.operand {
+        Operand::Value(value) => of_range(&compare.range) + value.len(),
+        _ => of_range(&compare.range),
+    });
+    let done = txn.operations().map(|op| match &op.0 {
+        OpKind::Put(put) => put.key.len() + put.value.len(),
+        OpKind::Get(get) => get.key.len(),
+        OpKind::Delete(delete) => of_range(&delete.range),
+        OpKind::Range(read) => of_range(&read.range),
+        OpKind::Txn(nested) => bytes(nested),
+    });
+    compared.chain(done).sum()
 }
 
 /// What applying a [`Command`] did. A rejection by the rules is a [`Reason`](crate::error::Reason) instead.

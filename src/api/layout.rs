@@ -5,7 +5,7 @@
 
 use super::{
     Applied, Change, Command, Cursor, CursorId, Follow, Followed, Join, News, Origin, Position,
-    Proposal, Query, Request, Response,
+    Proposal, QUERIES_MAX, Query, Request, Response,
 };
 use crate::codec::layout::{Input, Layout, Malformed, layout, read_list};
 use crate::error::{Error, Reason};
@@ -165,6 +165,7 @@ impl Request {
             Self::Join { .. } => 9,
             Self::Members { .. } => 10,
             Self::Change { .. } => 11,
+            Self::Queries(_) => 12,
         }
     }
 
@@ -176,6 +177,7 @@ impl Request {
                 forwarded.write(out);
             }
             Self::Query(query) => query.write(out),
+            Self::Queries(queries) => queries.write(out),
             Self::Follow(follow) => follow.write(out),
             Self::KeepAlive { leases, forwarded } => {
                 leases.write(out);
@@ -219,6 +221,7 @@ impl Request {
             8 => Self::Founding(Bytes::read(input)?),
             9 => Self::Join { join: Join::read(input)?, forwarded: bool::read(input)? },
             10 => Self::Members { forwarded: bool::read(input)? },
+            12 => Self::Queries(read_list(input, QUERIES_MAX)?),
             11 => Self::Change { change: Change::read(input)?, forwarded: bool::read(input)? },
             _ => return Err(Malformed),
         };
@@ -230,6 +233,7 @@ layout!(enum Response {
     1 => Propose(outcomes), 2 => Query(outcome), 3 => Follow(followed), 4 => KeepAlive(leases),
     5 => Leases(leases), 6 => ReadIndex(index), 7 => Status(status), 8 => Founding(message),
     9 => Join { node, founding }, 10 => Members(members), 11 => Change,
+    12 => Queries(outcomes),
 });
 
 /// `may_have_applied ++ text ++ reason`: an older reader that lacks a name for the reason still has its text.

@@ -279,6 +279,11 @@ impl Fake {
                 world.revision_min = revision_min;
                 Response::Query(world.txn(&txn)?)
             }
+            Request::Queries(queries) => {
+                let mut world = self.world();
+                let read = |query: Query| world.txn(&query.txn).map_err(Error::new);
+                Response::Queries(queries.into_iter().map(read).collect())
+            }
             Request::Follow(follow) => Response::Follow(self.follow(follow).await?),
             Request::KeepAlive { leases, .. } => {
                 let mut world = self.world();
@@ -367,6 +372,7 @@ fn describe(request: &Request) -> (Kind, usize) {
         }
         Request::Propose { proposals, .. } => (Kind::Propose, proposals.len()),
         Request::Query(query) => (Kind::Query, query.txn.then.len()),
+        Request::Queries(queries) => (Kind::Query, queries.len()),
         Request::Follow(follow) => (Kind::Follow, follow.added.len()),
         Request::KeepAlive { leases, .. } => (Kind::KeepAlive, leases.len()),
         Request::Leases { .. } => (Kind::Leases, 1),

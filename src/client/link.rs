@@ -442,6 +442,7 @@ pub(crate) fn unexpected(response: &Response) -> Error {
     malformed(match response {
         Response::Propose(_) => "answer: a proposal's, or of another length",
         Response::Query(_) => "answer: a query's",
+        Response::Queries(_) => "answer: several queries'",
         Response::Follow(_) => "answer: a follow's",
         Response::KeepAlive(_) => "answer: a keep-alive's, or of another length",
         Response::Leases(_) => "answer: a list of leases, or of another length",

@@ -241,6 +241,8 @@ fn requests() -> Seeds {
         consistency: Consistency::Serializable,
         revision_min: Some(Revision::from(4)),
     };
+    let get =
+        |consistency| Query { txn: TxnOp::single(Op::get("a").0), consistency, revision_min: None };
     let leases = vec![LeaseId::from(1), LeaseId::from(u64::MAX)];
     let join = Join {
         address: "d:1".into(),
@@ -252,6 +254,10 @@ fn requests() -> Seeds {
     let all = [
         ("propose", Request::Propose { proposals: each_command(), forwarded: true }),
         ("query", Request::Query(query)),
+        (
+            "queries",
+            Request::Queries(vec![get(Consistency::Serializable), get(Consistency::Linearizable)]),
+        ),
         ("follow", Request::Follow(follow)),
         ("keep-alive", Request::KeepAlive { leases: leases.clone(), forwarded: false }),
         ("leases", Request::Leases { only: Some(leases), forwarded: false }),
@@ -362,6 +368,7 @@ fn responses() -> Seeds {
     let all: Vec<(&str, Result<Response, Error>)> = vec![
         ("propose", Ok(Response::Propose(applied.into()))),
         ("query", Ok(Response::Query(outcome()))),
+        ("queries", Ok(Response::Queries(vec![Ok(outcome()), Err(Reason::NoLeader.into())]))),
         ("follow", Ok(Response::Follow(followed))),
         ("follow-unknown", Ok(Response::Follow(Followed::Unknown))),
         ("keep-alive", Ok(Response::KeepAlive(alive))),

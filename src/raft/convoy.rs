@@ -23,10 +23,10 @@
 use super::Payload;
 use super::gateway::Tried;
 use super::member::Shared;
-use crate::api::{Applied, Call, Command, Proposal, Request, Response};
+use crate::api::{Applied, Call, Proposal, Request, Response};
 use crate::error::{Error, Reason};
 use crate::fault::{Point, point};
-use crate::types::{OpKind, TxnOp, limits};
+use crate::types::limits;
 use crate::wire::RpcClient;
 use futures::future::{Either, select};
 use std::pin::pin;
@@ -115,7 +115,7 @@ impl Convoy {
         batch: &[&Payload],
         deadline: Instant,
     ) -> Vec<Tried> {
-        if batch.iter().all(|payload| is_small(&payload.proposal.command)) {
+        if batch.iter().all(|payload| payload.proposal.command.is_small()) {
             self.wait(batch, deadline).await
         } else {
             // Seldom, and large: not in the future of each write.
@@ -290,32 +290,11 @@ fn unknown(count: usize, error: &Error) -> Vec<Tried> {
     std::iter::repeat_with(answer).take(count).collect()
 }
 
-/// Whether a command is answered with little more than a revision, as soon as it is applied.
-fn is_small(command: &Command) -> bool {
-    match command {
-        Command::Txn(txn) => txn_is_small(txn),
-        Command::Grant { .. } | Command::Revoke(_) | Command::Register => true,
-        Command::Expire { .. }
-        | Command::Compact(_)
-        | Command::Age { .. }
-        | Command::AgeClients { .. }
-        | Command::Room { .. } => false,
-    }
-}
-
-fn txn_is_small(txn: &TxnOp) -> bool {
-    txn.operations().all(|op| match &op.0 {
-        OpKind::Put(put) => !put.prev && put.lease.is_none(),
-        OpKind::Delete(delete) => !delete.prev,
-        OpKind::Get(_) | OpKind::Range(_) => false,
-        OpKind::Txn(nested) => txn_is_small(nested),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{LeaseId, Op};
+    use crate::api::Command;
+    use crate::types::{LeaseId, Op, TxnOp};
     use futures::FutureExt;
     use std::time::Duration;
 
@@ -407,12 +386,12 @@ mod tests {
 
     #[test]
     fn what_may_be_answered_at_length_or_late_travels_alone() {
-        let small = |op: Op| is_small(&Command::Txn(TxnOp::single(op.0)));
+        let small = |op: Op| Command::Txn(TxnOp::single(op.0)).is_small();
         assert!(small(Op::put("k", "v")) && small(Op::delete("k")));
         assert!(!small(Op::put("k", "v").prev()) && !small(Op::delete("k").prev()));
         assert!(!small(Op::get("k")) && !small(Op::range("a".."b")));
         assert!(!small(Op::put("k", "v").lease(LeaseId::from(7))));
         assert!(!small(Op::txn([], [Op::get("k")], [])) && small(Op::txn([], [], [])));
-        assert!(!is_small(&Command::Compact(crate::types::Revision::from(1))));
+        assert!(!Command::Compact(crate::types::Revision::from(1)).is_small());
     }
 }

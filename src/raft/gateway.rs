@@ -30,7 +30,8 @@ use crate::error::{Error, Reason};
 use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::View;
 use crate::types::{
-    Consistency, LeaseId, LeaseStatus, NodeId, Op, OpKind, TxnOp, TxnOutcome, limits,
+    Consistency, LeaseId, LeaseStatus, NodeId, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome,
+    limits,
 };
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt};
@@ -129,6 +130,11 @@ impl Gateway {
             }),
             Request::Query(query) => {
                 Box::pin(async move { self.query(query, deadline).await.map(Response::Query) })
+            }
+            Request::Queries(queries) => {
+                Box::pin(
+                    async move { self.queries(queries, deadline).await.map(Response::Queries) },
+                )
             }
             Request::Follow(follow) => {
                 Box::pin(async move { self.watchers.follow(follow).await.map(Response::Follow) })
@@ -351,24 +357,72 @@ impl Gateway {
     // ------------------------------------------------------------------------------------------------- reads
 
     async fn query(&self, query: Query, deadline: Instant) -> Result<TxnOutcome, Error> {
-        let started = Instant::now();
-        if query.consistency == Consistency::Linearizable && !bug(Bug::ReadWithoutIndex) {
-            point(Point::ReadRound);
-            let position = self.round(deadline).await?;
-            point(Point::ReadConfirmed);
-            self.applied(position.index, deadline).await?;
-            point(Point::ReadApplied);
-        }
-        if let Some(revision) = query.revision_min {
-            let reached = self.shared.reached(|head| head.revision >= revision);
-            timeout_at(deadline, reached).await.map_err(|_| late(started))??;
-        }
+        self.come_so_far(query.consistency, query.revision_min, deadline).await?;
         if self.reads_aside(&query) {
             let gateway = self.clone();
             return aside(move || gateway.read(&query)).await?;
         }
         point(Point::ReadAnswer);
         self.read(&query)
+    }
+
+    /// Reads one key after the other, as long as the answer has room.
+    async fn queries(
+        &self,
+        queries: Vec<Query>,
+        deadline: Instant,
+    ) -> Result<Vec<Result<TxnOutcome, Error>>, Error> {
+        let is_local = |query: &Query| query.consistency == Consistency::Serializable;
+        let consistency = match queries.iter().all(is_local) {
+            true => Consistency::Serializable,
+            false => Consistency::Linearizable,
+        };
+        let revision_min = queries.iter().filter_map(|query| query.revision_min).max();
+        self.come_so_far(consistency, revision_min, deadline).await?;
+        let mut outcomes = Vec::with_capacity(queries.len());
+        let mut bytes = 0;
+        for (number, query) in queries.iter().enumerate() {
+            if number % FEW == FEW - 1 {
+                // The thread keeps time for the whole group.
+                tokio::task::yield_now().await;
+            }
+            if bytes > QUERIES_BYTES {
+                let limit = QUERIES_BYTES as u64;
+                outcomes.push(Err(Reason::ResultTooLarge { limit }.into()));
+                continue;
+            }
+            point(Point::ReadAnswer);
+            let outcome = self.read(query);
+            if let Ok(TxnOutcome { results, .. }) = &outcome
+                && let Some(OpResult::Get(Some(kv))) = results.first()
+            {
+                bytes += kv.key.len() + kv.value.len();
+            }
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    /// Waits until this member has applied what a read must see.
+    async fn come_so_far(
+        &self,
+        consistency: Consistency,
+        revision_min: Option<Revision>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        if consistency == Consistency::Linearizable && !bug(Bug::ReadWithoutIndex) {
+            point(Point::ReadRound);
+            let position = self.round(deadline).await?;
+            point(Point::ReadConfirmed);
+            self.applied(position.index, deadline).await?;
+            point(Point::ReadApplied);
+        }
+        if let Some(revision) = revision_min {
+            let reached = self.shared.reached(|head| head.revision >= revision);
+            timeout_at(deadline, reached).await.map_err(|_| late(started))??;
+        }
+        Ok(())
     }
 
     /// Whether a read is better not carried out on the node's own thread, which keeps time for the whole group: one of
@@ -504,6 +558,8 @@ impl Gateway {
     }
 }
 
+/// After so many bytes the answers to several reads take no more: what is left has to fit as well.
+const QUERIES_BYTES: usize = 4 << 20;
 /// Keys that a read may name without being called long.
 const FEW: usize = 8;
 

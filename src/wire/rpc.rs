@@ -5,6 +5,8 @@
 //!             └─ Lane "follows" ═══ connection ═══▶ serve_rpc ──▶ the same
 //! ```
 //!
+//! Small calls of many callers share one ([`together`]).
+//!
 //! tarpc keeps the books on both sides: ids, deadlines, cancellations. Follows have a lane of their own, because they
 //! carry pages of events that must not delay a small call.
 //!
@@ -14,6 +16,7 @@
 mod client;
 mod lane;
 mod server;
+mod together;
 
 pub(crate) use client::RpcClient;
 pub(super) use server::{panicked, serve_rpc};

@@ -8,6 +8,7 @@ mod peers;
 mod shutdown;
 #[cfg(feature = "tls")]
 mod tls;
+mod together;
 
 use super::frame::{Accept, Frame, FrameType};
 use super::limits::Bounds;

@@ -133,6 +133,10 @@ async fn an_answer_that_is_too_large_harms_nobody_else() {
     assert_eq!(other.unwrap().unwrap().value.len(), 1 << 20);
     let all: Vec<_> = client.range(KeyRange::prefix("n/")).stream().try_collect().await.unwrap();
     assert_eq!(all.len(), 4);
+    // Reads that share a call, and whose answers do not fit into one.
+    let reads = (0..40).map(|n| client.get(format!("n/{}", n % 4)).into_future());
+    let found = futures::future::try_join_all(reads).await.unwrap();
+    assert!(found.iter().flatten().map(|kv| kv.value.len()).eq([1 << 20; 40]));
     group.shutdown().await;
 }
 

@@ -1,6 +1,7 @@
 //! The caller's side: a cheap handle that opens its connections when they are needed, and again when they break.
 
 use super::lane::{Lane, Peer};
+use super::together::Together;
 use crate::api::{Call, Request, Response};
 use crate::codec::layout::Layout;
 use crate::error::{Error, Reason};
@@ -32,6 +33,13 @@ pub(crate) struct RpcClient(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    way: Arc<Way>,
+    together: Together,
+}
+
+/// The way to the address. The tasks of those who travel together hold it, and end with the client.
+#[derive(Debug)]
+pub(super) struct Way {
     peer: Arc<Peer>,
     runtime: Handle,
     calls: Lane,
@@ -44,13 +52,15 @@ impl RpcClient {
         let target = Target { address, security };
         let peer = Arc::new(Peer { target, who, group: OnceLock::new() });
         let (calls, follows) = (Lane::new(peer.clone()), Lane::new(peer.clone()));
-        Self(Arc::new(Inner { peer, runtime, calls, follows }))
+        let way = Arc::new(Way { peer, runtime, calls, follows });
+        Self(Arc::new(Inner { way, together: Together::default() }))
     }
 
     /// The group at the other end, 0 as long as it was not told. Once it is known, another one is refused.
     #[cfg(test)]
     pub(crate) fn group(&self) -> u128 {
-        self.0.peer.group.get().copied().unwrap_or(self.0.peer.who.group)
+        let peer = &self.0.way.peer;
+        peer.group.get().copied().unwrap_or(peer.who.group)
     }
 
     /// Sends a request and waits for its answer, at most for the call's timeout.
@@ -61,14 +71,34 @@ impl RpcClient {
     /// # Cancel safety
     /// A dropped call is cancelled at the server, which may have carried it out by then.
     pub(crate) async fn call(&self, call: Call) -> Result<Response, Error> {
+        let Inner { way, together } = &*self.0;
+        match together.sort(&call.request) {
+            Some(sort) => together.call(way, sort, call).await,
+            None => way.send(&call).await,
+        }
+    }
+}
+
+impl Way {
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Nothing was sent within the time allowed.
+    pub(super) fn not_in_time(&self) -> Error {
+        self.peer.target.not_in_time()
+    }
+
+    /// Sends a request and waits for its answer.
+    pub(super) async fn send(&self, call: &Call) -> Result<Response, Error> {
         let started = Instant::now();
         let deadline = started + call.timeout.min(CALL_TIMEOUT_MAX);
         let mut timer = pin!(self.timer(deadline));
         let lane = self.lane(&call.request);
         for _ in 0..ATTEMPTS {
             let mut payload = encode(&call.request)?;
-            let Some(live) = before(timer.as_mut(), lane.enter(&self.0.runtime)).await else {
-                return Err(self.0.peer.target.not_in_time());
+            let Some(live) = before(timer.as_mut(), lane.enter(&self.runtime)).await else {
+                return Err(self.peer.target.not_in_time());
             };
             let live = live?;
             let left = deadline.saturating_duration_since(Instant::now());
@@ -93,7 +123,7 @@ impl RpcClient {
             let unknown = call.request.is_write() && !never_left;
             return Err(if unknown { failure.unknown_outcome() } else { failure });
         }
-        Err(self.0.peer.target.unreachable("the connection broke"))
+        Err(self.peer.target.unreachable("the connection broke"))
     }
 
     fn decode(&self, answer: Bytes, request: &Request) -> Result<Response, Error> {
@@ -104,7 +134,7 @@ impl RpcClient {
         answer.map_err(|error| match error.reason() {
             // It is that node which was closed, not this client: others may still answer.
             Reason::Closed => {
-                let elsewhere = self.0.peer.target.unreachable("the node was shut down");
+                let elsewhere = self.peer.target.unreachable("the node was shut down");
                 if error.may_have_applied() { elsewhere.unknown_outcome() } else { elsewhere }
             }
             _ => error,
@@ -112,12 +142,12 @@ impl RpcClient {
     }
 
     fn lane(&self, request: &Request) -> &Lane {
-        if matches!(request, Request::Follow(_)) { &self.0.follows } else { &self.0.calls }
+        if matches!(request, Request::Follow(_)) { &self.follows } else { &self.calls }
     }
 
     /// A timer in the runtime of the sockets, wherever the caller runs.
-    fn timer(&self, deadline: Instant) -> Sleep {
-        let _guard = self.0.runtime.enter();
+    pub(super) fn timer(&self, deadline: Instant) -> Sleep {
+        let _guard = self.runtime.enter();
         sleep_until(deadline)
     }
 }
@@ -134,7 +164,10 @@ fn encode(request: &Request) -> Result<Vec<u8>, Error> {
 }
 
 /// What `future` gives, unless the timer rings before.
-async fn before<T>(timer: Pin<&mut Sleep>, future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn before<T>(
+    timer: Pin<&mut Sleep>,
+    future: impl Future<Output = T>,
+) -> Option<T> {
     match select(pin!(future), timer).await {
         Either::Left((value, _)) => Some(value),
         Either::Right(_) => None,

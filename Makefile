@@ -41,11 +41,13 @@ power:
 	IMAGES=$(IMAGES) \
 		cargo test --locked --profile sim --features sim --test sim -- --nocapture --exact power
 
-# Real processes that are killed and stopped under load, so often, and then at every named point of the code.
+# Real processes that are killed and stopped under load, so often, then for so many seconds under clients from outside, and
+# at every named point of the code.
 KILLS ?= 300
 PAUSES ?= 50
+OUTSIDE ?= 600
 crash:
-	KILLS=$(KILLS) PAUSES=$(PAUSES) \
+	KILLS=$(KILLS) PAUSES=$(PAUSES) OUTSIDE=$(OUTSIDE) \
 		cargo test --locked --features sim --test it crash -- --nocapture --test-threads 1
 
 fix:

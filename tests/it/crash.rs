@@ -9,12 +9,14 @@
 //! | file | |
 //! |---|---|
 //! | `check` | what members were told, held against what has happened |
+//! | `outside` | clients of other processes |
 //! | `pauses` | members that are stopped for a while |
 //! | `points` | every named point of the code, with the feature `sim` |
 //!
-//! `KILLS=300 PAUSES=50` says how much of it; `make crash` does.
+//! `KILLS=300 PAUSES=50 OUTSIDE=600` says how much of it; `make crash` does.
 
 mod check;
+mod outside;
 mod pauses;
 #[cfg(feature = "sim")]
 mod points;

@@ -17,7 +17,7 @@ verify:
 	$(TIMED) cargo clippy --locked --features sim --all-targets -- -D warnings
 	$(TIMED) cargo clippy --locked --lib --no-default-features -- -D warnings
 	$(TIMED) cargo clippy --locked --lib -- -D warnings
-	$(TIMED) cargo clippy --locked -p quorate-bench --all-targets -- -D warnings
+	$(TIMED) cargo clippy --locked -p quorate-bench -p quorate-example-balance --all-targets -- -D warnings
 	$(TIMED) cargo test --locked
 	$(TIMED) cargo test --locked --no-default-features --lib
 	$(TIMED) cargo test --locked -p quorate-bench
@@ -25,6 +25,7 @@ verify:
 			transactions typed_map; do \
 		cargo run --locked --quiet --example $$example > target/$$example.log || exit 1; \
 	done
+	cargo run --locked --quiet -p quorate-example-balance > target/balance.log
 	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	$(TIMED) env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 

@@ -24,7 +24,8 @@ impl<T: Send + Sync + 'static> Mirror<T> {
     /// The entries as changes: all that are there as inserted, and then what comes, changes and goes. As such it is a
     /// `Discover`, and never fails or ends. An entry that changes is inserted again. Needs the feature `discover`.
     ///
-    /// A slow consumer gets the newest state of each entry, and not all between.
+    /// A slow consumer gets the newest state of each entry, and not all between. `examples/balance` of the repository has a
+    /// gRPC channel that balances over it.
     ///
     /// ```
     /// # #[tokio::main]

@@ -3,8 +3,8 @@
 //! `cargo run --example remote_client` starts a group of three in a temporary folder, and a worker who knows the address
 //! of one of them. Members are shut down and started again under it, one after the other. It ends after all three.
 //!
-//! The claim: no write of the worker is lost and none happens twice, although it sends some of them again; its watch
-//! sees each of them once; and what it has read it never sees an older state of.
+//! The claim: no write of the worker is lost and none happens twice, whatever has to be sent again; its watch sees each of
+//! them once; and what it has read it never sees an older state of.
 
 #![allow(clippy::print_stdout)] // an example shows what it does
 

@@ -103,14 +103,6 @@ impl Command {
         }
     }
 
-    /// What its keys and values take, about.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Txn(txn) => bytes(txn),
-            _ => 0,
-        }
-    }
-
     /// Whether the group refuses it when there is no room: it may put a key, in whichever branch, or make a lease.
     pub(crate) fn takes_room(&self) -> bool {
         match self {
@@ -145,7 +137,11 @@ fn is_small(txn: &TxnOp) -> bool {
     })
 }
 
-fn bytes(txn: &TxnOp) -> usize {
+/// What an operation takes beside its keys and values, at most.
+const OPERATION: usize = 64;
+
+/// What a transaction takes in a message, about, and rather more.
+pub(super) fn bytes(txn: &TxnOp) -> usize {
     let of_range = |range: &KeyRange| range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
     let compared = txn.when.iter().map(|compare| match &compare.operand {
         Operand::Value(value) => of_range(&compare.range) + value.len(),
@@ -158,7 +154,7 @@ fn bytes(txn: &TxnOp) -> usize {
         OpKind::Range(read) => of_range(&read.range),
         OpKind::Txn(nested) => bytes(nested),
     });
-    compared.chain(done).sum()
+    compared.chain(done).map(|bytes| OPERATION + bytes).sum()
 }
 
 /// What applying a [`Command`] did. A rejection by the rules is a [`Reason`](crate::error::Reason) instead.

@@ -34,7 +34,7 @@ use super::backoff::{Backoff, jitter, random};
 use super::link::{Link, unexpected};
 use super::slot::{Progress, Slot, lock};
 use crate::api::{Cursor, CursorId, Follow, Followed, News, Position, Request, Response};
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::fault::{Bug, bug};
 use crate::types::{Changes, KeyRange, Revision, limits};
 use futures::future::{Either, select};
@@ -346,6 +346,12 @@ impl Follower {
             Err(error) if error.is_retryable() => {
                 tracing::debug!(%error, "watches wait for the group");
                 self.in_doubt(ask)
+            }
+            // It is one of those who join that breaks a rule. The others have been there before.
+            Err(error) if error.kind() == ErrorKind::InvalidInput && !ask.joining.is_empty() => {
+                ask.joining.iter().for_each(|id| self.end(*id, error.clone()));
+                self.begin_anew();
+                Ok(())
             }
             Err(error) => {
                 self.end_all(&error);

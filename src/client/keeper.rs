@@ -17,7 +17,7 @@
 
 use super::backoff::Backoff;
 use super::life::Life;
-use super::link::Link;
+use super::link::{Link, is_of_state};
 use crate::api::{Applied, Command, Proposal, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Compare, KeyRange, LeaseId, Op, OpResult, Revision, TxnOp, TxnOutcome, limits};
@@ -464,8 +464,9 @@ impl Chore {
                 found || self.seek.is_none_or(|until| now >= until)
             }
             Ok(_) => true,
-            // A refusal will be the same next time: it is revoked or expired already.
-            Err(error) => !error.is_retryable(),
+            // What the state says will be the same next time: it is revoked or expired already. And after the end nothing can
+            // be done. What is said on the way to the state is about something else.
+            Err(error) => is_of_state(error) || error.kind() == ErrorKind::Closed,
         }
     }
 }

@@ -4,11 +4,11 @@
 //! deadline, and says what is unknown when the deadline passes.
 //!
 //! ```text
-//! request ── check() ── place ── service ──▶ answer in time           → the answer
-//!                │        │         └──────▶ deadline first: a read   → DeadlinePassed
-//!                │        │                                  a write  → DeadlinePassed, and it may have been applied
-//!                │        └ none is free in time ─────────────────────→ TooManyRequests; nothing was sent
-//!                └ against a rule ────────────────────────────────────→ the Reason; nothing was sent
+//! request ── place ── check() ── service ──▶ answer in time           → the answer
+//!              │        │         └──────▶ deadline first: a read     → DeadlinePassed
+//!              │        │                                  a write    → DeadlinePassed, and it may have been applied
+//!              │        └ against a rule ─────────────────────────────→ the Reason; nothing was sent
+//!              └ none is free in time, where they are bounded ────────→ TooManyRequests; nothing was sent
 //! ```
 //!
 //! Invariants
@@ -108,9 +108,9 @@ impl Link {
         Self { repeats: true, ..self }
     }
 
-    /// The same, for what has no name.
+    /// The same, for what has no name, and is asked for all: it waits for no place.
     pub(super) fn without_names(&self) -> Self {
-        Self { names: Arc::default(), ..self.clone() }
+        Self { names: Arc::default(), places: None, ..self.clone() }
     }
 
     /// The same, for keys below a prefix.
@@ -160,7 +160,6 @@ impl Link {
             return Err(closed());
         }
         let span = tracing::debug_span!("request", of = request.name(), ?timeout);
-        let _place = self.place(timeout).await?;
         let answer = self.service.clone().oneshot(Call { request, timeout });
         // All of it inside, for whatever answers in this process has timers as well.
         let answer = self.home.inside(async {
@@ -186,10 +185,10 @@ impl Link {
         Err(error)
     }
 
-    /// A place among the calls under way, if their number is bounded.
-    async fn place(&self, timeout: Duration) -> Result<Option<OwnedSemaphorePermit>> {
+    /// A place among the requests under way, if their number is bounded.
+    async fn place(&self, deadline: Instant) -> Result<Option<OwnedSemaphorePermit>> {
         let Some(places) = self.places.clone() else { return Ok(None) };
-        let place = async { tokio::time::timeout(timeout, places.acquire_owned()).await };
+        let place = async { tokio::time::timeout_at(deadline, places.acquire_owned()).await };
         match self.home.inside(place).await {
             Some(Ok(place)) => Ok(place.ok()),
             // Nothing was sent.
@@ -213,10 +212,14 @@ impl Link {
         request: Request,
         timeout: Option<Duration>,
     ) -> Result<Response> {
-        if !self.repeats {
+        if !self.repeats && self.places.is_none() {
             return self.call(request, timeout).await;
         }
         let deadline = Instant::now() + self.time(timeout);
+        let _place = self.place(deadline).await?;
+        if !self.repeats {
+            return self.call(request, Some(left(deadline))).await;
+        }
         let mut backoff = Backoff::retry();
         self.budget.deposit();
         loop {
@@ -276,6 +279,7 @@ impl Link {
         api::check_command(&command, Duration::ZERO)?;
         let total = self.time(timeout);
         let deadline = Instant::now() + total;
+        let _place = self.place(deadline).await?;
         let mut backoff = Backoff::retry();
         self.budget.deposit();
         // A try before may have been applied: what became of it only the group can tell.
@@ -486,7 +490,7 @@ pub(super) fn is_passing(error: &Error) -> bool {
 }
 
 /// Whether it is what the state says to a write: no other try of it can have been told otherwise.
-fn is_of_state(error: &Error) -> bool {
+pub(super) fn is_of_state(error: &Error) -> bool {
     match error.kind() {
         // What is said on the way to the state is not what that says.
         ErrorKind::InvalidInput => !matches!(

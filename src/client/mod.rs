@@ -144,7 +144,8 @@ impl Client {
     /// background tasks of the client that it is made from, and namespaces can be made within namespaces. An application that
     /// is given one needs to know nothing of it; it is an aid to order, and no wall against malice.
     ///
-    /// A condition such as [`LockGuard::held`](crate::recipes::LockGuard::held) names a key, and so belongs into a
+    /// The lease of a key is the group's, and revoking it deletes keys wherever they are. The key that is `prefix` itself
+    /// shows as an empty one, which can be listed and not be named. A condition such as [`LockGuard::held`](crate::recipes::LockGuard::held) names a key, and so belongs into a
     /// transaction of the namespace that it comes from. The prefix counts for the length of a key.
     ///
     /// ```
@@ -230,10 +231,19 @@ impl Client {
         WatchBuilder::new(self, range.into())
     }
 
-    /// The same group, of which at most so many requests are under way at once; at least one. Others wait for their turn,
-    /// within their own time. For work that would otherwise come before everything else that a process does.
+    /// The same group, of which at most so many reads and writes are under way at once; at least one. Others wait for their
+    /// turn, within their own time. For bulk work, beside which a process does something else.
     ///
-    /// Clones of it count together. Watches, and what keeps sessions alive, do not count.
+    /// Clones of it count together. A limit that was said before does not count any more. Watches and sessions have no turn
+    /// to wait for, but what is released, closed or taken back has: make locks and registrations with a client that has no
+    /// limit.
+    ///
+    /// A request has its turn until it is answered or dropped, whether it is polled or not. So do not await another one of
+    /// this client while some are only kept, in a `buffer_unordered` say, that nobody polls meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyRequests`](crate::Reason::TooManyRequests) for one whose turn did not come in its time: nothing was sent.
     ///
     /// ```
     /// # #[tokio::main]

@@ -93,7 +93,7 @@ impl ClientBuilder {
     /// Dropping the future closes what was opened.
     pub async fn connect(self) -> Result<Client> {
         let Self { endpoints, timeout, security } = self;
-        security.check_client()?;
+        security.check()?;
         let runtime = Handle::try_current().map_err(|error| {
             let detail = "a client needs a tokio runtime to connect".to_owned();
             Error::new(Reason::BadOption { detail }).because(error)

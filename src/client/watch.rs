@@ -117,12 +117,14 @@ impl<'a> WatchBuilder<'a> {
         api::check_range(&plan.range)?;
         // From here on keys are those of the group, which lose their prefix when they are handed out.
         let plan = Plan { range: client.link().namespace().range(plan.range), ..plan };
+        // One that is refused there would end all watches with it.
+        api::check_range(&plan.range)?;
+        let root = client.root();
         let (existing, next) = match start {
             Start::At(revision) => (VecDeque::new(), revision),
             // By the word of a quorum: a member that lags would begin in the past or, worse, be asked elsewhere later.
-            Start::Now => (VecDeque::new(), client.link().revision(timeout).await?.next()),
+            Start::Now => (VecDeque::new(), root.link().revision(timeout).await?.next()),
             Start::Existing => {
-                let root = client.root();
                 let mut read = root.range(plan.range.clone());
                 if let Some(wait) = timeout {
                     read = read.timeout(wait);

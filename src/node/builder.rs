@@ -144,7 +144,7 @@ impl NodeBuilder {
     /// ```
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: crate::wire::Tls) -> Self {
-        self.security = Security::Tls(tls);
+        self.security = Security::of_member(tls);
         self
     }
 
@@ -398,7 +398,7 @@ impl NodeBuilder {
     }
 
     async fn start(self, start: Start) -> Result<Node> {
-        self.security.check_member()?;
+        self.security.check()?;
         self.timing.check()?;
         self.history.check()?;
         self.quota.within(self.map_bytes)?;

@@ -26,7 +26,7 @@ use super::identity::{Base, FOUNDERS_MAX, Founder, Founding, Identity, Records};
 use super::log::LogStore;
 use crate::api::{Call, Request, Response, check_address};
 use crate::codec;
-use crate::error::{Error, Fault, Reason};
+use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::wire::RpcClient;
 use bytes::Bytes;
 use futures::future::join_all;
@@ -334,8 +334,12 @@ impl Desk {
                         return Err(Reason::BadMembers { detail }.into());
                     }
                 }
-                // A refusal does not go away by asking again.
-                Err(error) if !error.is_retryable() => return Err(error.clone()),
+                // A refusal does not go away by asking again, but certificates may be on their way.
+                Err(error)
+                    if !error.is_retryable() && error.kind() != ErrorKind::Unauthenticated =>
+                {
+                    return Err(error.clone());
+                }
                 Ok(Answer::Founded(_)) | Err(_) => {}
             }
         }

@@ -514,12 +514,19 @@ async fn watch_health(shared: Arc<Shared>, failed: watch::Sender<Option<Error>>)
 }
 
 /// What an error of another member, the leader, says to whoever asked this one: that it has ended, whatever its end was, is no
-/// end of this one, and somebody else leads soon.
+/// end of this one, and somebody else leads soon. Nor is it the caller's business that the two do not trust each other, which
+/// may be so for a while when certificates are replaced.
 fn passed_on(own: u64, error: Error) -> Error {
     let is_its_end = match error.reason() {
         Reason::MemberRemoved { node } => node.get() != own,
-        _ => matches!(error.kind(), ErrorKind::Storage | ErrorKind::Closed),
+        _ => matches!(
+            error.kind(),
+            ErrorKind::Storage | ErrorKind::Closed | ErrorKind::Unauthenticated
+        ),
     };
+    if error.kind() == ErrorKind::Unauthenticated {
+        tracing::warn!(%error, "the leader is not reached");
+    }
     match (is_its_end, error.may_have_applied()) {
         (false, _) => error,
         (true, false) => Reason::NoLeader.into(),
@@ -537,7 +544,12 @@ mod tests {
         let removed = |node: u64| Error::from(Reason::MemberRemoved { node: node.into() });
         assert_eq!(*passed_on(1, removed(2)).reason(), Reason::NoLeader);
         assert_eq!(*passed_on(1, removed(1)).reason(), *removed(1).reason());
-        for end in [Reason::Closed, Reason::AssertionFailed { detail: "a bug".to_owned() }] {
+        let detail = || "a certificate has expired".to_owned();
+        for end in [
+            Reason::Closed,
+            Reason::AssertionFailed { detail: "a bug".to_owned() },
+            Reason::Untrusted { detail: detail() },
+        ] {
             let passed = passed_on(1, end.clone().into());
             assert!(passed.is_retryable() && !passed.may_have_applied());
             let passed = passed_on(1, Error::from(end).unknown_outcome());

@@ -66,11 +66,13 @@ impl<T> Changes<T> {
             if let Some(change) = self.changes.pop_front() {
                 return change;
             }
-            if !std::mem::take(&mut self.is_first) && self.mirror.changed().await.is_err() {
+            let has_ended =
+                !std::mem::take(&mut self.is_first) && self.mirror.changed().await.is_err();
+            self.look();
+            if has_ended && self.changes.is_empty() {
                 // The set stays as it is.
                 pending::<()>().await;
             }
-            self.look();
         }
     }
 

@@ -113,6 +113,8 @@ pub struct Mirror<T> {
 
 struct State<T> {
     entries: Arc<BTreeMap<String, Arc<T>>>,
+    /// When the value of each was written.
+    written: BTreeMap<String, Revision>,
     revision: Revision,
     last_error: Option<Error>,
     resyncs: u64,
@@ -127,7 +129,7 @@ struct Form {
 
 /// Changes of a copy that are decoded already.
 enum Edit<T> {
-    Put(String, Arc<T>),
+    Put(String, Arc<T>, Revision),
     /// The new value makes no sense; the old one stays.
     Bad(String, Error),
     Remove(String),
@@ -301,8 +303,8 @@ async fn keep_current<T: DeserializeOwned>(
 
 impl<T> State<T> {
     fn empty(revision: Revision) -> Self {
-        let entries = Arc::default();
-        Self { entries, revision, last_error: None, resyncs: 0, end: None }
+        let (entries, written) = (Arc::default(), BTreeMap::new());
+        Self { entries, written, revision, last_error: None, resyncs: 0, end: None }
     }
 
     /// Makes the edits. Whether anything is different then.
@@ -311,12 +313,16 @@ impl<T> State<T> {
         self.revision = revision;
         for edit in edits {
             match edit {
-                Edit::Put(key, value) => {
+                // Read anew, and the same as before: whoever has it need not hear of it.
+                Edit::Put(key, _, revision) if self.written.get(&key) == Some(&revision) => {}
+                Edit::Put(key, value, revision) => {
+                    self.written.insert(key.clone(), revision);
                     Arc::make_mut(&mut self.entries).insert(key, value);
                     different = true;
                 }
                 Edit::Remove(key) => {
                     // Looked up first: a copy that somebody holds is not copied for nothing.
+                    self.written.remove(&key);
                     if self.entries.contains_key(&key) {
                         Arc::make_mut(&mut self.entries).remove(&key);
                         different = true;
@@ -334,7 +340,7 @@ impl<T> State<T> {
     /// Makes the copy what a whole range is decoded to.
     fn replace(&mut self, mut edits: Vec<Edit<T>>, revision: Revision) -> bool {
         let named = |edit: &Edit<T>| match edit {
-            Edit::Put(key, _) | Edit::Bad(key, _) | Edit::Remove(key) => key.clone(),
+            Edit::Put(key, ..) | Edit::Bad(key, _) | Edit::Remove(key) => key.clone(),
         };
         let present: BTreeSet<_> = edits.iter().map(named).collect();
         let absent = self.entries.keys().filter(|key| !present.contains(*key));
@@ -358,7 +364,7 @@ impl Form {
     fn put<T: DeserializeOwned>(&self, kv: &KeyValue) -> Edit<T> {
         let name = name(&self.prefix, &kv.key);
         match self.codec.decode(&kv.key, &kv.value) {
-            Ok(value) => Edit::Put(name, Arc::new(value)),
+            Ok(value) => Edit::Put(name, Arc::new(value), kv.mod_revision),
             Err(error) => Edit::Bad(name, error),
         }
     }

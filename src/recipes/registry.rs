@@ -161,7 +161,8 @@ impl Registration {
         Ok(outcome.revision)
     }
 
-    /// Takes the instance out, and returns when nobody will find it any more who looks from then on.
+    /// Takes the instance out, and returns when the group has it no more. Those who look have copies, which follow a moment
+    /// later: serve on for as long as a request of them may take to come.
     ///
     /// # Cancel safety
     ///

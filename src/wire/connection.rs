@@ -197,7 +197,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // A long frame doubles the buffer as its bytes come, whatever length it claims.
         self.incoming.reserve(READ_BYTES);
         let read = pin!(self.stream.read_buf(&mut self.incoming));
-        read.poll(cx).map_err(Broken::Io)
+        match ready!(read.poll(cx)) {
+            // Over TLS, an end without the word that there is one. Frames say by themselves whether they are whole.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(0)),
+            read => Poll::Ready(read.map_err(Broken::Io)),
+        }
     }
 
     /// Writes some of what is queued.

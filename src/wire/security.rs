@@ -44,22 +44,19 @@ impl Security {
         }
     }
 
-    /// Looks at what a client needs.
-    pub(crate) fn check_client(&self) -> Result<(), Error> {
+    /// Looks at what is needed for it, before the first connection.
+    pub(crate) fn check(&self) -> Result<(), Error> {
         match self {
             Self::Loopback | Self::Plaintext => Ok(()),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.check_client(),
+            Self::Tls(tls) => tls.check(),
         }
     }
 
-    /// Looks at what a member needs.
-    pub(crate) fn check_member(&self) -> Result<(), Error> {
-        match self {
-            Self::Loopback | Self::Plaintext => Ok(()),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.check_member(),
-        }
+    /// By certificates, for a member.
+    #[cfg(all(feature = "node", feature = "tls"))]
+    pub(crate) fn of_member(tls: Tls) -> Self {
+        Self::Tls(tls.of_member())
     }
 
     /// Makes sure that a member answers at the other end of a connection to `address`.

@@ -15,7 +15,8 @@
 //!
 //! Invariants
 //! - files are read again at most once a second, when a connection is opened, and what makes no sense changes nothing:
-//!   the last that did stays, and a warning says so;
+//!   the last that did stays, and a warning says so. What a start would refuse makes no sense either;
+//! - no connection waits for a file for long: a thread of its own reads it, and until it has the last one counts;
 //! - connections that are open stay as they are;
 //! - no session is resumed: each connection looks at certificates as they are now.
 
@@ -25,9 +26,9 @@ use crate::error::{Error, Reason, Result};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
@@ -35,6 +36,7 @@ use tokio_rustls::rustls::client::{Resumption, WebPkiServerVerifier, verify_serv
 use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{
     NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
 };
@@ -51,6 +53,8 @@ const MEMBER_NAME: &str = "member.quorate.internal";
 const PROTOCOL: &[u8] = b"quorate";
 /// How long files are not looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection waits for that.
+const LOOK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Certificates and keys, by the PEM files that they are in.
 ///
@@ -60,7 +64,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// that a member answers. Clients have certificates of the same authority.
 ///
 /// Files may be replaced while they are in use, one after the other: connections that are opened a second later go by
-/// the new ones, as soon as they make sense together.
+/// the new ones, as soon as they make sense together: the key is that of the certificate, and the certificate is of the
+/// authority. To change the authority, first put the new one beside the old one into its file, everywhere; then give out
+/// new certificates; then take the old one away.
+///
+/// A member signs each handshake on the threads that it has for everything: keys of elliptic curves (ECDSA, Ed25519) cost
+/// it a tenth of a millisecond and less, RSA keys milliseconds.
 ///
 /// Only TLS 1.3 is spoken. Needs the feature `tls`.
 ///
@@ -81,7 +90,11 @@ pub struct Tls {
     identity: Option<(PathBuf, PathBuf)>,
     member_names: Vec<String>,
     is_open: bool,
+    /// Its certificate has to be that of a member.
+    is_of_member: bool,
     look_every: Duration,
+    #[cfg(test)]
+    is_unchecked: bool,
     /// Shared by clones, so that what one has read the others need not.
     loaded: Arc<Mutex<Option<Loaded>>>,
 }
@@ -135,7 +148,10 @@ impl Tls {
             identity: None,
             member_names: vec![MEMBER_NAME.to_owned()],
             is_open: false,
+            is_of_member: false,
             look_every: LOOK_EVERY,
+            #[cfg(test)]
+            is_unchecked: false,
             loaded: Arc::default(),
         }
     }
@@ -185,27 +201,26 @@ impl Tls {
     }
 
     #[cfg(test)]
+    pub(super) fn unchecked(self) -> Self {
+        Self { is_unchecked: true, loaded: Arc::default(), ..self }
+    }
+
+    #[cfg(test)]
     pub(super) fn looking_every(self, look_every: Duration) -> Self {
         Self { look_every, loaded: Arc::default(), ..self }
     }
 
-    /// Whether the files are there and make sense.
-    pub(super) fn check_client(&self) -> Result<()> {
-        self.keys().map(drop)
+    /// The same, for a member: the others have to take its certificate for a member's.
+    pub(super) fn of_member(self) -> Self {
+        Self { is_of_member: true, loaded: Arc::default(), ..self }
     }
 
-    /// The same, and whether the others will take the certificate for a member's.
-    pub(super) fn check_member(&self) -> Result<()> {
-        let keys = self.keys()?;
-        let Some((certificate, _)) = &self.identity else {
+    /// Whether the files are there and make sense. They are read, so it is for those who begin.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.is_of_member && self.identity.is_none() {
             return Err(bad("a member needs a certificate: say identity()".to_owned()));
-        };
-        let chain = read(certificate).and_then(|pem| certificates(certificate, &pem))?;
-        if !chain.first().is_some_and(|own| keys.members.has(own)) {
-            let (file, names) = (certificate.display(), self.member_names.join(", "));
-            return Err(bad(format!("{file} is for none of the names of members: {names}")));
         }
-        Ok(())
+        self.look()
     }
 
     /// Encrypts a connection, and makes sure that a member answers at its other end.
@@ -213,7 +228,7 @@ impl Tls {
     /// # Cancel safety
     /// A dropped attempt closes the connection.
     pub(super) async fn meet(&self, stream: Stream, address: &str) -> Result<Socket> {
-        let Keys { client, members, .. } = self.keys()?;
+        let Keys { client, members, .. } = self.keys().await?;
         let name = members.names.first().expect("there is at least one").clone();
         match TlsConnector::from(client).connect(name, stream).await {
             Ok(stream) => Ok(Socket::Tls(Box::new(TlsStream::from(stream)))),
@@ -226,7 +241,7 @@ impl Tls {
     /// # Cancel safety
     /// A dropped attempt closes the connection.
     pub(super) async fn greet(&self, stream: Stream) -> io::Result<(Socket, Trust)> {
-        let Keys { server, members, .. } = self.keys().map_err(io::Error::other)?;
+        let Keys { server, members, .. } = self.keys().await.map_err(io::Error::other)?;
         let server = server.ok_or_else(|| io::Error::other("a member without a certificate"))?;
         let stream = TlsAcceptor::from(server).accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -236,28 +251,56 @@ impl Tls {
     }
 
     /// What the files say now, or said when they made sense.
-    fn keys(&self) -> Result<Keys> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let Some(loaded) = &mut *loaded else {
-            let files = self.read()?;
-            let keys = self.load(&files)?;
-            *loaded = Some(Loaded { looked: now, files, keys: keys.clone() });
-            return Ok(keys);
-        };
-        if now.duration_since(loaded.looked) >= self.look_every {
-            loaded.looked = now;
-            match self.read().and_then(|files| loaded.replace(files, |files| self.load(files))) {
-                Ok(true) => {
-                    tracing::info!(authority = %self.authority.display(), "certificates were replaced")
+    ///
+    /// # Cancel safety
+    /// A dropped wait leaves the thread that reads to itself.
+    async fn keys(&self) -> Result<Keys> {
+        if self.is_due() {
+            let tls = self.clone();
+            let look = tokio::task::spawn_blocking(move || {
+                if let Err(error) = tls.look() {
+                    tracing::warn!(%error, "new certificates make no sense; the last ones stay");
                 }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "new certificates make no sense; the last ones stay")
-                }
-            }
+            });
+            // The first has nothing else to go by.
+            let patience = if self.loaded().is_some() { LOOK_PATIENCE } else { Duration::MAX };
+            let _ = timeout(patience, look).await;
         }
-        Ok(loaded.keys.clone())
+        let loaded = self.loaded();
+        let keys = loaded.as_ref().map(|loaded| loaded.keys.clone());
+        keys.ok_or_else(|| bad("certificates were not read".to_owned()))
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Option<Loaded>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is time to look at the files. Nobody else does so then.
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        match &mut *self.loaded() {
+            Some(loaded) if now.duration_since(loaded.looked) < self.look_every => false,
+            Some(loaded) => {
+                loaded.looked = now;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Looks at the files, and goes by them if they are other ones and make sense.
+    fn look(&self) -> Result<()> {
+        let files = self.read()?;
+        let is_known = |loaded: &Loaded| loaded.files == files;
+        if self.loaded().as_ref().is_some_and(is_known) {
+            return Ok(());
+        }
+        let keys = self.load(&files)?;
+        let mut loaded = self.loaded();
+        if loaded.replace(Loaded { looked: Instant::now(), files, keys }).is_some() {
+            tracing::info!(authority = %self.authority.display(), "certificates were replaced");
+        }
+        Ok(())
     }
 
     fn read(&self) -> Result<Files> {
@@ -290,6 +333,7 @@ impl Tls {
         );
         let clients = if self.is_open { clients.allow_unauthenticated() } else { clients };
         let clients = clients.build().map_err(|error| bad(error.to_string()))?;
+        self.check_own(&chain, &members, &*clients)?;
         let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| bad(error.to_string()))?
@@ -310,6 +354,37 @@ impl Tls {
             return Ok(None);
         };
         Ok(Some((certificates(certificate, chain)?, private_key(key, private)?)))
+    }
+
+    /// Whether the others will take the own certificate, as long as its time lasts.
+    fn check_own(
+        &self,
+        chain: &[CertificateDer<'_>],
+        members: &Members,
+        clients: &dyn ClientCertVerifier,
+    ) -> Result<()> {
+        let Some((own, between)) = chain.split_first() else { return Ok(()) };
+        let file = self.identity.as_ref().map(|(file, _)| file.display().to_string());
+        let file = file.unwrap_or_default();
+        match clients.verify_client_cert(own, between, UnixTime::now()) {
+            Ok(_) => {}
+            Err(error) if is_of_time(&error) => tracing::warn!(file, %error, "a certificate"),
+            Err(_) if self.is_unchecked() => {}
+            Err(error) => return Err(bad(format!("{file} is not of the authority: {error}"))),
+        }
+        if self.is_of_member && !members.has(own) {
+            let names = self.member_names.join(", ");
+            return Err(bad(format!("{file} is for none of the names of members: {names}")));
+        }
+        Ok(())
+    }
+
+    /// Whether it is a test's, of what others make of a certificate that its owner should not have shown.
+    fn is_unchecked(&self) -> bool {
+        #[cfg(test)]
+        return self.is_unchecked;
+        #[cfg(not(test))]
+        false
     }
 
     fn members(&self, files: &Files) -> Result<Members> {
@@ -335,18 +410,6 @@ impl Tls {
                 .build()
                 .map_err(|error| bad(error.to_string()))?;
         Ok(Members { roots, provider, chain, names })
-    }
-}
-
-impl Loaded {
-    /// Goes by new files, if they are other ones and make sense.
-    fn replace(&mut self, files: Files, load: impl FnOnce(&Files) -> Result<Keys>) -> Result<bool> {
-        if files == self.files {
-            return Ok(false);
-        }
-        self.keys = load(&files)?;
-        self.files = files;
-        Ok(true)
     }
 }
 
@@ -417,11 +480,46 @@ impl ServerCertVerifier for Members {
     }
 }
 
+/// Whether it is not yet time for a certificate, or no longer.
+fn is_of_time(error: &rustls::Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }
+        )
+    )
+}
+
 /// What the failure of a connection to `address` means: nothing was sent.
 pub(super) fn failure(address: &str, error: &io::Error) -> Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(refused) => Reason::Untrusted { detail: format!("{address}: {refused}") }.into(),
-        None => Reason::Unreachable { detail: format!("{address}: {error}") }.into(),
+        Some(refused) if is_of_trust(refused) => {
+            Reason::Untrusted { detail: format!("{address}: {refused}") }.into()
+        }
+        _ => Reason::Unreachable { detail: format!("{address}: {error}") }.into(),
+    }
+}
+
+/// Whether one side does not take the other's certificate. What else goes wrong may pass.
+fn is_of_trust(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    match error {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => true,
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::NoCertificate
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+                | Alert::CertificateRequired
+        ),
+        _ => false,
     }
 }
 

@@ -18,12 +18,12 @@ use futures::StreamExt;
 use greeter::{Caller, Greeter};
 use quorate::recipes::Registration;
 use quorate::{Client, Node};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, channel};
 use tower::discover::Change;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
@@ -37,19 +37,26 @@ async fn main() -> Result<()> {
         instances.push(Instance::start(&node.client(), name).await?);
     }
     let mut tasks = JoinSet::new();
-    let mut caller = Caller::new(channel(&node.client(), &mut tasks).await?);
+    let (channel, mut known) = channel(&node.client(), &mut tasks).await?;
+    let mut caller = Caller::new(channel);
+    while known.borrow_and_update().len() < 3 {
+        known.changed().await?;
+    }
 
     let answered = ask(&mut caller, 300).await?;
     println!("three instances:   {answered:?}");
     assert_eq!(answered.len(), 3, "all of them get requests");
 
-    let leaves = instances.pop().expect("there are three");
-    let (name, known) = (leaves.name, node.client().discover::<String>("greeter").await?);
-    leaves.leave().await?;
-    let mut waiting = known.clone();
-    while known.snapshot().len() > 2 {
-        waiting.changed().await?;
+    // It is still there for those who have not heard that it goes.
+    let Instance { name, registration, shutdown, server } =
+        instances.pop().expect("there are three");
+    registration.leave().await?;
+    while known.borrow_and_update().len() > 2 {
+        ask(&mut caller, 10).await?;
     }
+    ask(&mut caller, 10).await?;
+    let _ = shutdown.send(());
+    server.join_all().await;
     let answered = ask(&mut caller, 300).await?;
     println!("{name} has left:   {answered:?}");
     assert!(answered.len() == 2 && !answered.contains_key(name), "and nobody noticed");
@@ -61,31 +68,38 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// A channel over the instances that there are, whichever they are.
-async fn channel(client: &Client, tasks: &mut JoinSet<()>) -> Result<Channel> {
+/// A channel over the instances that there are, whichever they are, and which of them it has been told of.
+async fn channel(
+    client: &Client,
+    tasks: &mut JoinSet<()>,
+) -> Result<(Channel, watch::Receiver<BTreeSet<String>>)> {
+    let (told, known) = watch::channel(BTreeSet::new());
     let (channel, endpoints) = Channel::balance_channel(16);
     let mut changes = client.discover::<String>("greeter").await?.changes();
     tasks.spawn(async move {
         while let Some(Ok(change)) = changes.next().await {
             // The balancer has a type of its own for the same.
-            let change = match change {
+            let (id, is_there, change) = match change {
                 Change::Insert(id, address) => {
                     match Endpoint::try_from(format!("http://{address}")) {
-                        Ok(endpoint) => tonic::transport::channel::Change::Insert(id, endpoint),
+                        Ok(endpoint) => (id.clone(), true, channel::Change::Insert(id, endpoint)),
                         Err(error) => {
                             println!("{id} has registered under {address}: {error}");
                             continue;
                         }
                     }
                 }
-                Change::Remove(id) => tonic::transport::channel::Change::Remove(id),
+                Change::Remove(id) => (id.clone(), false, channel::Change::Remove(id)),
             };
             if endpoints.send(change).await.is_err() {
                 return;
             }
+            told.send_modify(|known| {
+                let _ = if is_there { known.insert(id) } else { known.remove(&id) };
+            });
         }
     });
-    Ok(channel)
+    Ok((channel, known))
 }
 
 /// Asks so often, and counts who has answered.
@@ -116,13 +130,5 @@ impl Instance {
         let session = client.session(Duration::from_secs(10)).await?;
         let registration = session.register("greeter", &address).await?;
         Ok(Self { name, registration, shutdown, server })
-    }
-
-    /// First nobody finds it any more, then it answers what is under way, then it ends.
-    async fn leave(self) -> Result<()> {
-        self.registration.leave().await?;
-        let _ = self.shutdown.send(());
-        self.server.join_all().await;
-        Ok(())
     }
 }

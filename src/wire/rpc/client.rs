@@ -89,6 +89,11 @@ impl Way {
         self.peer.target.not_in_time()
     }
 
+    /// Waits until calls can be made.
+    pub(super) async fn is_open(&self) -> Result<(), Error> {
+        self.calls.enter(&self.runtime).await.map(drop)
+    }
+
     /// Sends a request and waits for its answer.
     pub(super) async fn send(&self, call: &Call) -> Result<Response, Error> {
         let started = Instant::now();

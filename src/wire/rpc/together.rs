@@ -20,26 +20,33 @@
 //!   everybody else;
 //! - what has not left when its caller's time is up, or when he has gone, never leaves, and he is told that it has not
 //!   happened;
-//! - what does not fit into the answer any more is asked for alone.
+//! - what does not fit into the answer any more is asked for alone, and so are all who were refused together.
 
 use super::client::{Way, before};
 use crate::api::{Call, QUERIES_MAX, Request, Response};
 use crate::error::{Error, Reason};
-use crate::types::limits::CALL_TIMEOUT_MAX;
+use crate::types::limits::{BATCH_MAX, CALL_TIMEOUT_MAX};
 use crate::types::{Consistency, Revision};
 use futures::StreamExt;
-use futures::future::{Either, select};
+use futures::future::{Either, join_all, select};
 use futures::stream::FuturesUnordered;
 use std::future::pending;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::sync::{mpsc, oneshot};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Calls of one sort that may be under way.
+/// Calls of one sort that may be under way and not [slow](SLOW).
 const PLACES: usize = 2;
+/// After so long a call leaves its place to another.
+const SLOW: Duration = Duration::from_millis(if cfg!(test) { 3000 } else { 100 });
+/// Calls of one sort that may be under way at all.
+const CALLS_MAX: usize = 64;
+/// Bytes of requests after which a call takes no more on.
+const CALL_BYTES: usize = 1 << 20;
 /// Requests of one sort that may wait for one.
 const WAITING_MAX: usize = 4096;
 
@@ -67,12 +74,13 @@ pub(super) struct Together {
 struct Line {
     under_way: AtomicUsize,
     /// Made with the first who has company.
-    waiting: OnceLock<mpsc::Sender<Passenger>>,
+    waiting: Mutex<Option<mpsc::Sender<Passenger>>>,
 }
 
 #[derive(Debug)]
 struct Passenger {
     seat: Seat,
+    bytes: usize,
     deadline: Instant,
     answer: oneshot::Sender<Result<Response, Error>>,
 }
@@ -83,8 +91,7 @@ struct Seat(Arc<Mutex<Option<Request>>>);
 
 impl Seat {
     fn take(&self) -> Option<Request> {
-        let mut seat: MutexGuard<'_, _> = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seat.take()
+        lock(&self.0).take()
     }
 }
 
@@ -167,13 +174,14 @@ impl Together {
         let Call { request, timeout } = call;
         let started = Instant::now();
         let deadline = started + timeout.min(CALL_TIMEOUT_MAX);
+        let bytes = request.small_bytes();
         let again = matches!(request, Request::Query(_)).then(|| request.clone());
         let (answer, answered) = oneshot::channel();
         let seat = Seat(Arc::new(Mutex::new(Some(request))));
         let kept = GivenUp(seat.clone());
         let waiting = self.waiting(way, sort);
         let travels = async {
-            let sent = waiting.send(Passenger { seat, deadline, answer }).await;
+            let sent = waiting.send(Passenger { seat, bytes, deadline, answer }).await;
             sent.map_err(|_| ())?;
             answered.await.map_err(|_| ())
         };
@@ -194,82 +202,154 @@ impl Together {
     }
 
     fn waiting(&self, way: &Arc<Way>, sort: Sort) -> mpsc::Sender<Passenger> {
-        let begin = || {
-            let (waiting, passengers) = mpsc::channel(WAITING_MAX);
-            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            tasks.spawn_on(travel(Arc::clone(way), sort, passengers), way.runtime());
-            waiting
-        };
-        self.lines[sort as usize].waiting.get_or_init(begin).clone()
+        let mut line = lock(&self.lines[sort as usize].waiting);
+        match &*line {
+            Some(waiting) if !waiting.is_closed() => waiting.clone(),
+            _ => {
+                let (waiting, passengers) = mpsc::channel(WAITING_MAX);
+                let travel = travel(Arc::clone(way), sort, passengers);
+                lock(&self.tasks).spawn_on(travel, way.runtime());
+                *line = Some(waiting.clone());
+                waiting
+            }
+        }
     }
 }
 
 /// Takes those who wait along, as long as there can be any.
 async fn travel(way: Arc<Way>, sort: Sort, mut waiting: mpsc::Receiver<Passenger>) {
+    let places = Arc::new(Semaphore::new(PLACES));
     let mut calls = FuturesUnordered::new();
+    let mut left_behind = None;
     loop {
-        while calls.len() >= PLACES {
+        while calls.len() >= CALLS_MAX {
             calls.next().await;
         }
-        let first = loop {
-            let ended = async {
-                match calls.is_empty() {
-                    true => pending().await,
-                    false => calls.next().await,
+        let first = {
+            let mut next = pin!(async {
+                let first = match left_behind.take() {
+                    Some(passenger) => Some(passenger),
+                    None => waiting.recv().await,
+                };
+                let place = Arc::clone(&places).acquire_owned().await;
+                first.zip(place.ok())
+            });
+            loop {
+                let ended = async {
+                    match calls.is_empty() {
+                        true => pending().await,
+                        false => calls.next().await,
+                    }
+                };
+                if let Either::Left((first, _)) = select(next.as_mut(), pin!(ended)).await {
+                    break first;
                 }
-            };
-            match select(pin!(waiting.recv()), pin!(ended)).await {
-                Either::Left((first, _)) => break first,
-                Either::Right(_) => {}
             }
         };
-        let Some(first) = first else { return };
+        let Some((first, place)) = first else { return };
         // Who was woken by the same answer comes along.
         tokio::task::yield_now().await;
-        let mut aboard = vec![first];
-        while aboard.len() < QUERIES_MAX {
-            let Ok(passenger) = waiting.try_recv() else { break };
-            aboard.push(passenger);
-        }
-        calls.push(take_along(&way, sort, aboard));
+        let aboard;
+        (aboard, left_behind) = board(sort, first, &mut waiting);
+        calls.push(take_along(&way, sort, aboard, place));
     }
 }
 
-/// One call, and the answers of all who are in it.
-async fn take_along(way: &Way, sort: Sort, aboard: Vec<Passenger>) {
+/// As many of those who wait as one call takes, and the first who has to wait for the next.
+fn board(
+    sort: Sort,
+    first: Passenger,
+    waiting: &mut mpsc::Receiver<Passenger>,
+) -> (Vec<Passenger>, Option<Passenger>) {
+    let most = if sort == Sort::Write { BATCH_MAX } else { QUERIES_MAX };
+    let mut bytes = first.bytes;
+    let mut aboard = vec![first];
+    while aboard.len() < most {
+        let Ok(passenger) = waiting.try_recv() else { break };
+        bytes += passenger.bytes;
+        if bytes > CALL_BYTES {
+            return (aboard, Some(passenger));
+        }
+        aboard.push(passenger);
+    }
+    (aboard, None)
+}
+
+/// One call, and the answers of all who are in it. It ends when nobody waits for it any more.
+async fn take_along(way: &Way, sort: Sort, aboard: Vec<Passenger>, place: OwnedSemaphorePermit) {
+    let latest = aboard.iter().map(|passenger| passenger.deadline).max();
+    let latest = latest.unwrap_or_else(Instant::now);
+    // Nobody has left before there is a connection to leave on.
+    let open = before(pin!(way.timer(latest)), way.is_open()).await;
+    let open = open.unwrap_or_else(|| Err(way.not_in_time()));
+    let now = Instant::now();
     let mut requests = Vec::with_capacity(aboard.len());
     let mut travellers = Vec::with_capacity(aboard.len());
-    let mut deadline = Instant::now();
-    for passenger in aboard {
-        let Some(request) = passenger.seat.take() else { continue };
-        deadline = deadline.max(passenger.deadline);
-        requests.push(request);
-        travellers.push(passenger.answer);
-    }
-    if travellers.is_empty() {
-        return;
-    }
-    let timeout = deadline.saturating_duration_since(Instant::now());
-    let answer = match requests.pop() {
-        Some(request) if requests.is_empty() => {
-            let answer = way.send(&Call { request, timeout }).await;
-            travellers.pop().into_iter().for_each(|traveller| drop(traveller.send(answer.clone())));
-            return;
+    for Passenger { seat, deadline, answer, .. } in aboard {
+        match (seat.take(), &open) {
+            (Some(_), Err(error)) => drop(answer.send(Err(error.clone()))),
+            (Some(request), Ok(())) if deadline > now => {
+                requests.push(request);
+                travellers.push(answer);
+            }
+            // He has given up, or is about to: it has not left.
+            (Some(_), Ok(())) => drop(answer.send(Err(way.not_in_time()))),
+            (None, _) => {}
         }
-        last => {
-            requests.extend(last);
-            let count = requests.len();
-            let request = merge(sort, requests);
-            way.send(&Call { request, timeout }).await.and_then(|answer| split(answer, count))
+    }
+    let answered = async {
+        let call = way.exchange(sort, requests, latest);
+        // One that takes long leaves its place to others: what it waits for need not be what they wait for.
+        match select(pin!(call), pin!(way.timer(now + SLOW))).await {
+            Either::Left((answers, _)) => answers,
+            Either::Right(((), call)) => {
+                drop(place);
+                call.await
+            }
         }
     };
-    match answer {
-        // Whoever asked may have gone.
-        Ok(answers) => {
-            travellers.into_iter().zip(answers).for_each(|(one, answer)| drop(one.send(answer)));
+    let all_gone = async {
+        for traveller in &mut travellers {
+            traveller.closed().await;
         }
-        Err(error) => {
-            travellers.into_iter().for_each(|traveller| drop(traveller.send(Err(error.clone()))));
+    };
+    let answers = match select(pin!(answered), pin!(all_gone)).await {
+        Either::Left((answers, _)) => answers,
+        Either::Right(_) => return,
+    };
+    // Whoever asked may have gone.
+    travellers.into_iter().zip(answers).for_each(|(one, answer)| drop(one.send(answer)));
+}
+
+impl Way {
+    /// What each of some requests is answered with, in one call, or alone if they are refused together.
+    async fn exchange(
+        &self,
+        sort: Sort,
+        mut requests: Vec<Request>,
+        deadline: Instant,
+    ) -> Vec<Result<Response, Error>> {
+        let count = requests.len();
+        let timeout = || deadline.saturating_duration_since(Instant::now());
+        if count < 2 {
+            let mut answers = Vec::with_capacity(1);
+            if let Some(request) = requests.pop() {
+                answers.push(self.send(&Call { request, timeout: timeout() }).await);
+            }
+            return answers;
+        }
+        let call = Call { request: merge(sort, requests), timeout: timeout() };
+        let answer = self.send(&call).await.and_then(|answer| split(sort, answer, count));
+        match answer {
+            Ok(answers) => answers,
+            // It is not known whom of them it is about, and nothing has happened.
+            Err(error) if !error.is_retryable() && !error.may_have_applied() => {
+                let alone = parts(call.request).into_iter().map(|request| async {
+                    self.send(&Call { request, timeout: timeout() }).await
+                });
+                join_all(alone).await
+            }
+            Err(error) => vec![Err(error); count],
         }
     }
 }
@@ -290,8 +370,24 @@ fn merge(sort: Sort, requests: Vec<Request>) -> Request {
     Request::Queries(queries.collect())
 }
 
+/// Each of those that were merged.
+fn parts(merged: Request) -> Vec<Request> {
+    match merged {
+        Request::Propose { proposals, forwarded } => {
+            let alone = |it| Request::Propose { proposals: vec![it], forwarded };
+            proposals.into_iter().map(alone).collect()
+        }
+        Request::Queries(queries) => queries.into_iter().map(Request::Query).collect(),
+        other => vec![other],
+    }
+}
+
 /// What each of `count` requests was answered with.
-fn split(answer: Response, count: usize) -> Result<Vec<Result<Response, Error>>, Error> {
+fn split(
+    sort: Sort,
+    answer: Response,
+    count: usize,
+) -> Result<Vec<Result<Response, Error>>, Error> {
     match answer {
         Response::Propose(outcomes) if outcomes.len() == count => {
             Ok(outcomes.into_iter().map(|outcome| Ok(Response::Propose(vec![outcome]))).collect())
@@ -299,12 +395,15 @@ fn split(answer: Response, count: usize) -> Result<Vec<Result<Response, Error>>,
         Response::Queries(outcomes) if outcomes.len() == count => {
             Ok(outcomes.into_iter().map(|outcome| outcome.map(Response::Query)).collect())
         }
-        other => {
+        _ => {
             let error = Error::from(Reason::Malformed { what: "answer to several calls".into() });
-            let is_of_writes = matches!(other, Response::Propose(_));
-            Err(if is_of_writes { error.unknown_outcome() } else { error })
+            Err(if sort == Sort::Write { error.unknown_outcome() } else { error })
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether it did not fit into an answer with others.

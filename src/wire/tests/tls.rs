@@ -7,6 +7,7 @@ use std::fs;
 const CLIENT: &[&str] = &["worker.example.com"];
 
 async fn server(tls: &Tls) -> Kit {
+    tls.check().unwrap();
     Kit::with("127.0.0.1:0", Security::Tls(tls.clone()), Bounds::default()).await
 }
 
@@ -87,7 +88,9 @@ async fn a_client_needs_a_certificate_unless_it_may_do_without() {
     let other = Authority::new();
     let stranger = other.as_new("worker", CLIENT);
     fs::copy(authority.path("ca.pem"), other.path("ca.pem")).unwrap();
-    refusal(say(&client(&kit, &stranger), "hello").await);
+    // He would know it himself.
+    assert!(reason_of(stranger.check()).to_string().contains("not of the authority"));
+    refusal(say(&client(&kit, &stranger.unchecked()), "hello").await);
     kit.server.shutdown(LONG).await;
 }
 
@@ -123,7 +126,7 @@ async fn any_of_several_names_makes_a_member() {
     let first = authority.as_new("a", &["a.example.com"]).member_names(names);
     let second = authority.as_new("b", &["127.0.0.1"]).member_names(names);
     for (own, other) in [(&first, &second), (&second, &first)] {
-        own.check_member().unwrap();
+        own.clone().of_member().check().unwrap();
         let kit = server(own).await;
         assert_eq!(call(peer(&kit, other)).await.unwrap(), "append");
         kit.server.shutdown(LONG).await;
@@ -149,27 +152,56 @@ async fn plain_text_and_tls_do_not_meet() {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_replaced_in_use() {
     let mut authority = Authority::new();
-    let member = authority.as_new("member", &[MEMBER_NAME]).looking_every(Duration::ZERO);
+    let member =
+        authority.as_new("member", &[MEMBER_NAME]).of_member().looking_every(Duration::ZERO);
     let worker = authority.as_new("worker", CLIENT).looking_every(Duration::ZERO);
+    // A member that has read its files once and for all, and so goes by them as they were.
+    let peers = authority.as_new("peer", &[MEMBER_NAME]).looking_every(LONG);
+    peers.check().unwrap();
     let kit = server(&member).await;
     let old = client(&kit, &worker);
     assert_eq!(say(&old, "before").await.unwrap(), "before");
 
-    authority.renew();
-    // The member's are not there yet: it goes by those that it has.
-    let early = authority.as_new("early", CLIENT);
-    refusal(say(&client(&kit, &early), "hello").await);
-    // Half of a pair makes no sense, nor does half of a file: the last ones stay.
-    let (pem, key) = (authority.path("member.pem"), authority.path("member.key"));
-    let kept = fs::read(&pem).unwrap();
-    fs::write(&pem, &kept[..kept.len() / 2]).unwrap();
-    refusal(say(&client(&kit, &early), "hello").await);
-    fs::write(&pem, kept).unwrap();
+    // What a start would refuse changes nothing: another authority, of which the own certificate is not; half of a file;
+    // no file; a certificate that is no member's. Whoever has one of the old authority is let in all the time.
+    let (ca, pem, key) =
+        (authority.path("ca.pem"), authority.path("member.pem"), authority.path("member.key"));
+    let kept = [&ca, &pem, &key].map(|path| fs::read(path).unwrap());
+    let restore = || {
+        for (path, bytes) in [&ca, &pem, &key].into_iter().zip(&kept) {
+            fs::write(path, bytes).unwrap();
+        }
+    };
+    let is_let_in = async || assert_eq!(call(peer(&kit, &peers)).await.unwrap(), "append");
+    let other = Authority::new();
+    fs::copy(other.path("ca.pem"), &ca).unwrap();
+    is_let_in().await;
+    restore();
+    fs::write(&pem, &kept[1][..kept[1].len() / 2]).unwrap();
+    is_let_in().await;
     fs::remove_file(&key).unwrap();
-    refusal(say(&client(&kit, &early), "hello").await);
+    is_let_in().await;
+    restore();
+    authority.issue("member", CLIENT);
+    is_let_in().await;
+    restore();
+
+    // Both authorities, then new certificates, then the new authority alone.
+    authority.renew();
+    let new = fs::read(&ca).unwrap();
+    fs::write(&ca, [&kept[0][..], &new[..]].concat()).unwrap();
+    is_let_in().await;
+    let early = authority.as_new("early", CLIENT).looking_every(Duration::ZERO);
+    // It does not know the old one, whose certificate the member still shows.
+    fs::write(authority.path("new.pem"), &new).unwrap();
+    let strict = Tls::new(authority.path("new.pem"))
+        .identity(authority.path("early.pem"), authority.path("early.key"));
+    refusal(say(&client(&kit, &strict), "hello").await);
+    assert_eq!(say(&client(&kit, &early), "hello").await.unwrap(), "hello");
     authority.issue("member", &[MEMBER_NAME]);
     authority.issue("worker", CLIENT);
-    assert_eq!(say(&client(&kit, &early), "hello").await.unwrap(), "hello");
+    assert_eq!(say(&client(&kit, &strict), "hello").await.unwrap(), "hello");
+    fs::write(&ca, &new).unwrap();
     assert_eq!(say(&client(&kit, &worker), "hello").await.unwrap(), "hello");
     assert_eq!(call(peer(&kit, &member)).await.unwrap(), "append");
     assert_eq!(say(&old, "after").await.unwrap(), "after");
@@ -197,7 +229,7 @@ async fn files_that_make_no_sense_are_named() {
         (member().member_names(["not a name"]), "no name of members"),
         (member().member_names([] as [&str; 0]), "members need a name"),
     ] {
-        let reason = reason_of(tls.check_client());
+        let reason = reason_of(tls.check());
         let Reason::BadOption { detail } = reason else { panic!("{reason:?}") };
         assert!(detail.contains(text), "{detail}");
     }
@@ -205,11 +237,12 @@ async fn files_that_make_no_sense_are_named() {
         (authority.anonymous(), "identity()"),
         (authority.as_new("worker", CLIENT), "none of the names of members"),
     ] {
-        tls.check_client().unwrap();
-        let Reason::BadOption { detail } = reason_of(tls.check_member()) else { panic!("{text}") };
+        tls.check().unwrap();
+        let reason = reason_of(tls.of_member().check());
+        let Reason::BadOption { detail } = reason else { panic!("{text}") };
         assert!(detail.contains(text), "{detail}");
     }
-    member().check_member().unwrap();
+    member().of_member().check().unwrap();
     assert!(!format!("{:?}", member()).contains("PRIVATE"), "no key in the logs");
 }
 
@@ -217,7 +250,9 @@ async fn files_that_make_no_sense_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_does_not_end_is_cut_off() {
     let authority = Authority::new();
-    let security = Security::Tls(authority.as_new("member", &[MEMBER_NAME]));
+    let member = authority.as_new("member", &[MEMBER_NAME]);
+    member.check().unwrap();
+    let security = Security::Tls(member);
     let bounds = Bounds { handshake: SHORT, ..Bounds::default() };
     let kit = Kit::with("127.0.0.1:0", security, bounds).await;
     let mut silent = kit.raw().await;

@@ -2,15 +2,17 @@
 
 use super::*;
 use crate::api::{Applied, Command, Proposal, Query};
-use crate::types::{Consistency, KeyValue, Op, OpResult, Revision, TxnOp, TxnOutcome};
+use crate::types::{Consistency, KeyValue, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome};
 use futures::future::join_all;
 
-/// Answers reads with their own key, and writes with the revision that is their value; counts the calls.
+/// Writes of smaller numbers than this wait at the gate.
+const HELD: u64 = 100;
+
+/// Answers reads with their own key, and writes with the revision that is their number; counts the calls.
 #[derive(Default)]
 struct Echo {
     calls: AtomicU64,
-    /// Closed, no call is answered.
-    gate: tokio::sync::watch::Sender<bool>,
+    is_shut: tokio::sync::watch::Sender<bool>,
     answers_bytes: AtomicU64,
 }
 
@@ -34,34 +36,53 @@ impl Echo {
         Ok(TxnOutcome { succeeded: true, revision: 5.into(), results })
     }
 
+    async fn propose(&self, proposals: &[Proposal]) -> Result<Response, Error> {
+        let numbers: Vec<u64> = proposals.iter().map(number).collect();
+        if numbers.contains(&REFUSED) {
+            return Err(Reason::DuplicateKey.into());
+        }
+        if numbers.iter().any(|number| *number < HELD) {
+            let _ = self.is_shut.subscribe().wait_for(|is_shut| !is_shut).await;
+        }
+        let applied = |number: u64| {
+            let (revision, results) = (number.into(), vec![OpResult::Put { prev: None }]);
+            Ok(Applied::Txn(TxnOutcome { succeeded: true, revision, results }))
+        };
+        Ok(Response::Propose(numbers.into_iter().map(applied).collect()))
+    }
+
     async fn handle(&self, call: Call) -> Result<Response, Error> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let _ = self.gate.subscribe().wait_for(|is_closed| !is_closed).await;
         Ok(match call.request {
             Request::Query(query) => Response::Query(self.get(&query)?),
             Request::Queries(queries) => {
+                let bytes = self.answers_bytes.load(Ordering::SeqCst);
                 let mut room = 1 << 20;
                 let answer = |query| {
-                    let outcome = self.get(query)?;
-                    let limit = 1 << 20;
-                    if room < self.answers_bytes.load(Ordering::SeqCst) {
-                        return Err(Reason::ResultTooLarge { limit }.into());
+                    if room < bytes {
+                        return Err(Reason::ResultTooLarge { limit: 1 << 20 }.into());
                     }
-                    room -= self.answers_bytes.load(Ordering::SeqCst);
-                    Ok(outcome)
+                    room -= bytes;
+                    self.get(query)
                 };
                 Response::Queries(queries.iter().map(answer).collect())
             }
-            Request::Propose { proposals, .. } => {
-                let applied = |Proposal { command, .. }: Proposal| match command {
-                    Command::Compact(revision) => Ok(Applied::Compacted { revision }),
-                    Command::Revoke(lease) => Ok(Applied::Revoked { revision: lease.get().into() }),
-                    _ => Err(Reason::NoSpace.into()),
-                };
-                Response::Propose(proposals.into_iter().map(applied).collect())
-            }
+            Request::Propose { proposals, .. } => self.propose(&proposals).await?,
             _ => Response::ReadIndex(7),
         })
+    }
+}
+
+/// A write that is refused, and all that is in one call with it.
+const REFUSED: u64 = 666;
+
+fn number(proposal: &Proposal) -> u64 {
+    match &proposal.command {
+        Command::Txn(txn) => match &txn.then[..] {
+            [Op(OpKind::Put(put))] => std::str::from_utf8(&put.key).unwrap().parse().unwrap(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
     }
 }
 
@@ -106,8 +127,8 @@ fn get(key: &str, consistency: Consistency) -> Request {
     Request::Query(Query { txn, consistency, revision_min: None })
 }
 
-fn revoke(number: u64) -> Request {
-    let command = Command::Revoke(number.into());
+fn put(number: u64) -> Request {
+    let command = Command::Txn(TxnOp::single(Op::put(number.to_string(), "v").0));
     Request::Propose { proposals: vec![command.into()], forwarded: false }
 }
 
@@ -121,10 +142,10 @@ async fn read(client: &RpcClient, key: &str, consistency: Consistency) -> Result
     }
 }
 
-async fn write(client: &RpcClient, number: u64) -> u64 {
-    match ask(client, revoke(number), LONG).await.unwrap() {
+async fn write(client: &RpcClient, number: u64) -> Result<u64, Error> {
+    match ask(client, put(number), LONG).await? {
         Response::Propose(outcomes) => match &outcomes[..] {
-            [Ok(Applied::Revoked { revision })] => revision.get(),
+            [Ok(applied)] => Ok(applied.revision().get()),
             other => panic!("{other:?}"),
         },
         other => panic!("{other:?}"),
@@ -138,7 +159,7 @@ async fn each_gets_his_own_answer() {
     let client = &client;
     let callers = (0..1000u64).map(|n| async move {
         match n % 4 {
-            0 => assert_eq!(write(client, n).await, n),
+            0 => assert_eq!(write(client, n).await.unwrap(), n),
             1 => {
                 let key = format!("bad{n}");
                 let error = read(client, &key, Consistency::Serializable).await.unwrap_err();
@@ -161,33 +182,55 @@ async fn each_gets_his_own_answer() {
     server.shutdown(LONG).await;
 }
 
-/// While writes hang, reads do not; and reads of what is there not while those hang that need a round.
+/// While writes hang, reads do not, nor other writes for long.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_something_else_is_not_held_up() {
     let (echo, server, client) = kit().await;
-    echo.gate.send_replace(true);
-    let hang: Vec<_> = (0..20).map(|n| ask(&client, revoke(n), SHORT)).collect();
+    echo.is_shut.send_replace(true);
+    let hang: Vec<_> = (0..20).map(|n| ask(&client, put(n), SHORT)).collect();
     for error in join_all(hang).await {
         let error = error.unwrap_err();
         let has_left = matches!(error.reason(), Reason::DeadlinePassed { .. });
         // The others waited for a place, and have certainly not happened.
         assert_eq!(error.may_have_applied(), has_left, "{error}");
     }
-    let slow: Vec<_> = (0..20).map(|n| ask(&client, revoke(n), LONG)).collect();
-    let slow = join_all(slow);
-    let read = async {
-        tokio::task::yield_now().await;
-        let mut reads = std::pin::pin!(read(&client, "k", Consistency::Serializable));
-        // It has left, although those before it are not answered.
-        while echo.calls.load(Ordering::SeqCst) < 2 {
-            assert!(futures::poll!(reads.as_mut()).is_pending());
-            tokio::task::yield_now().await;
+    let mut slow: Vec<_> = (0..20).map(|n| Box::pin(ask(&client, put(n), LONG))).collect();
+    for one in &mut slow {
+        assert!(futures::poll!(one).is_pending());
+    }
+    for consistency in [Consistency::Serializable, Consistency::Linearizable] {
+        assert_eq!(read(&client, "k", consistency).await.unwrap(), "k");
+    }
+    // All places are taken by those that hang, and are left after a while.
+    let (slow, other) = futures::future::join(join_all(slow), async {
+        let other = write(&client, HELD).await.unwrap();
+        echo.is_shut.send_replace(false);
+        other
+    })
+    .await;
+    assert!(slow.iter().all(Result::is_ok) && other == HELD);
+    server.shutdown(LONG).await;
+}
+
+/// Whoever is refused is refused alone: the others in his call are asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_that_of_one() {
+    let (_echo, server, client) = kit().await;
+    for _ in 0..10 {
+        let numbers = (200..240).chain([REFUSED]).chain(240..280);
+        let writes = numbers.map(|n| {
+            let client = client.clone();
+            async move { (n, write(&client, n).await) }
+        });
+        for (number, written) in join_all(writes).await {
+            match written {
+                Ok(revision) => assert_eq!(revision, number),
+                Err(error) => {
+                    assert_eq!((number, error.reason()), (REFUSED, &Reason::DuplicateKey))
+                }
+            }
         }
-        echo.gate.send_replace(false);
-        reads.await.unwrap()
-    };
-    let (slow, read) = futures::future::join(slow, read).await;
-    assert!(slow.iter().all(Result::is_ok) && read == "k");
+    }
     server.shutdown(LONG).await;
 }
 
@@ -207,26 +250,46 @@ async fn what_does_not_fit_together_is_asked_for_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_gone_does_not_leave() {
     let (echo, server, client) = kit().await;
-    echo.gate.send_replace(true);
+    echo.is_shut.send_replace(true);
     let mut first = Vec::new();
     // One alone, and then one in each place.
     for n in 0..3 {
-        first.push(Box::pin(ask(&client, revoke(n), LONG)));
+        first.push(Box::pin(ask(&client, put(n), LONG)));
         while echo.calls.load(Ordering::SeqCst) <= n {
             assert!(futures::poll!(&mut first[n as usize]).is_pending());
             tokio::task::yield_now().await;
         }
     }
-    let mut gone: Vec<_> = (0..50).map(|n| Box::pin(ask(&client, revoke(n), LONG))).collect();
+    let mut gone: Vec<_> = (0..50).map(|n| Box::pin(ask(&client, put(n), LONG))).collect();
     for one in &mut gone {
         assert!(futures::poll!(one).is_pending());
     }
     drop(gone);
-    let stays = Box::pin(write(&client, 99));
-    echo.gate.send_replace(false);
+    let stays = Box::pin(write(&client, HELD));
+    echo.is_shut.send_replace(false);
     let (_, stays) = futures::future::join(join_all(first), stays).await;
-    assert_eq!((stays, echo.calls.load(Ordering::SeqCst)), (99, 4));
+    assert_eq!((stays.unwrap(), echo.calls.load(Ordering::SeqCst)), (HELD, 4));
+    // One that has left, and whose caller goes then, is cancelled: it holds no place.
+    echo.is_shut.send_replace(true);
+    for _ in 0..20 {
+        let calls = (0..3).map(|n| ask(&client, put(n), LONG));
+        assert!(tokio::time::timeout(SHORT / 4, join_all(calls)).await.is_err());
+    }
+    assert_eq!(write(&client, HELD).await.unwrap(), HELD);
     server.shutdown(LONG).await;
     drop(client);
     tasks_left(0).await;
+}
+
+/// Nobody has left before there is a connection to leave on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_the_connection_has_not_left() {
+    // A port that takes connections, and never answers.
+    let silent = socket::bind("127.0.0.1:0", &Security::Loopback).await.unwrap();
+    let client = client_of(&silent.local_address().unwrap().to_string());
+    let writes = (0..20).map(|n| ask(&client, put(n), SHORT * 5));
+    for error in join_all(writes).await {
+        let error = error.unwrap_err();
+        assert!(!error.may_have_applied(), "{error}");
+    }
 }

@@ -56,7 +56,7 @@ fn clients_outside_of_the_group_notice_nothing_but_a_pause() {
     let longest = runtime.block_on(writers.join_all()).into_iter().max().unwrap();
     let counts: Vec<u64> = done.iter().map(|it| it.writes.load(Ordering::Relaxed)).collect();
     let writes: u64 = counts.iter().sum();
-    let mut next = vec![1; WRITERS];
+    let mut next = [1; WRITERS];
     for _ in 0..writes {
         let changes = runtime.block_on(seen.recv()).unwrap();
         assert_eq!(changes.events.len(), 1, "each write is a revision of its own");

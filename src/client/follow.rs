@@ -14,6 +14,10 @@
 //! a cursor:   joining ──prompt call──▶ on the stream ──slot full──▶ paused ──slot empty──▶ joining
 //! ```
 //!
+//! Watches of the same share a cursor. A thousand tasks of a program that wait for its configuration are one to the node, and
+//! what comes is sent once, and handed to each here. Who comes later shares one that has not seen more than it; who falls
+//! behind, because its slot is full, leaves it, and comes back with one of its own.
+//!
 //! Why two kinds of calls: a watch that is opened must not wait for the news of others, so the waiting call has to be
 //! interrupted. If a call that brings word were interrupted as well, a program that opens watches fast enough would
 //! never get an answer. And an interrupted call leaves nothing in doubt if it said nothing: the node takes the lost
@@ -38,7 +42,7 @@ use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::fault::{Bug, bug};
 use crate::types::{Changes, KeyRange, Revision, limits};
 use futures::future::{Either, select};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -63,7 +67,7 @@ const BREATH: Duration = Duration::from_millis(20);
 pub(super) struct WatchId(u64);
 
 /// What a watch wants to see.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
     pub(super) range: KeyRange,
     pub(super) puts: bool,
@@ -150,8 +154,10 @@ struct Follower {
     words: mpsc::UnboundedReceiver<Word>,
     open: Arc<AtomicUsize>,
     watches: BTreeMap<WatchId, Entry>,
-    /// The cursors that are on the stream.
-    cursors: HashMap<CursorId, WatchId>,
+    /// The cursors that are on the stream, or about to be.
+    cursors: HashMap<CursorId, Shared>,
+    /// The last one of each plan, for others of the same.
+    of_plan: HashMap<Plan, CursorId>,
     /// Watches whose cursor is to be added, some of them closed meanwhile.
     joining: VecDeque<WatchId>,
     removed: VecDeque<CursorId>,
@@ -171,6 +177,16 @@ struct Entry {
     slot: Arc<Slot>,
     plan: Plan,
     cursor: Option<CursorId>,
+    /// The revision that was not complete when it was on the stream last.
+    partial: Option<Changes>,
+}
+
+/// A cursor, and those whom it is for. It has seen no more than any of them had when they came.
+struct Shared {
+    plan: Plan,
+    watches: BTreeSet<WatchId>,
+    /// Whether a call has said that it is.
+    is_on_stream: bool,
     /// The revision that is not complete yet.
     partial: Option<Changes>,
 }
@@ -178,7 +194,7 @@ struct Entry {
 /// One call, and what it says.
 struct Ask {
     follow: Follow,
-    joining: Vec<WatchId>,
+    joining: Vec<CursorId>,
     /// It says nothing, and so can wait for news and be interrupted.
     patient: bool,
 }
@@ -196,6 +212,7 @@ impl Follower {
             open,
             watches: BTreeMap::new(),
             cursors: HashMap::new(),
+            of_plan: HashMap::new(),
             joining: VecDeque::new(),
             removed: VecDeque::new(),
             stream: random(),
@@ -235,10 +252,12 @@ impl Follower {
             Word::Open(id, slot, plan) => {
                 let room = !slot.is_paused();
                 self.watches.insert(id, Entry { slot, plan, cursor: None, partial: None });
-                if room {
+                // One that is on the stream has its news from now on.
+                let is_alone = room && !self.share(id);
+                if is_alone {
                     self.joining.push_back(id);
                 }
-                room
+                is_alone
             }
             Word::Resume(id) => {
                 let off = self.watches.get(&id).is_some_and(|entry| entry.cursor.is_none());
@@ -250,12 +269,50 @@ impl Follower {
             Word::Close(id) => {
                 self.open.fetch_sub(1, Ordering::Relaxed);
                 if let Some(cursor) = self.watches.remove(&id).and_then(|entry| entry.cursor) {
-                    self.cursors.remove(&cursor);
-                    self.removed.push_back(cursor);
+                    self.leave(id, cursor);
                 }
                 false
             }
         }
+    }
+
+    /// Has a watch share the cursor of others, if there is one that has not seen more than it.
+    fn share(&mut self, id: WatchId) -> bool {
+        let progress = *lock(&self.progress);
+        let Some(entry) = self.watches.get_mut(&id) else { return false };
+        let Some(cursor) = self.of_plan.get(&entry.plan) else { return false };
+        let Some(shared) = self.cursors.get_mut(cursor) else { return false };
+        let first = shared.watches.first().and_then(|first| self.watches.get(first));
+        let stands = first.map(|first| first.slot.stands(progress));
+        let Some(entry) = self.watches.get_mut(&id) else { return false };
+        let comes_later = stands.is_some_and(|stands| stands <= entry.slot.stands(progress));
+        if !comes_later || entry.partial.is_some() {
+            return false;
+        }
+        entry.cursor = Some(*cursor);
+        if shared.is_on_stream {
+            entry.slot.join(progress.step);
+        }
+        shared.watches.insert(id)
+    }
+
+    /// Takes a watch off its cursor, and the cursor off the stream if it was for nobody else.
+    fn leave(&mut self, id: WatchId, cursor: CursorId) {
+        let Some(shared) = self.cursors.get_mut(&cursor) else { return };
+        shared.watches.remove(&id);
+        if shared.watches.is_empty() {
+            self.forget(cursor);
+            self.removed.push_back(cursor);
+        }
+    }
+
+    /// A cursor that is not on the stream any more.
+    fn forget(&mut self, cursor: CursorId) -> Option<Shared> {
+        let shared = self.cursors.remove(&cursor)?;
+        if self.of_plan.get(&shared.plan) == Some(&cursor) {
+            self.of_plan.remove(&shared.plan);
+        }
+        Some(shared)
     }
 
     /// The next call: with all the word there is, as far as one call carries it.
@@ -264,14 +321,22 @@ impl Follower {
         let (mut added, mut joining, mut bytes) = (Vec::new(), Vec::new(), 0);
         while added.len() < limits::BATCH_MAX && bytes < ADDED_BYTES_MAX {
             let Some(id) = self.joining.pop_front() else { break };
-            let Some(entry) = self.watches.get_mut(&id) else { continue };
-            if entry.cursor.is_some() {
+            let is_off = |entry: &Entry| entry.cursor.is_none();
+            if !self.watches.get(&id).is_some_and(is_off) || self.share(id) {
                 continue;
             }
+            let Some(entry) = self.watches.get_mut(&id) else { continue };
             self.cursor_ids += 1;
             let cursor = CursorId(self.cursor_ids);
             entry.cursor = Some(cursor);
-            self.cursors.insert(cursor, id);
+            let shared = Shared {
+                plan: entry.plan.clone(),
+                watches: BTreeSet::from([id]),
+                is_on_stream: false,
+                partial: entry.partial.take(),
+            };
+            self.cursors.insert(cursor, shared);
+            self.of_plan.insert(entry.plan.clone(), cursor);
             let Plan { range, puts, deletes, prev } = entry.plan.clone();
             bytes += range.start.len() + range.end.as_ref().map_or(0, bytes::Bytes::len);
             let mut next = entry.slot.stands(progress);
@@ -279,7 +344,7 @@ impl Follower {
                 next = Position { revision: next.revision.next(), sub: 0 };
             }
             added.push((cursor, Cursor { range, next, puts, deletes, prev }));
-            joining.push(id);
+            joining.push(cursor);
         }
         let removed: Vec<_> =
             self.removed.drain(..self.removed.len().min(limits::BATCH_MAX)).collect();
@@ -349,7 +414,11 @@ impl Follower {
             }
             // It is one of those who join that breaks a rule. The others have been there before.
             Err(error) if error.kind() == ErrorKind::InvalidInput && !ask.joining.is_empty() => {
-                ask.joining.iter().for_each(|id| self.end(*id, error.clone()));
+                for cursor in &ask.joining {
+                    let shared = self.cursors.remove(cursor);
+                    let watches = shared.into_iter().flat_map(|shared| shared.watches);
+                    watches.for_each(|id| self.end(id, error.clone()));
+                }
                 self.begin_anew();
                 Ok(())
             }
@@ -380,38 +449,45 @@ impl Follower {
                 entry.slot.join(before.step);
             }
         }
-        for entry in ask.joining.iter().filter_map(|id| self.watches.get(id)) {
-            // On the stream since before this step, which therefore counts for it.
-            entry.slot.join(before.step);
+        for cursor in &ask.joining {
+            let Some(shared) = self.cursors.get_mut(cursor) else { continue };
+            shared.is_on_stream = true;
+            for entry in shared.watches.iter().filter_map(|id| self.watches.get(id)) {
+                // On the stream since before this step, which therefore counts for it.
+                entry.slot.join(before.step);
+            }
         }
         for (cursor, news) in news {
-            let Some(id) = self.cursors.get(&cursor).copied() else { continue };
             match news {
                 News::Changes { changes, next, fragment } => {
-                    self.deliver(id, changes, next, fragment, before, step);
+                    self.deliver(cursor, changes, next, fragment, before, step);
                 }
-                News::Ended(reason) => self.end(id, reason.into()),
+                News::Ended(reason) => self.end_cursor(cursor, &reason, before),
             }
         }
         self.link.saw(progress);
         *lock(&self.progress) = Progress { step, revision: progress };
     }
 
-    /// Puts all revisions that are whole into the slot of a watch.
+    /// Puts all revisions that are whole into the slots of those whom the cursor is for.
     fn deliver(
         &mut self,
-        id: WatchId,
+        cursor: CursorId,
         changes: Vec<Changes>,
         next: Position,
         fragment: bool,
         before: Progress,
         step: u64,
     ) {
-        let Some(entry) = self.watches.get_mut(&id) else { return };
-        let stands = entry.slot.stands(before);
+        let Some(shared) = self.cursors.get_mut(&cursor) else { return };
+        let entries = shared.watches.iter().filter_map(|id| Some((*id, self.watches.get(id)?)));
+        let entries: Vec<(WatchId, &Entry)> = entries.collect();
+        let stands = entries.iter().map(|(_, entry)| entry.slot.stands(before));
+        let stands: Vec<Position> = stands.collect();
+        let Some(least) = stands.iter().min().map(|least| least.revision) else { return };
         let mut whole = Vec::new();
-        for changes in changes.into_iter().filter(|changes| changes.revision >= stands.revision) {
-            match &mut entry.partial {
+        for changes in changes.into_iter().filter(|changes| changes.revision >= least) {
+            match &mut shared.partial {
                 Some(partial) if partial.revision == changes.revision => {
                     partial.events.extend(changes.events);
                 }
@@ -419,27 +495,48 @@ impl Follower {
             }
         }
         if !fragment {
-            whole.extend(entry.partial.take());
+            whole.extend(shared.partial.take());
         }
-        if !entry.slot.fill(whole, next.max(stands), step) {
-            self.pause(id);
+        let mut full = Vec::new();
+        for ((id, entry), stands) in entries.into_iter().zip(stands) {
+            // It may have begun later than the cursor.
+            let own = whole.iter().filter(|changes| changes.revision >= stands.revision);
+            if !entry.slot.fill(own.cloned().collect(), next.max(stands), step) {
+                full.push(id);
+            }
         }
+        full.into_iter().for_each(|id| self.pause(id));
     }
 
-    /// Takes the cursor of a full slot off the stream.
+    /// Takes a full slot off its cursor.
     fn pause(&mut self, id: WatchId) {
-        if let Some(cursor) = self.watches.get_mut(&id).and_then(|entry| entry.cursor.take()) {
-            self.cursors.remove(&cursor);
-            self.removed.push_back(cursor);
+        let Some(entry) = self.watches.get_mut(&id) else { return };
+        let Some(cursor) = entry.cursor.take() else { return };
+        // It stands within a revision, and has the beginning of it from here.
+        entry.partial = self.cursors.get(&cursor).and_then(|shared| shared.partial.clone());
+        self.leave(id, cursor);
+    }
+
+    /// The node has ended a cursor, and forgotten it. Those who had not come so far are at their end; the others had only
+    /// shared it.
+    fn end_cursor(&mut self, cursor: CursorId, reason: &Reason, before: Progress) {
+        let Some(shared) = self.forget(cursor) else { return };
+        for id in shared.watches {
+            let Some(entry) = self.watches.get_mut(&id) else { continue };
+            let stands = entry.slot.leave(before);
+            match reason {
+                Reason::Compacted { at } if stands >= Position::start_of(*at) => {
+                    entry.cursor = None;
+                    self.joining.push_back(id);
+                }
+                reason => self.end(id, reason.clone().into()),
+            }
         }
     }
 
-    /// Ends one watch. The node has forgotten its cursor.
+    /// Ends one watch, whose cursor is forgotten.
     fn end(&mut self, id: WatchId, error: Error) {
         if let Some(entry) = self.watches.remove(&id) {
-            if let Some(cursor) = entry.cursor {
-                self.cursors.remove(&cursor);
-            }
             entry.slot.end(error);
         }
     }
@@ -456,16 +553,23 @@ impl Follower {
     fn begin_anew(&mut self) {
         let progress = *lock(&self.progress);
         self.after = 0;
-        self.cursors.clear();
+        self.of_plan.clear();
         self.removed.clear();
         self.joining.clear();
+        let cursors = std::mem::take(&mut self.cursors);
+        let mut off = Vec::new();
         for (id, entry) in &mut self.watches {
-            entry.slot.leave(progress);
-            entry.cursor = None;
+            let stands = entry.slot.leave(progress);
+            if let Some(shared) = entry.cursor.take().and_then(|cursor| cursors.get(&cursor)) {
+                entry.partial.clone_from(&shared.partial);
+            }
             if !entry.slot.is_paused() {
-                self.joining.push_back(*id);
+                off.push((stands, *id));
             }
         }
+        // Who has seen least comes first, so that the others can share its cursor.
+        off.sort_unstable();
+        self.joining.extend(off.into_iter().map(|(_, id)| id));
     }
 }
 

@@ -67,11 +67,43 @@ type Waiter = (u64, CursorId);
 #[derive(Debug, Default)]
 struct Ranges {
     streams: HashMap<u64, Arc<Stream>>,
-    keys: HashMap<Bytes, BTreeSet<Waiter>>,
-    prefixes: HashMap<Bytes, BTreeSet<Waiter>>,
+    keys: HashMap<Bytes, Waiters>,
+    prefixes: HashMap<Bytes, Waiters>,
     /// How many prefixes there are of each length, so that a touched key is looked up once for each.
     prefix_lengths: BTreeMap<usize, usize>,
     others: BTreeMap<Waiter, KeyRange>,
+}
+
+/// Who waits for the same. Mostly one, and then it takes no more than that.
+#[derive(Debug)]
+enum Waiters {
+    One(Waiter),
+    Many(BTreeSet<Waiter>),
+}
+
+impl Waiters {
+    fn add(&mut self, waiter: Waiter) {
+        match self {
+            Self::One(one) if *one == waiter => {}
+            Self::One(one) => *self = Self::Many(BTreeSet::from([*one, waiter])),
+            Self::Many(many) => drop(many.insert(waiter)),
+        }
+    }
+
+    /// Whether it was there, and whether nobody is left.
+    fn remove(&mut self, waiter: Waiter) -> (bool, bool) {
+        match self {
+            Self::One(one) => (*one == waiter, *one == waiter),
+            Self::Many(many) => (many.remove(&waiter), many.is_empty()),
+        }
+    }
+
+    fn for_each(&self, mut wake: impl FnMut(Waiter)) {
+        match self {
+            Self::One(one) => wake(*one),
+            Self::Many(many) => many.iter().for_each(|waiter| wake(*waiter)),
+        }
+    }
 }
 
 impl Interest {
@@ -140,8 +172,9 @@ impl Interest {
 
 impl Ranges {
     fn wake(&self, revision: Revision, key: &Bytes) {
-        let wake = |waiters: Option<&BTreeSet<Waiter>>| {
-            waiters.into_iter().flatten().for_each(|waiter| self.wake_one(*waiter, revision));
+        let wake = |waiters: Option<&Waiters>| {
+            let wake = |waiter| self.wake_one(waiter, revision);
+            waiters.into_iter().for_each(|waiters| waiters.for_each(wake));
         };
         wake(self.keys.get(key));
         for length in self.prefix_lengths.range(..=key.len()).map(|(length, _)| *length) {
@@ -158,10 +191,16 @@ impl Ranges {
     }
 
     fn add(&mut self, waiter: Waiter, range: &KeyRange) {
+        fn add(to: &mut HashMap<Bytes, Waiters>, key: &Bytes, waiter: Waiter) {
+            match to.get_mut(key) {
+                Some(waiters) => waiters.add(waiter),
+                None => drop(to.insert(key.clone(), Waiters::One(waiter))),
+            }
+        }
         if let Some(key) = range.as_key() {
-            self.keys.entry(key.clone()).or_default().insert(waiter);
+            add(&mut self.keys, key, waiter);
         } else if *range == KeyRange::prefix(&range.start) {
-            self.prefixes.entry(range.start.clone()).or_default().insert(waiter);
+            add(&mut self.prefixes, &range.start, waiter);
             *self.prefix_lengths.entry(range.start.len()).or_default() += 1;
         } else {
             self.others.insert(waiter, range.clone());
@@ -169,10 +208,10 @@ impl Ranges {
     }
 
     fn remove(&mut self, waiter: Waiter, range: &KeyRange) {
-        fn take(from: &mut HashMap<Bytes, BTreeSet<Waiter>>, key: &Bytes, waiter: Waiter) -> bool {
+        fn take(from: &mut HashMap<Bytes, Waiters>, key: &Bytes, waiter: Waiter) -> bool {
             let Some(waiters) = from.get_mut(key) else { return false };
-            let was_there = waiters.remove(&waiter);
-            if waiters.is_empty() {
+            let (was_there, is_empty) = waiters.remove(waiter);
+            if is_empty {
                 from.remove(key);
             }
             was_there

@@ -511,3 +511,93 @@ fn a_watch_outlives_its_runtime_with_an_error() {
     let open = client.watch("k").from(Revision::from(2));
     assert_eq!(other.block_on(open.into_future()).unwrap_err().kind(), ErrorKind::Closed);
 }
+
+/// A thousand tasks of a program that wait for the same are one to the node, and each sees all of it.
+#[tokio::test(start_paused = true)]
+async fn watches_of_the_same_share_a_cursor() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let added = || {
+        let world = fake.world();
+        let follows = world.calls.iter().filter(|it| it.0 == Kind::Follow);
+        follows.map(|it| it.1).sum::<usize>()
+    };
+    let mut first = client.watch("k").await.unwrap();
+    fake.put("k", "1");
+    fake.settle().await;
+    let mut all: Vec<Watch> = join_all((0..1000).map(|_| client.watch("k").into_future()))
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    fake.settle().await;
+    assert_eq!(added(), 1);
+    let second = fake.put("k", "2");
+    for watch in &mut all {
+        assert_eq!(watch.recv().await.unwrap().revision, second, "and nothing from before it");
+    }
+    assert_eq!(revisions(&mut first, second).await, [2, 3], "which the first has seen");
+    // Other options, and another past, are something else.
+    let mut puts = client.watch("k").puts_only().await.unwrap();
+    let mut past = client.watch("k").from(Revision::from(2)).await.unwrap();
+    assert_eq!(revisions(&mut past, second).await, [2, 3]);
+    fake.settle().await;
+    assert_eq!(added(), 3);
+    // One that begins in the future shares it, and sees nothing before.
+    let mut future = client.watch("k").from(Revision::from(5)).await.unwrap();
+    fake.delete("k");
+    let last = fake.put("k", "3");
+    assert_eq!(revisions(&mut future, last).await, [5]);
+    assert_eq!(revisions(&mut puts, last).await, [5]);
+    assert_eq!(revisions(&mut past, last).await, [4, 5]);
+    // The first goes, and all but one; the stream is lost; and that one has all.
+    drop(first);
+    let mut one = all.pop().unwrap();
+    drop(all);
+    fake.next(Kind::Follow, Fault::Forget);
+    let newest = fake.put("k", "4");
+    assert_eq!(revisions(&mut one, newest).await, [4, 5, 6]);
+    assert_eq!(one.position(), newest.next());
+}
+
+/// One of those who share does not take its news: it costs the others nothing, and misses nothing.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_slow_leaves_the_others_and_loses_nothing() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut quick = client.watch("k").await.unwrap();
+    let mut slow = client.watch("k").await.unwrap();
+    let large = "x".repeat(20_000);
+    let mut last = Revision::from(0);
+    for _ in 0..50 {
+        last = fake.put("k", &large);
+        assert_eq!(quick.recv().await.unwrap().revision, last);
+    }
+    assert!(slow.held().0 < 10, "it holds no more than a slot");
+    let expected: Vec<u64> = (2..=last.get()).collect();
+    assert_eq!(revisions(&mut slow, last).await, expected);
+    let newest = fake.put("k", "v");
+    assert_eq!(quick.recv().await.unwrap().revision, newest);
+    assert_eq!(slow.recv().await.unwrap().revision, newest);
+}
+
+/// History was compacted past the cursor: that ends those who had not come so far, and not those who had only shared it.
+#[tokio::test(start_paused = true)]
+async fn a_compaction_ends_only_those_who_need_what_is_gone() {
+    let fake = Fake::new();
+    let client = fake.client();
+    for _ in 0..5 {
+        fake.put("k", "v");
+    }
+    fake.down();
+    let mut past = client.watch("k").from(Revision::from(2)).await.unwrap();
+    let mut future = client.watch("k").from(Revision::from(9)).await.unwrap();
+    fake.compact(Revision::from(6));
+    fake.outage(None);
+    let end = past.recv().await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::Compacted);
+    for _ in 0..3 {
+        fake.put("k", "v");
+    }
+    assert_eq!(future.recv().await.unwrap().revision.get(), 9);
+}

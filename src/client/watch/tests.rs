@@ -1,5 +1,7 @@
 //! Watches: ordered, unique, without a gap, whole revisions; whatever is lost, doubled or late.
 
+mod random;
+
 use crate::api::Position;
 use crate::client::fake::{Fake, Fault, Kind};
 use crate::client::slot::Slot;

@@ -239,3 +239,50 @@ async fn a_shutdown_does_not_wait_for_the_watches_of_others() {
     drop(watch);
     group.shutdown().await;
 }
+
+/// A new leader gives ten thousand leases their time again, and so they end in the same moment. They go in batches, with
+/// their keys; the leader stays who it is, and others write meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_leases_that_end_at_once_cost_no_leader() {
+    const LEASES: usize = 10_000;
+    let mut group = Nodes::start(3).await;
+    let old = group.leader().await;
+    let client = group.client((old + 1) % 3);
+    let ttl = Duration::from_secs(6);
+    let grants = (0..LEASES).map(|_| client.lease_grant(ttl).into_future());
+    let grants = futures::future::try_join_all(grants).await.unwrap();
+    let puts = grants.chunks(100).enumerate().map(|(chunk, leases)| {
+        let txn = leases.iter().enumerate().fold(client.txn(), |txn, (n, lease)| {
+            txn.then(Op::put(format!("leased/{chunk}/{n}"), "v").lease(lease.id))
+        });
+        txn.into_future()
+    });
+    futures::future::try_join_all(puts).await.unwrap();
+    group.stop(old).await;
+    let leader = group.leader().await;
+    let term = group.node(leader).status().term;
+    let all = KeyRange::prefix("leased/");
+    assert_eq!(client.range(all.clone()).count_only().await.unwrap().count, LEASES as u64);
+
+    let mut ends = client.watch(all.clone()).deletes_only().await.unwrap();
+    let applied = || group.node(leader).status().applied_index.unwrap();
+    let (before, mut gone, mut writes) = (applied(), 0, 0);
+    while gone < LEASES {
+        tokio::select! {
+            changes = ends.recv() => {
+                gone += changes.unwrap().events.len();
+            }
+            put = client.put("others", "v").into_future() => {
+                put.unwrap();
+                writes += 1;
+            }
+        }
+    }
+    assert!(writes > 0, "others went on");
+    let entries = applied() - before - writes;
+    assert!(entries < 100, "{entries} entries of the log");
+    assert_eq!(client.range(all).count_only().await.unwrap().count, 0);
+    let status = group.node(leader).status();
+    assert_eq!((status.term, status.leader), (term, Some(group.node(leader).id())));
+    group.shutdown().await;
+}

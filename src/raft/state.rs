@@ -62,7 +62,7 @@ use thread::{Applier, Job, Share, Work, flush};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// How much of a snapshot is written to the disk at once: others on that disk wait behind it for their flushes.
-const LOAD_BYTES: usize = 1 << 20;
+const LOAD_BYTES: usize = 256 << 10;
 
 /// How much of the log may wait to be applied, in kilobytes.
 const ROOM_UNITS: u32 = 32 << 10;

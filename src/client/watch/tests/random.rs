@@ -50,7 +50,7 @@ impl Watched {
         Self { watch, range, from, puts, deletes, seen: Vec::new() }
     }
 
-    fn take(&mut self, changes: Changes) {
+    fn take(&mut self, changes: &Changes) {
         let events = changes.events.iter();
         let events = events.map(|it| (it.key().clone(), matches!(it, Event::Put { .. })));
         self.seen.push((changes.revision.get(), events.collect()));
@@ -133,7 +133,7 @@ async fn run(seed: u64) {
                     if dice.roll(3) == 0
                         && let Ok(changes) = tokio::time::timeout(wait, watched.watch.recv()).await
                     {
-                        watched.take(changes.unwrap());
+                        watched.take(&changes.unwrap());
                     }
                 }
             }
@@ -148,7 +148,7 @@ async fn run(seed: u64) {
         while watched.seen.len() < due.len() {
             let next = tokio::time::timeout(Duration::from_secs(600), watched.watch.recv()).await;
             let Ok(changes) = next else { break };
-            watched.take(changes.unwrap());
+            watched.take(&changes.unwrap());
         }
         assert_eq!(watched.seen, due, "seed {seed}, watch {index} from {}", watched.from);
     }

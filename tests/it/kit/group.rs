@@ -12,6 +12,7 @@ pub(crate) struct Nodes {
     pub(crate) addresses: Vec<String>,
     nodes: Vec<Option<Node>>,
     snapshot_every: u64,
+    heartbeat: Duration,
 }
 
 impl Nodes {
@@ -21,9 +22,19 @@ impl Nodes {
 
     /// Starts a group whose logs are cut after `snapshot_every` entries.
     pub(crate) async fn start_with(count: usize, snapshot_every: u64) -> Self {
+        Self::with(count, snapshot_every, HEARTBEAT).await
+    }
+
+    /// Starts one that does not change its leader because the machine is busy.
+    pub(crate) async fn start_steady(count: usize) -> Self {
+        Self::with(count, 20_000, HEARTBEAT * 5).await
+    }
+
+    async fn with(count: usize, snapshot_every: u64, heartbeat: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let nodes = (0..count).map(|_| None).collect();
-        let mut group = Self { folder, addresses: addresses(count), nodes, snapshot_every };
+        let addresses = addresses(count);
+        let mut group = Self { folder, addresses, nodes, snapshot_every, heartbeat };
         let started =
             join_all((0..count).map(|node| group.builder(node).form(group.addresses.clone())));
         let started = started.await;
@@ -43,7 +54,7 @@ impl Nodes {
     pub(crate) fn builder(&self, node: usize) -> NodeBuilder {
         Node::builder(self.data(node))
             .listen(&self.addresses[node])
-            .heartbeat(HEARTBEAT)
+            .heartbeat(self.heartbeat)
             .snapshot_every(self.snapshot_every)
     }
 

@@ -354,6 +354,8 @@ async fn a_member_whose_state_is_damaged_says_so_and_gets_that_of_another() {
 async fn a_damaged_state_that_is_not_right_is_not_opened_though_nobody_gives_another() {
     let mut group = Group::start(3).await;
     group.node(0).client().put("k", VALUE).await.unwrap();
+    // A majority has it; this one has to have it as well.
+    timeout(LONG, group.node(0).ready()).await.expect("it hangs").unwrap();
     for member in 0..3 {
         group.stop(member).await;
     }

@@ -47,7 +47,8 @@ impl Node {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves a backup without an end, which is refused when it is read.
+    /// Dropping the future leaves a backup without an end, which is refused when it is read. At the last moment it may be
+    /// whole.
     ///
     /// ```
     /// # #[tokio::main]

@@ -146,13 +146,18 @@ impl Shared {
             quota: self.quota.0,
             is_short_of_room: self.is_short_of_room(),
             members: members.collect(),
-            states_differ_at: match *self.compared.borrow() {
-                Verdict::Undecided { index } => Some(index),
-                Verdict::Unknown
-                | Verdict::Equal
-                | Verdict::Others { .. }
-                | Verdict::OwnFault { .. } => None,
-            },
+            states_differ_at: self.states_differ_at(),
+        }
+    }
+
+    /// Where members were found to differ, with no majority that has the same.
+    pub(super) fn states_differ_at(&self) -> Option<u64> {
+        match *self.compared.borrow() {
+            Verdict::Undecided { index } => Some(index),
+            Verdict::Unknown
+            | Verdict::Equal
+            | Verdict::Others { .. }
+            | Verdict::OwnFault { .. } => None,
         }
     }
 

@@ -78,7 +78,7 @@ impl Shared {
             revision: head.revision.get(),
             compacted: self.state.moment().map_or(0, |moment| moment.compact_revision().get()),
             hash,
-            states_differ_at: self.status().states_differ_at,
+            states_differ_at: self.states_differ_at(),
             failed: self.failed.borrow().clone(),
         }
     }

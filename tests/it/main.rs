@@ -5,6 +5,7 @@
 
 mod backup;
 mod bad_input;
+mod cancel;
 mod crash;
 mod group;
 mod kit;

@@ -5,12 +5,13 @@ use crate::check::agreement::Truth;
 use crate::check::consensus::Consensus;
 use crate::dice::Dice;
 use crate::disk;
-use crate::group::{Group, History, Setup};
+use crate::group::{Group, History, Member, Setup};
 use crate::nemesis::Nemesis;
 use crate::net::{Net, Weather};
 use crate::points::Points;
 use crate::said::Said;
 use crate::system;
+use quorate::Peek;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -155,11 +156,13 @@ impl Run {
     pub fn step(&mut self) {
         self.group.step();
         let mut violations = Vec::new();
-        self.consensus.observe(&self.group, &mut violations);
-        self.note_revisions();
-        self.check_history(&mut violations);
-        for member in self.group.members.iter().filter(|it| !it.lost.is_empty()) {
-            if member.peek().is_some_and(|peek| member.lost.contains(&peek.node)) {
+        let peeks: Vec<_> = self.group.members.iter().map(|it| (it, it.peek())).collect();
+        let peeks: Vec<_> = peeks.into_iter().filter_map(|(it, peek)| Some((it, peek?))).collect();
+        self.consensus.observe(&self.group.book, &peeks, &mut violations);
+        self.note_revisions(&peeks);
+        self.check_history(&peeks, &mut violations);
+        for (member, peek) in &peeks {
+            if member.lost.contains(&peek.node) {
                 let index = member.index;
                 violations
                     .push(format!("membership: m{index} lost its disk, and takes part again"));
@@ -173,16 +176,15 @@ impl Run {
     }
 
     /// Writes down when revisions are first seen anywhere.
-    fn note_revisions(&mut self) {
-        let highest =
-            self.group.members.iter().filter_map(|it| it.peek()).map(|it| it.revision).max();
+    fn note_revisions(&self, peeks: &[(&Member, Peek)]) {
+        let highest = peeks.iter().map(|(_, it)| it.revision).max();
         self.group.book.pages().note_seen(highest.unwrap_or(1));
     }
 
     /// History is forgotten when somebody asks for it, or when it is old enough.
-    fn check_history(&self, violations: &mut Vec<String>) {
+    fn check_history(&self, peeks: &[(&Member, Peek)], violations: &mut Vec<String>) {
         let mut pages = self.group.book.pages();
-        for peek in self.group.members.iter().filter_map(|it| it.peek()) {
+        for (_, peek) in peeks {
             let begin = peek.compacted;
             if begin == 0 || pages.compactions.iter().any(|asked| *asked >= begin) {
                 continue;

@@ -1,7 +1,9 @@
 //! **Raft's own invariants, after each step**: what is committed stays, and is the same for all;
 //! terms, votes, commits and cuts of the log go forward; and the order `purged ≤ snapshot ≤ committed ≤ log`.
 
-use crate::group::Group;
+use crate::book::Book;
+use crate::group::Member;
+use quorate::Peek;
 use std::collections::BTreeMap;
 
 /// What was seen so far.
@@ -26,25 +28,22 @@ struct Seen {
 }
 
 impl Consensus {
-    pub fn observe(&mut self, group: &Group, violations: &mut Vec<String>) {
-        for member in &group.members {
-            if let Some(peek) = member.peek() {
-                let (term, candidate, _) = peek.vote;
-                if peek.is_leader && !self.led.contains_key(&(term, candidate)) {
-                    group.book.say(|| format!("m{} leads in term {term}", member.index));
-                }
-                self.check(member.index, member.starts, &peek, violations);
+    pub fn observe(
+        &mut self,
+        book: &Book,
+        peeks: &[(&Member, Peek)],
+        violations: &mut Vec<String>,
+    ) {
+        for (member, peek) in peeks {
+            let (term, candidate, _) = peek.vote;
+            if peek.is_leader && !self.led.contains_key(&(term, candidate)) {
+                book.say(|| format!("m{} leads in term {term}", member.index));
             }
+            self.check(member.index, member.starts, peek, violations);
         }
     }
 
-    fn check(
-        &mut self,
-        index: usize,
-        starts: u32,
-        peek: &quorate::Peek,
-        violations: &mut Vec<String>,
-    ) {
+    fn check(&mut self, index: usize, starts: u32, peek: &Peek, violations: &mut Vec<String>) {
         let mut must = |holds: bool, what: &str| {
             if !holds {
                 violations.push(format!("consensus: m{index}: {what}: {peek:?}"));

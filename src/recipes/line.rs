@@ -26,8 +26,8 @@ use crate::client::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::fault::{Bug, bug};
 use crate::types::{
-    Compare, FencingToken, KeyRange, KeyValue, Op, OpKind, OpResult, RangeOp, Revision, SortBy,
-    TxnOutcome,
+    Compare, Consistency, FencingToken, KeyRange, KeyValue, Op, OpKind, OpResult, RangeOp,
+    Revision, SortBy, TxnOutcome,
 };
 use bytes::Bytes;
 use std::fmt::Write;
@@ -109,12 +109,18 @@ impl Line {
     }
 
     /// Who is right before a place, and at which revision; `None` if it is at the head.
+    ///
+    /// The nearest member may answer, if it has what this client has seen: who stands before a place can only go, and that
+    /// the place itself has not gone since is for the session's clock to say, after any answer.
     async fn look(&self, place: &Place) -> Result<Option<(Bytes, Revision)>> {
         let created = place.created();
         let before = self.newest(1, Some(Revision::from(created.get().saturating_sub(1))));
         let client = place.session.client();
         let outcome = place
-            .persist(|| client.txn().then(Op::get(&place.key)).then(before.clone()).into_future())
+            .persist(|| {
+                let both = client.txn().then(Op::get(&place.key)).then(before.clone());
+                both.consistency(Consistency::Serializable).into_future()
+            })
             .await?;
         let mine = found(outcome.results.first())?;
         if mine.create_revision != created {
@@ -232,7 +238,10 @@ impl Place {
         let watch = client.watch(key).from(revision.next()).deletes_only();
         let deleted = async { watch.await?.recv().await };
         match self.session.run(deleted).await? {
-            Ok(_) => Ok(()),
+            Ok(changes) => {
+                client.link().saw(changes.revision);
+                Ok(())
+            }
             // So much has happened that it has to be read again.
             Err(error) if error.kind() == ErrorKind::Compacted => Ok(()),
             Err(error) => Err(error),

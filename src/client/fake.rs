@@ -19,7 +19,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use streams::Stream;
+pub(crate) use streams::Stream;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -76,7 +76,7 @@ pub(crate) struct World {
     answers: HashMap<(u64, u64), Result<Applied, Reason>>,
     /// No client up to this one is known any more.
     pub(crate) forgotten: u64,
-    streams: HashMap<u64, Stream>,
+    pub(crate) streams: HashMap<u64, Stream>,
     faults: VecDeque<(Kind, Fault)>,
     /// Every call fails like this.
     outage: Option<Reason>,

@@ -268,10 +268,8 @@ impl Follower {
             }
             Word::Close(id) => {
                 self.open.fetch_sub(1, Ordering::Relaxed);
-                if let Some(cursor) = self.watches.remove(&id).and_then(|entry| entry.cursor) {
-                    self.leave(id, cursor);
-                }
-                false
+                let cursor = self.watches.remove(&id).and_then(|entry| entry.cursor);
+                cursor.is_some_and(|cursor| self.leave(id, cursor))
             }
         }
     }
@@ -296,14 +294,16 @@ impl Follower {
         shared.watches.insert(id)
     }
 
-    /// Takes a watch off its cursor, and the cursor off the stream if it was for nobody else.
-    fn leave(&mut self, id: WatchId, cursor: CursorId) {
-        let Some(shared) = self.cursors.get_mut(&cursor) else { return };
+    /// Takes a watch off its cursor, and the cursor off the stream if it was for nobody else. Whether it was.
+    fn leave(&mut self, id: WatchId, cursor: CursorId) -> bool {
+        let Some(shared) = self.cursors.get_mut(&cursor) else { return false };
         shared.watches.remove(&id);
-        if shared.watches.is_empty() {
+        let is_for_nobody = shared.watches.is_empty();
+        if is_for_nobody {
             self.forget(cursor);
             self.removed.push_back(cursor);
         }
+        is_for_nobody
     }
 
     /// A cursor that is not on the stream any more.

@@ -471,10 +471,7 @@ fn left(deadline: Instant) -> Duration {
 /// If it says that time was up, then all of it, and not that of the last try.
 fn late(error: Error, waited: Duration) -> Error {
     match error.reason() {
-        Reason::DeadlinePassed { .. } => {
-            let late = Error::new(Reason::DeadlinePassed { waited });
-            if error.may_have_applied() { late.unknown_outcome() } else { late }
-        }
+        Reason::DeadlinePassed { .. } => error.for_reason(Reason::DeadlinePassed { waited }),
         _ => error,
     }
 }

@@ -20,6 +20,7 @@ use crate::types::{
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The most entries that are asked for at once.
 const PAGE_ENTRIES_MAX: u32 = 1000;
@@ -86,10 +87,13 @@ impl Pages {
         all.try_flatten().boxed()
     }
 
-    /// All of them at once, and the revision of the group at which they were read.
+    /// All of them at once, and the revision of the group at which they were read. A timeout that was said is for all.
     pub(super) async fn read_all(mut self) -> Result<(Vec<KeyValue>, Revision)> {
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut all = Vec::new();
         while let Some(page) = self.next().await? {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            self.timeout = left;
             all.extend(page);
         }
         let revision = self.revision.ok_or_else(|| malformed("range read: no revision"))?;

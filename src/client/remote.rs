@@ -1,19 +1,21 @@
 //! Connecting to a group from outside.
 //!
-//! All endpoints are asked at once who they are. The first that answers is the nearest that works, and is used until it
-//! fails ([`router`](super::router)).
+//! All endpoints are asked at once who they are, again and again while none answers. The first that does is the nearest that
+//! works, and is used until it fails ([`router`](super::router)).
 
+use super::backoff::Backoff;
 use super::home::Home;
 use super::link::{Service, malformed, unexpected};
 use super::router::{Router, said};
 use super::{Client, TIMEOUT_DEFAULT};
 use crate::api::{Call, Request, Response};
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::types::{Status, limits};
 use crate::wire::{Endpoint, RpcClient, Security};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// Options of a connection. Made by [`Client::builder`].
 ///
@@ -78,7 +80,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the endpoint that answers first, and learns the other members of the group from it.
+    /// Connects to the endpoint that answers first, and learns the other members of the group from it. While none does, it
+    /// goes on asking: a service may start before the group.
     ///
     /// From then on requests go through it. When it fails they go through another, of those that were named here or are
     /// members by then.
@@ -130,18 +133,33 @@ impl ClientBuilder {
     }
 }
 
-/// Asks an endpoint who it is.
+/// Asks an endpoint who it is, until it says so or its time is up: whoever starts with the group may be faster than it.
 async fn ask(
     address: String,
     stub: RpcClient,
     timeout: Duration,
 ) -> (String, RpcClient, Result<Box<Status>>) {
-    let answer = match stub.call(Call { request: Request::Status, timeout }).await {
-        // Whoever has no group cannot be told from others.
-        Ok(Response::Status(status)) if status.group != 0 => Ok(status),
-        Ok(Response::Status(_)) => Err(malformed("status: no group")),
-        Ok(other) => Err(unexpected(&other)),
-        Err(error) => Err(error),
-    };
-    (address, stub, answer)
+    let deadline = Instant::now() + timeout;
+    let (mut backoff, mut before) = (Backoff::retry(), None);
+    loop {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let error = match stub.call(Call { request: Request::Status, timeout }).await {
+            // Whoever has no group cannot be told from others.
+            Ok(Response::Status(status)) if status.group != 0 => {
+                return (address, stub, Ok(status));
+            }
+            Ok(Response::Status(_)) => malformed("status: no group"),
+            Ok(other) => unexpected(&other),
+            Err(error) => error,
+        };
+        let pause = backoff.next();
+        if !error.is_retryable() || deadline.saturating_duration_since(Instant::now()) <= pause {
+            // That the time of a last try was short says less than what the one before met.
+            let is_late = error.kind() == ErrorKind::Timeout;
+            let error = before.filter(|_| is_late).unwrap_or(error);
+            return (address, stub, Err(error));
+        }
+        before = Some(error);
+        tokio::time::sleep(pause).await;
+    }
 }

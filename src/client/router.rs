@@ -10,24 +10,31 @@
 //! Which member leads does not matter, for each passes a write on. So all calls go through one endpoint, the first that
 //! answered when it was connected to, and so the nearest, until it fails.
 //!
+//! A member may answer and be of no use: cut off from the others, it hears of no change and carries out no write. So now and
+//! then it is asked for the word of a quorum, and left for another that has it. If none has, the group is away, and nothing
+//! would be gained.
+//!
 //! Invariants
 //! - a call goes through one endpoint, once: whether it may be sent again is for its sender to know;
-//! - one that hangs is left, also if no caller waits long enough to see it;
+//! - one that hangs or is cut off is left, also if no caller waits long enough to see it;
+//! - what waits for news goes elsewhere when calls do;
 //! - all endpoints are of one group: that of the first that answered. Another one is not asked again;
 //! - who was named by the application is never forgotten, though the group may not know it: a name may lead to any member.
 
-use crate::api::{Call, Request, Response};
+use super::backoff::jitter;
+use crate::api::{Call, Query, Request, Response};
 use crate::error::{Error, Reason};
-use crate::types::Status;
+use crate::types::{Consistency, Status, TxnOp};
 use crate::wire::{Endpoint as Caller, RpcClient, Security};
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either, ready, select, select_ok};
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -39,8 +46,10 @@ const FAIR: Duration = Duration::from_millis(500);
 const MEMBERS_MAX: usize = 64;
 /// How long an endpoint that failed is not asked while there is another.
 const AVOID: Duration = Duration::from_secs(5);
-/// How often the group is asked who its members are. Also when an endpoint fails.
-const LEARN_EVERY: Duration = Duration::from_secs(30);
+/// How long an endpoint that failed is named among what was tried.
+const NAMED: Duration = Duration::from_secs(60);
+/// How often the group is asked who its members are, about. Also when an endpoint fails.
+const LEARN_EVERY: Duration = Duration::from_secs(10);
 /// How long it is waited at least between two times.
 const LEARN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -55,6 +64,8 @@ struct Inner {
     group: u128,
     named: Vec<String>,
     endpoints: Mutex<Endpoints>,
+    /// Counts how often an endpoint in use has failed.
+    moves: watch::Sender<u64>,
     failed: Arc<Notify>,
     /// Learns who the members are.
     task: Mutex<JoinSet<()>>,
@@ -95,6 +106,7 @@ impl Router {
             group: status.group,
             named,
             endpoints: Mutex::new(Endpoints { all, used: 0 }),
+            moves: watch::Sender::new(0),
             failed: Arc::default(),
             task: Mutex::default(),
         }));
@@ -105,15 +117,27 @@ impl Router {
     }
 
     async fn send(self, call: Call) -> Result<Response, Error> {
-        let (address, stub) = self.0.used();
         let is_fair = call.timeout >= FAIR;
-        let mut unanswered = Unanswered(Some(Arc::clone(&self.0.failed)));
-        let answer = stub.call(call).await;
-        unanswered.0 = None;
+        let (address, answer) = match call.request {
+            Request::Follow(_) => match self.wait_for_news(call).await {
+                Some(answer) => answer,
+                None => return Err(Reason::ConnectionLost.into()),
+            },
+            _ => {
+                let (address, stub) = self.0.used();
+                let mut unanswered = Unanswered(Some(Arc::clone(&self.0.failed)));
+                let answer = stub.call(call).await;
+                unanswered.0 = None;
+                (address, answer)
+            }
+        };
         match answer {
             Err(error) if is_of_endpoint(&error) => {
                 if is_fair {
                     self.0.pass_over(&address, &error);
+                } else {
+                    // It is looked after: it may hang, and all who call may be as impatient.
+                    self.0.failed.notify_one();
                 }
                 Err(self.0.elsewhere(error))
             }
@@ -129,6 +153,16 @@ impl Router {
                 Ok(Response::Propose(of_each.collect()))
             }
             answer => answer,
+        }
+    }
+
+    /// Of a member that hangs or is cut off no news come, and no failure: the wait ends, without an answer, when it is known.
+    async fn wait_for_news(&self, call: Call) -> Option<(String, Result<Response, Error>)> {
+        let mut moves = self.0.moves.subscribe();
+        let (address, stub) = self.0.used();
+        match select(pin!(stub.call(call)), pin!(moves.changed())).await {
+            Either::Left((answer, _)) => Some((address, answer)),
+            Either::Right(_) => None,
         }
     }
 }
@@ -175,6 +209,9 @@ impl Inner {
         let Some(at) = all.iter().position(|it| it.address == address) else { return };
         all[at].failed = Some((now, said(address, error)));
         // Many calls fail at once, and only the first of them changes something.
+        if at == *used {
+            self.moves.send_modify(|moves| *moves += 1);
+        }
         if at == *used && all.len() > 1 {
             let is_avoided = |it: &Endpoint| {
                 it.failed.as_ref().is_some_and(|(failed, _)| now.duration_since(*failed) < AVOID)
@@ -192,18 +229,51 @@ impl Inner {
         self.failed.notify_one();
     }
 
+    /// All endpoints but one.
+    fn others(&self, address: &str) -> Vec<(String, RpcClient)> {
+        let endpoints = self.endpoints();
+        let others = endpoints.all.iter().filter(|it| it.address != address);
+        others.map(|it| (it.address.clone(), it.stub.clone())).collect()
+    }
+
+    /// Calls go through another endpoint, of which it is known that it works.
+    fn change(&self, from: &str, to: &str, error: &Error) {
+        let mut endpoints = self.endpoints();
+        let Endpoints { all, used } = &mut *endpoints;
+        let at = |address: &str| all.iter().position(|it| it.address == address);
+        // Somebody may have been faster.
+        let (Some(old), Some(new)) = (at(from), at(to)) else { return };
+        if old == *used {
+            tracing::debug!(%error, from, to, "another endpoint is used");
+            all[old].failed = Some((Instant::now(), said(from, error)));
+            *used = new;
+            self.moves.send_modify(|moves| *moves += 1);
+        }
+    }
+
+    fn works(&self, address: &str) {
+        let mut endpoints = self.endpoints();
+        let endpoint = endpoints.all.iter_mut().find(|it| it.address == address);
+        endpoint.into_iter().for_each(|it| it.failed = None);
+    }
+
     /// The failure of an endpoint, as that of one of several: it passes. With what all have said that have failed.
     fn elsewhere(&self, error: Error) -> Error {
         let is_final = is_final_there(error.reason());
         let is_named = matches!(error.reason(), Reason::Unreachable { .. } | Reason::Closed);
         let endpoints = self.endpoints();
-        let tried = endpoints.all.iter().filter_map(|it| Some(&*it.failed.as_ref()?.1));
+        let failed = endpoints.all.iter().filter_map(|it| it.failed.as_ref());
+        let tried = failed.filter(|(when, _)| when.elapsed() < NAMED).map(|(_, why)| &**why);
         let tried: Vec<&str> = tried.collect();
-        if tried.is_empty() || endpoints.all.len() == 1 || !(is_final || is_named) {
+        if tried.is_empty() || endpoints.all.len() == 1 {
             return error;
         }
         let other = Error::new(Reason::Unreachable { detail: tried.join("; ") });
-        if error.may_have_applied() { other.unknown_outcome() } else { other }
+        match is_final || is_named {
+            true if error.may_have_applied() => other.unknown_outcome(),
+            true => other,
+            false => error.because(other),
+        }
     }
 
     /// Takes the members of the group for endpoints, and whoever was named.
@@ -236,24 +306,53 @@ impl Inner {
     }
 }
 
-/// Asks the group for its members, as long as somebody uses the router.
+/// Asks the group for its members, and whether the endpoint in use is one of those that get anywhere, as long as somebody
+/// uses the router.
 async fn learn(router: Weak<Inner>, failed: Arc<Notify>) {
     loop {
         tokio::time::sleep(LEARN_PAUSE).await;
-        let _ = timeout(LEARN_EVERY, failed.notified()).await;
+        let _ = timeout(jitter(LEARN_EVERY), failed.notified()).await;
         let Some(inner) = router.upgrade() else { return };
         let (address, stub) = inner.used();
         // It does not keep the router while it waits.
         drop(inner);
-        let answer = stub.call(Call { request: Request::Status, timeout: LEARN_TIMEOUT }).await;
+        let status = stub.call(Call { request: Request::Status, timeout: LEARN_TIMEOUT }).await;
         let Some(inner) = router.upgrade() else { return };
-        match answer {
-            Ok(Response::Status(status)) => inner.take_in(&status),
+        match status {
+            Ok(Response::Status(status)) => {
+                inner.take_in(&status);
+                inner.works(&address);
+            }
             // Callers may be less patient, and never hear of it.
-            Err(error) if is_of_endpoint(&error) => inner.pass_over(&address, &error),
+            Err(error) if is_of_endpoint(&error) => {
+                inner.pass_over(&address, &error);
+                continue;
+            }
             _ => {}
         }
+        drop(inner);
+        let Err(error) = word_of_quorum(&stub).await else { continue };
+        let Some(inner) = router.upgrade() else { return };
+        let others = inner.others(&address);
+        drop(inner);
+        let others = others.into_iter().map(|(other, stub)| {
+            async move { word_of_quorum(&stub).await.map(|()| other) }.boxed()
+        });
+        // Of an empty list there is no first.
+        let unless_none = others.chain([ready(Err(Reason::NoLeader.into())).boxed()]);
+        if let Ok((other, _)) = select_ok(unless_none).await
+            && let Some(inner) = router.upgrade()
+        {
+            inner.change(&address, &other, &error);
+        }
     }
+}
+
+/// Whether a member has a majority behind it.
+async fn word_of_quorum(stub: &RpcClient) -> Result<(), Error> {
+    let (txn, consistency) = (TxnOp::default(), Consistency::Linearizable);
+    let request = Request::Query(Query { txn, consistency, revision_min: None });
+    stub.call(Call { request, timeout: LEARN_TIMEOUT }).await.map(drop)
 }
 
 /// Whether another endpoint could do better.

@@ -106,7 +106,7 @@ impl<'a> WatchBuilder<'a> {
         self
     }
 
-    /// Waits at most so long for what has to be asked before the watch can begin: the revision of now, or what exists.
+    /// Waits at most so long for what has to be asked before the watch can begin: the revision of now, or all that exists.
     pub fn timeout(mut self, wait: Duration) -> Self {
         self.timeout = Some(wait);
         self

@@ -27,12 +27,15 @@ use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{Events, View};
 use crate::types::{KeyRange, Revision, limits};
 use bytes::Bytes;
+use index::Index;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+
+mod index;
 
 /// The most bytes of events in one answer, whatever the caller asks for.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -61,49 +64,10 @@ pub(crate) struct Interest {
     ended: OnceLock<Error>,
 }
 
-/// Names a cursor on this member.
-type Waiter = (u64, CursorId);
-
 #[derive(Debug, Default)]
 struct Ranges {
     streams: HashMap<u64, Arc<Stream>>,
-    keys: HashMap<Bytes, Waiters>,
-    prefixes: HashMap<Bytes, Waiters>,
-    /// How many prefixes there are of each length, so that a touched key is looked up once for each.
-    prefix_lengths: BTreeMap<usize, usize>,
-    others: BTreeMap<Waiter, KeyRange>,
-}
-
-/// Who waits for the same. Mostly one, and then it takes no more than that.
-#[derive(Debug)]
-enum Waiters {
-    One(Waiter),
-    Many(BTreeSet<Waiter>),
-}
-
-impl Waiters {
-    fn add(&mut self, waiter: Waiter) {
-        match self {
-            Self::One(one) if *one == waiter => {}
-            Self::One(one) => *self = Self::Many(BTreeSet::from([*one, waiter])),
-            Self::Many(many) => drop(many.insert(waiter)),
-        }
-    }
-
-    /// Whether it was there, and whether nobody is left.
-    fn remove(&mut self, waiter: Waiter) -> (bool, bool) {
-        match self {
-            Self::One(one) => (*one == waiter, *one == waiter),
-            Self::Many(many) => (many.remove(&waiter), many.is_empty()),
-        }
-    }
-
-    fn for_each(&self, mut wake: impl FnMut(Waiter)) {
-        match self {
-            Self::One(one) => wake(*one),
-            Self::Many(many) => many.iter().for_each(|waiter| wake(*waiter)),
-        }
-    }
+    index: Index,
 }
 
 impl Interest {
@@ -171,66 +135,12 @@ impl Interest {
 }
 
 impl Ranges {
-    fn wake(&self, revision: Revision, key: &Bytes) {
-        let wake = |waiters: Option<&Waiters>| {
-            let wake = |waiter| self.wake_one(waiter, revision);
-            waiters.into_iter().for_each(|waiters| waiters.for_each(wake));
-        };
-        wake(self.keys.get(key));
-        for length in self.prefix_lengths.range(..=key.len()).map(|(length, _)| *length) {
-            wake(self.prefixes.get(&key[..length]));
-        }
-        let others = self.others.iter().filter(|(_, range)| range.contains(key));
-        others.for_each(|(waiter, _)| self.wake_one(*waiter, revision));
-    }
-
-    fn wake_one(&self, (stream, cursor): Waiter, revision: Revision) {
-        if let Some(stream) = self.streams.get(&stream) {
-            stream.wake(cursor, revision);
-        }
-    }
-
-    fn add(&mut self, waiter: Waiter, range: &KeyRange) {
-        fn add(to: &mut HashMap<Bytes, Waiters>, key: &Bytes, waiter: Waiter) {
-            match to.get_mut(key) {
-                Some(waiters) => waiters.add(waiter),
-                None => drop(to.insert(key.clone(), Waiters::One(waiter))),
+    fn wake(&self, revision: Revision, key: &[u8]) {
+        self.index.for_each(key, |(stream, cursor)| {
+            if let Some(stream) = self.streams.get(&stream) {
+                stream.wake(cursor, revision);
             }
-        }
-        if let Some(key) = range.as_key() {
-            add(&mut self.keys, key, waiter);
-        } else if *range == KeyRange::prefix(&range.start) {
-            add(&mut self.prefixes, &range.start, waiter);
-            *self.prefix_lengths.entry(range.start.len()).or_default() += 1;
-        } else {
-            self.others.insert(waiter, range.clone());
-        }
-    }
-
-    fn remove(&mut self, waiter: Waiter, range: &KeyRange) {
-        fn take(from: &mut HashMap<Bytes, Waiters>, key: &Bytes, waiter: Waiter) -> bool {
-            let Some(waiters) = from.get_mut(key) else { return false };
-            let (was_there, is_empty) = waiters.remove(waiter);
-            if is_empty {
-                from.remove(key);
-            }
-            was_there
-        }
-        if let Some(key) = range.as_key() {
-            take(&mut self.keys, key, waiter);
-        } else if *range == KeyRange::prefix(&range.start) {
-            let length = range.start.len();
-            if take(&mut self.prefixes, &range.start, waiter)
-                && let Some(count) = self.prefix_lengths.get_mut(&length)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    self.prefix_lengths.remove(&length);
-                }
-            }
-        } else {
-            self.others.remove(&waiter);
-        }
+        });
     }
 }
 
@@ -387,7 +297,7 @@ impl Watchers {
                 return Err(Reason::TooManyRequests.into());
             }
             cursors.remove(number, id, &mut ranges);
-            ranges.add((number, id), &cursor.range);
+            ranges.index.add((number, id), &cursor.range);
             cursors.waiting.insert(id, cursor);
             // What it has missed so far is in history.
             cursors.ready.insert(id);
@@ -434,7 +344,7 @@ impl Watchers {
         point(Point::WatchAnswer);
         if !ended.is_empty() {
             let mut ranges = self.state.interest.ranges();
-            ended.iter().for_each(|(id, range)| ranges.remove((number, *id), range));
+            ended.iter().for_each(|(id, range)| ranges.index.remove((number, *id), range));
         }
         Ok(Some(answer))
     }
@@ -454,7 +364,7 @@ fn forget(interest: &Interest, number: u64, stream: &Stream) {
     ranges.streams.remove(&number);
     let mut cursors = stream.cursors();
     for (id, cursor) in std::mem::take(&mut cursors.waiting) {
-        ranges.remove((number, id), &cursor.range);
+        ranges.index.remove((number, id), &cursor.range);
     }
     cursors.turn = FORGOTTEN;
     stream.woken.notify_one();
@@ -472,7 +382,7 @@ impl Cursors {
 
     fn remove(&mut self, number: u64, id: CursorId, ranges: &mut Ranges) {
         if let Some(cursor) = self.waiting.remove(&id) {
-            ranges.remove((number, id), &cursor.range);
+            ranges.index.remove((number, id), &cursor.range);
         }
         self.ready.remove(&id);
     }
@@ -481,7 +391,7 @@ impl Cursors {
     fn take_back(&mut self, number: u64, ranges: &mut Ranges) {
         for (id, cursor) in std::mem::take(&mut self.before) {
             if !self.waiting.contains_key(&id) {
-                ranges.add((number, id), &cursor.range);
+                ranges.index.add((number, id), &cursor.range);
             }
             self.waiting.insert(id, cursor);
             self.ready.insert(id);

@@ -19,7 +19,8 @@
 //!   the key is still in doubt then the keeper looks for it for a while, so that no ghost stays in line;
 //! - the order is that of create revisions: first come, first served, as the group saw them come.
 //!
-//! It does not notice when somebody else deletes the key of a *holder*. `held()` does.
+//! It does not notice when somebody else deletes the key of a *holder*, nor, while the member that it asks lags behind, that
+//! of a contender right before its turn. `held()` does.
 
 use crate::client::Session;
 use crate::client::backoff::Backoff;
@@ -110,8 +111,8 @@ impl Line {
 
     /// Who is right before a place, and at which revision; `None` if it is at the head.
     ///
-    /// The nearest member may answer, if it has what this client has seen: who stands before a place can only go, and that
-    /// the place itself has not gone since is for the session's clock to say, after any answer.
+    /// The nearest member may answer, if it has what this client has seen: who stands before a place can only go, and whether
+    /// the lease of the place has ended since is for the session's clock to say, after any answer.
     async fn look(&self, place: &Place) -> Result<Option<(Bytes, Revision)>> {
         let created = place.created();
         let before = self.newest(1, Some(Revision::from(created.get().saturating_sub(1))));

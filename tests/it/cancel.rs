@@ -5,6 +5,7 @@
 
 use crate::kit::group::Nodes;
 use crate::kit::{HEARTBEAT, PATIENCE};
+use futures::future::{join, try_join_all};
 use futures::{StreamExt, TryStreamExt};
 use quorate::{Backup, Client, Error, Event, KeyRange, Node, Op, Reason};
 use std::future::{IntoFuture, poll_fn};
@@ -177,8 +178,14 @@ async fn reads_leave_nothing_behind() {
             at_each_point(|_| client.lease_keep_alive(lease)).await.unwrap();
             assert_eq!(at_each_point(|_| client.lease_list()).await.unwrap().len(), 1);
         }
-        // One that was dropped may have done it.
+        // Some that travel together.
+        for point in 1..6 {
+            let gets = || try_join_all((0..9).map(|_| client.get("r/k").into_future()));
+            let (_, found) = join(until_point(gets(), point), gets()).await;
+            assert!(found.unwrap().iter().flatten().all(|kv| kv.mod_revision == revision));
+        }
         if let Err(error) = at_each_point(|_| client.lease_revoke(lease)).await {
+            // One that was dropped has done it.
             assert!(matches!(error.reason(), Reason::LeaseNotFound { .. }), "{error}");
         }
         assert_eq!(client.lease_list().await.unwrap().len(), 0);
@@ -303,11 +310,12 @@ async fn lines_have_no_ghosts() {
 /// To give something up goes on in the background, wherever the wait for the answer is dropped.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_up_is_given_up() {
-    const TTL: Duration = Duration::from_secs(2);
+    const SHORT: Duration = Duration::from_secs(2);
     let two = Two::start().await;
     for client in &two.clients {
-        // The first ones leave leases behind, that nobody renews.
-        let session = at_each_point(|_| client.session(TTL)).await.unwrap();
+        // These leave leases behind, that nobody renews.
+        drop(at_each_point(|_| client.session(SHORT)).await);
+        let session = client.session(TTL).await.unwrap();
         for point in 1.. {
             let lock = session.lock("l").await.unwrap();
             let leadership = session.election("e").campaign("me").await.unwrap();
@@ -352,13 +360,15 @@ async fn a_connection_that_nobody_waits_for_is_closed() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap().to_string();
     in_vain(|| Client::connect([address.clone()])).await;
-    loop {
-        let next = timeout(Duration::from_millis(100), silent.accept()).await;
-        let Ok(Ok((mut socket, _))) = next else { break };
+    let mut closed = 0;
+    while let Ok(next) = timeout(Duration::from_millis(100), silent.accept()).await {
         let mut greeting = Vec::new();
         // It is at its end, in whichever way.
-        let _ = timeout(PATIENCE, socket.read_to_end(&mut greeting)).await.expect("it is closed");
+        let end = timeout(PATIENCE, next.unwrap().0.read_to_end(&mut greeting)).await;
+        let _ = end.expect("it is closed");
+        closed += 1;
     }
+    assert!(closed > 0, "it has tried to connect");
     two.stop().await;
 }
 
@@ -374,10 +384,12 @@ async fn folders_stay_usable() {
     for number in 0..200 {
         client.put(format!("k{number:03}"), vec![7; 1000]).await.unwrap();
     }
-    for point in 1..POINTS_MAX {
+    for point in 1.. {
+        assert!(point < POINTS_MAX, "it waits for ever");
         let mut file = tokio::fs::File::create(&path).await.unwrap();
         let written = until_point(node.backup(&mut file), point).await;
-        drop(file);
+        // What it was about to write is written by then.
+        drop(file.into_std().await);
         match written {
             Some(written) => {
                 written.unwrap();
@@ -394,16 +406,22 @@ async fn folders_stay_usable() {
     node.shutdown().await.unwrap();
 
     let restored = folder.path().join("restored");
-    let done = |error: &Error| matches!(error.reason(), Reason::FolderNotEmpty { .. });
-    for point in 1..POINTS_MAX {
-        match until_point(Backup::restore(&path, &restored), point).await {
-            Some(Ok(_)) => break,
-            // One that was dropped was about to be done.
-            Some(Err(error)) if done(&error) => break,
-            Some(Err(error)) => assert!(is_busy(&error), "{error}"),
-            None => {}
+    let restore = async {
+        let mut point = 1;
+        loop {
+            match until_point(Backup::restore(&path, &restored), point).await {
+                Some(Ok(_)) => break,
+                // One that was dropped was about to be done.
+                Some(Err(error)) if matches!(error.reason(), Reason::FolderNotEmpty { .. }) => {
+                    break;
+                }
+                Some(Err(error)) => assert!(is_busy(&error), "{error}"),
+                None => point += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-    }
+    };
+    timeout(PATIENCE, restore).await.expect("the folder is free again");
     let node = patiently(|| Node::builder(&restored).heartbeat(HEARTBEAT).solo()).await;
     assert_eq!(node.client().range(..).count_only().await.unwrap().count, 200);
     // Dropped where it waits, which is the same as a node that is dropped.
@@ -424,7 +442,7 @@ async fn patiently<F: Future<Output = quorate::Result<Node>>>(
                 Some(Err(error)) => assert!(is_busy(&error), "{error}"),
                 None => point += 1,
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     timeout(PATIENCE, started).await.expect("the folder is free again")

@@ -2,13 +2,16 @@
 
 use crate::kit::group::Nodes;
 use crate::kit::proxy::{Line, Proxy};
+use crate::kit::{HEARTBEAT, PATIENCE, addresses};
 use futures::TryStreamExt;
-use quorate::{Client, ErrorKind, Event, KeyRange, Op, Reason};
+use futures::future::{join_all, try_join_all};
+use quorate::{Client, ErrorKind, Event, KeyRange, Node, Op, Reason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// One endpoint is enough: the others are learned, and what was begun goes on through them. No write is lost, and none
 /// happens twice; a watch sees each; a session lives on.
@@ -75,6 +78,116 @@ async fn an_endpoint_that_hangs_is_left() {
     let kv = client.get("k").await.unwrap().unwrap();
     assert_eq!((kv.version, &kv.value[..]), (2, &b"2"[..]));
     group.shutdown().await;
+}
+
+/// Nor by those who wait for news of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_leave_an_endpoint_that_hangs() {
+    let group = Nodes::start(3).await;
+    let proxy = Proxy::to(&group.addresses[1]).await;
+    let client = Client::connect([proxy.address.clone()]).await.unwrap();
+    let session = client.session(Duration::from_secs(60)).await.unwrap();
+    let held = group.client(0).session(Duration::from_secs(60)).await.unwrap();
+    let lock = held.lock("l").await.unwrap();
+    let waits = tokio::spawn(async move { session.lock("l").await.map(|lock| lock.token()) });
+    let line = KeyRange::prefix("quorate/lock/");
+    let lined_up = async {
+        while group.client(0).range(line.clone()).await.unwrap().count < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, lined_up).await.expect("it stands in line");
+    let mut watch = client.watch("k").await.unwrap();
+    for _ in 0..20 {
+        group.client(0).put("k", "v").await.unwrap();
+        assert_eq!(watch.recv().await.unwrap().events.len(), 1);
+    }
+    // All that there is to say has been said, and what waits waits for news.
+    proxy.set(Line::Dead);
+    group.client(0).put("k", "v").await.unwrap();
+    lock.release().await.unwrap();
+    // Nothing is called meanwhile: a wait for news lasts longer than this.
+    let seen = timeout(Duration::from_secs(18), watch.recv()).await.expect("another member tells");
+    assert_eq!(seen.unwrap().events.len(), 1);
+    let token = timeout(PATIENCE, waits).await.expect("and who waits for a lock gets it");
+    assert!(token.unwrap().is_ok());
+    group.shutdown().await;
+}
+
+/// All calls are as impatient as they like: it is noticed that they are not answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn short_calls_leave_an_endpoint_that_hangs() {
+    let group = Nodes::start(3).await;
+    let proxy = Proxy::to(&group.addresses[1]).await;
+    let client = Client::connect([proxy.address.clone()]).await.unwrap();
+    client.put("k", "1").await.unwrap();
+    proxy.set(Line::Dead);
+    let answered =
+        async { while client.get("k").timeout(Duration::from_millis(200)).await.is_err() {} };
+    timeout(PATIENCE / 2, answered).await.expect("another member answers");
+    group.shutdown().await;
+}
+
+/// A member that answers but is cut off from the others hears of no change: who waits for one there is told by another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_cut_off_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let listening = addresses(3);
+    let proxies = join_all(listening.iter().map(|address| Proxy::to(address))).await;
+    let advertised: Vec<String> = proxies.iter().map(|proxy| proxy.address.clone()).collect();
+    let start = |node: usize| {
+        let builder = Node::builder(folder.path().join(format!("{node}"))).heartbeat(HEARTBEAT);
+        builder.listen(&listening[node]).advertise(&advertised[node]).form(advertised.clone())
+    };
+    let nodes = try_join_all((0..3).map(start)).await.unwrap();
+    try_join_all(nodes.iter().map(Node::ready)).await.unwrap();
+    let leader = nodes[0].client().status().await.unwrap().leader;
+    let cut_off = nodes.iter().position(|node| Some(node.id()) != leader).unwrap();
+    let client = Client::connect([listening[cut_off].clone()]).await.unwrap();
+    let mut watch = client.watch("k").await.unwrap();
+    // The client reaches it by another way than the members do.
+    proxies[cut_off].set(Line::Dead);
+    nodes[(cut_off + 1) % 3].client().put("k", "v").await.unwrap();
+    let seen = timeout(PATIENCE / 2, watch.recv()).await.expect("another member tells");
+    assert_eq!(seen.unwrap().events.len(), 1);
+    assert_eq!(client.get("k").await.unwrap().unwrap().value, "v");
+}
+
+/// Something in between forgets the connections that are open, and nobody is told: others are opened, though there is no
+/// other endpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_forgotten_are_replaced() {
+    let (folder, address) = (tempfile::tempdir().unwrap(), addresses(1).remove(0));
+    let proxy = Proxy::to(&address).await;
+    let builder = Node::builder(folder.path()).heartbeat(HEARTBEAT).listen(&address);
+    let node = builder.advertise(&proxy.address).solo().await.unwrap();
+    let client = Client::connect([proxy.address.clone()]).await.unwrap();
+    let mut watch = client.watch("k").await.unwrap();
+    client.put("k", "1").await.unwrap();
+    assert_eq!(watch.recv().await.unwrap().events.len(), 1);
+    proxy.forget();
+    let (_, before) = client.put("k", "2").prev().await.unwrap();
+    assert_eq!(before.unwrap().version, 1, "it happened once");
+    assert_eq!(timeout(PATIENCE / 2, watch.recv()).await.unwrap().unwrap().events.len(), 1);
+    proxy.forget();
+    // Nothing is called: it is the watch that has to notice.
+    node.client().put("k", "3").await.unwrap();
+    let seen = timeout(PATIENCE / 2, watch.recv()).await.expect("the watch goes on");
+    assert_eq!(seen.unwrap().events.len(), 1);
+    node.shutdown().await.unwrap();
+}
+
+/// A service may start before its group does.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_waits_for_the_group() {
+    let (folder, address) = (tempfile::tempdir().unwrap(), addresses(1).remove(0));
+    let connecting = tokio::spawn(Client::connect([address.clone()]));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!connecting.is_finished(), "it goes on asking");
+    let node = Node::builder(folder.path()).heartbeat(HEARTBEAT).listen(&address).solo();
+    let node = node.await.unwrap();
+    connecting.await.unwrap().unwrap().put("k", "v").await.unwrap();
+    node.shutdown().await.unwrap();
 }
 
 /// A balancer closes connections on which nothing has been said for long. Nobody notices: not a call, not a watch, not a
@@ -162,6 +275,24 @@ async fn when_nobody_answers_all_are_named() {
     let nobody = Client::builder().endpoints(addresses.clone()).timeout(wait).connect();
     let error = nobody.await.unwrap_err();
     assert!(addresses.iter().all(|it| error.to_string().contains(it)), "{error}");
+}
+
+/// The same of those that take calls and never answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_nobody_answers_in_time_all_are_named() {
+    let (folder, address) = (tempfile::tempdir().unwrap(), addresses(1).remove(0));
+    let proxies = join_all((0..3).map(|_| Proxy::to(&address))).await;
+    let advertised: Vec<String> = proxies.iter().map(|proxy| proxy.address.clone()).collect();
+    let builder = Node::builder(folder.path()).heartbeat(HEARTBEAT).listen(&address);
+    let node = builder.advertise(&advertised[0]).solo().await.unwrap();
+    let client = Client::connect(advertised.clone()).await.unwrap();
+    client.put("k", "v").await.unwrap();
+    proxies.iter().for_each(|proxy| proxy.set(Line::Dead));
+    let error = client.get("k").timeout(Duration::from_secs(15)).await.unwrap_err();
+    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    let said = format!("{error}: {source}");
+    assert!(advertised.iter().all(|it| said.contains(it)), "{said}");
+    node.shutdown().await.unwrap();
 }
 
 /// One of three that is down, one that is another group's, and one that is no member of anything.

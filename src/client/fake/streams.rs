@@ -7,7 +7,7 @@ use crate::types::{Changes, Event, Revision};
 use std::collections::{BTreeMap, HashSet};
 
 #[derive(Default)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     number: u64,
     /// The number of the last call.
     call: u64,
@@ -15,6 +15,13 @@ pub(super) struct Stream {
     before: BTreeMap<CursorId, Cursor>,
     after: BTreeMap<CursorId, Cursor>,
     used: HashSet<CursorId>,
+}
+
+impl Stream {
+    /// How many cursors are on it.
+    pub(crate) fn cursors(&self) -> usize {
+        self.after.len()
+    }
 }
 
 impl World {

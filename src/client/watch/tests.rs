@@ -3,7 +3,7 @@
 mod random;
 
 use crate::api::Position;
-use crate::client::fake::{Fake, Fault, Kind};
+use crate::client::fake::{Fake, Fault, Kind, Stream};
 use crate::client::slot::Slot;
 use crate::client::{Client, Watch};
 use crate::error::{ErrorKind, Reason};
@@ -475,6 +475,22 @@ async fn a_dropped_wait_loses_nothing() {
         let written = fake.put("k", "v");
         assert_eq!(watch.recv().await.unwrap().revision, written);
     }
+}
+
+/// It does not wait for news of others, which may not come for long.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_watch_is_taken_off_at_once() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let (one, mut other) = (client.watch("a").await.unwrap(), client.watch("b").await.unwrap());
+    fake.settle().await;
+    let cursors = || fake.world().streams.values().map(Stream::cursors).sum::<usize>();
+    assert_eq!(cursors(), 2);
+    drop(one);
+    fake.settle().await;
+    assert_eq!(cursors(), 1);
+    let written = fake.put("b", "v");
+    assert_eq!(other.recv().await.unwrap().revision, written);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use super::LockGuard;
 use crate::client::fake::{Fake, Fault, Kind};
 use crate::client::{Client, Session};
 use crate::error::{ErrorKind, Reason, Result};
-use crate::types::{LeaseId, Op};
+use crate::types::{LeaseId, Op, Revision};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -65,6 +65,9 @@ async fn the_lock_goes_down_the_line_and_wakes_one_at_a_time() {
         assert_eq!(holder, index);
         assert!(guard.token() > token);
         assert_eq!(fake.count(Kind::Query), queries + 1, "only the next one looked");
+        // At any member, but none that is behind what it waited for.
+        let least = fake.world().revision_min.map(Revision::get);
+        assert!(least > Some(guard.token().get()), "{least:?}");
         lock = guard;
     }
 }

@@ -18,9 +18,14 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tarpc::client::RpcError;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A connection on which a call was not answered in its time, and nothing else has come for so long, is not called on any
+/// more: where something in between has forgotten it, nobody says so.
+const SILENT: Duration = Duration::from_millis(1500);
 
 /// A request that never left is tried on a new connection once: the old one may have died unnoticed.
 const ATTEMPTS: usize = 2;
@@ -109,6 +114,7 @@ impl Way {
             let left = deadline.saturating_duration_since(Instant::now());
             put_timeout(&mut payload, left);
             let ticket = Ticket::default();
+            live.heard.asked();
             let (method, payload) = (call.request.method(), Bytes::from(payload));
             let ask = Ask { method, payload, ticket: ticket.clone() };
             let answer = before(timer.as_mut(), live.channel.call(context_for(left), ask)).await;
@@ -120,6 +126,15 @@ impl Way {
                     continue;
                 }
                 Some(Err(RpcError::DeadlineExceeded)) | None => {
+                    if live.heard.is_silent_for(SILENT) {
+                        tracing::debug!(
+                            address = self.peer.target.address,
+                            "nothing comes any more"
+                        );
+                        lane.leave(&live);
+                        // What waits for news on the other would not notice for long.
+                        self.follows.renew();
+                    }
                     Reason::DeadlinePassed { waited: started.elapsed() }
                 }
                 Some(Err(_)) => Reason::ConnectionLost,

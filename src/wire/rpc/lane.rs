@@ -1,7 +1,7 @@
 //! One connection that is opened when somebody needs it.
 //!
 //! ```text
-//!          enter                     welcome                  goodbye, broken, idle for long
+//!          enter                     welcome                  goodbye, broken, idle for long, silent
 //!  Idle ──────────▶ Connecting ──────────────▶ Up ─────────────────────────────────────────▶ Idle
 //!                    ▲       │ refused
 //!                    │       ▼
@@ -26,7 +26,7 @@ use crate::wire::limits::{
     BACK_OFF_MAX, BACK_OFF_MIN, CLIENT_IDLE, CONNECT_TIMEOUT, RPC_RESPONSE_BYTES_MAX, STALL,
 };
 use crate::wire::preamble::{Endpoint, Kind};
-use crate::wire::transport::{Ask, ClientTransport};
+use crate::wire::transport::{Ask, ClientTransport, Heard};
 use bytes::Bytes;
 use futures::future::{Either, select};
 use std::pin::pin;
@@ -62,6 +62,7 @@ pub(super) struct Lane {
 /// A channel to call on, and which connection it belongs to.
 pub(super) struct Live {
     pub(super) channel: Channel,
+    pub(super) heard: Heard,
     generation: u64,
 }
 
@@ -78,7 +79,7 @@ struct State {
 enum Link {
     Idle,
     Connecting,
-    Up(Channel),
+    Up(Channel, Heard),
     Down { error: Error, until: Instant },
 }
 
@@ -100,9 +101,9 @@ impl Lane {
             let settled = state.wait_for(|state| !matches!(state.link, Link::Connecting)).await;
             let settled = settled.map_err(|_| Error::from(Reason::Closed))?;
             match &settled.link {
-                Link::Up(channel) => {
-                    let generation = settled.generation;
-                    return Ok(Live { channel: channel.clone(), generation });
+                Link::Up(channel, heard) => {
+                    let (channel, heard) = (channel.clone(), heard.clone());
+                    return Ok(Live { channel, heard, generation: settled.generation });
                 }
                 Link::Down { error, .. } => return Err(error.clone()),
                 Link::Idle | Link::Connecting => {}
@@ -116,13 +117,24 @@ impl Lane {
         set(&self.state, dead.generation, Link::Idle);
     }
 
+    /// Whoever calls from now on does so on a new connection.
+    pub(super) fn renew(&self) {
+        self.state.send_if_modified(|state| {
+            let is_up = matches!(state.link, Link::Up(..));
+            if is_up {
+                state.link = Link::Idle;
+            }
+            is_up
+        });
+    }
+
     fn begin_if_due(&self, runtime: &Handle) {
         let mut generation = None;
         self.state.send_if_modified(|state| {
             let due = match &state.link {
                 Link::Idle => true,
                 Link::Down { until, .. } => *until <= Instant::now(),
-                Link::Connecting | Link::Up(_) => false,
+                Link::Connecting | Link::Up(..) => false,
             };
             if due {
                 state.generation += 1;
@@ -176,7 +188,7 @@ fn set(state: &watch::Sender<State>, generation: u64, link: Link) {
         let newest = state.generation == generation;
         if newest {
             match &link {
-                Link::Up(_) => state.failures = 0,
+                Link::Up(..) => state.failures = 0,
                 Link::Down { .. } => state.failures = state.failures.saturating_add(1),
                 Link::Idle | Link::Connecting => {}
             }
@@ -200,9 +212,10 @@ async fn run(peer: Arc<Peer>, attempt: Attempt) {
     let (goodbye, drained) = oneshot::channel();
     let mut config = tarpc::client::Config::default();
     config.max_in_flight_requests = CALLS_IN_FLIGHT_MAX;
-    let transport = ClientTransport::new(connection, goodbye);
+    let heard = Heard::new();
+    let transport = ClientTransport::new(connection, goodbye, heard.clone());
     let tarpc::client::NewClient { client, dispatch } = tarpc::client::new(config, transport);
-    attempt.set(Link::Up(client));
+    attempt.set(Link::Up(client, heard));
     // After a goodbye new calls go to a new connection, while the answers under way still come on this one: it ends
     // when the last of their callers lets go of the channel.
     let mut dispatch = pin!(dispatch);

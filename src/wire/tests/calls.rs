@@ -121,6 +121,20 @@ async fn a_caller_without_a_timer_of_its_own_is_told_when_its_time_is_over() {
     assert!(matches!(reason_of(answer.unwrap()), Reason::DeadlinePassed { .. }));
 }
 
+/// A member says of each call that its time is over. So it lives, and impatient callers do not cost their connection.
+#[tokio::test]
+async fn calls_that_take_too_long_leave_the_connection_as_it_is() {
+    let kit = Kit::new().await;
+    let client = kit.client();
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        let gate = ask(&client, founding("gate"), SHORT).await;
+        assert!(matches!(reason_of(gate), Reason::DeadlinePassed { .. }));
+    }
+    say(&client, "something").await.unwrap();
+    assert_eq!(kit.stage.services.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test]
 async fn a_dropped_call_drops_its_handler() {
     let kit = Kit::new().await;

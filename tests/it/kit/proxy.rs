@@ -23,6 +23,7 @@ pub(crate) struct Proxy {
     pub(crate) address: String,
     line: watch::Sender<Line>,
     cuts: watch::Sender<u64>,
+    forgotten: watch::Sender<u64>,
     _tasks: JoinSet<()>,
 }
 
@@ -31,9 +32,11 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (line, cuts) = (watch::Sender::new(Line::Good), watch::Sender::new(0));
+        let forgotten = watch::Sender::new(0);
+        let way = (line.subscribe(), forgotten.subscribe());
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, member.to_owned(), line.subscribe(), cuts.subscribe()));
-        Self { address, line, cuts, _tasks: tasks }
+        tasks.spawn(accept(listener, member.to_owned(), way, cuts.subscribe()));
+        Self { address, line, cuts, forgotten, _tasks: tasks }
     }
 
     pub(crate) fn set(&self, line: Line) {
@@ -44,24 +47,30 @@ impl Proxy {
     pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
+
+    /// Passes nothing on of the connections that are open, and tells nobody. New ones are as good as before.
+    pub(crate) fn forget(&self) {
+        self.forgotten.send_modify(|forgotten| *forgotten += 1);
+    }
 }
 
 async fn accept(
     listener: TcpListener,
     member: String,
-    line: watch::Receiver<Line>,
+    way: (watch::Receiver<Line>, watch::Receiver<u64>),
     cuts: watch::Receiver<u64>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         let (near, _) = listener.accept().await.unwrap();
-        let (member, line, mut cuts) = (member.clone(), line.clone(), cuts.clone());
+        let (member, mut way, mut cuts) = (member.clone(), way.clone(), cuts.clone());
         cuts.mark_unchanged();
+        way.1.mark_unchanged();
         connections.spawn(async move {
             let Ok(far) = TcpStream::connect(member).await else { return };
             let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-            let there = Box::pin(pump(near_in, far_out, line.clone()));
-            let back = Box::pin(pump(far_in, near_out, line));
+            let there = Box::pin(pump(near_in, far_out, way.clone()));
+            let back = Box::pin(pump(far_in, near_out, way));
             let ended = futures::future::select(there, back);
             futures::future::select(ended, Box::pin(cuts.changed())).await;
         });
@@ -69,7 +78,11 @@ async fn accept(
 }
 
 /// Passes bytes on until either side has closed.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut line: watch::Receiver<Line>) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    (mut line, forgotten): (watch::Receiver<Line>, watch::Receiver<u64>),
+) {
     let mut bytes = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
         let now = *line.borrow_and_update();
@@ -77,6 +90,9 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut line: watch::
             Line::Good => {}
             Line::Slow(late) => tokio::time::sleep(late).await,
             Line::Dead => drop(line.wait_for(|line| *line != Line::Dead).await),
+        }
+        if forgotten.has_changed().unwrap_or(true) {
+            std::future::pending::<()>().await;
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;

@@ -25,7 +25,12 @@ struct Seen {
     purged: Option<u64>,
     applied: Option<u64>,
     revision: u64,
+    /// What was applied, and is yet to be said to be committed; and what was said until then.
+    owed: Option<(Option<u64>, Said)>,
 }
+
+/// What openraft says of a member: its vote, the end of its log, how far that is committed, and up to where it was cut.
+type Said = ((u64, u64), Option<u64>, Option<u64>, Option<u64>);
 
 impl Consensus {
     pub fn observe(
@@ -64,7 +69,6 @@ impl Consensus {
         let index_of = |id: Option<(u64, u64, u64)>| id.map(|(_, _, index)| index);
         let (committed, purged) = (index_of(peek.committed), index_of(peek.purged));
         must(committed <= peek.last, "committed beyond the log");
-        must(peek.applied <= committed, "applied beyond what is committed");
         // openraft hears of an installed snapshot, and cuts the log, only once the state has been swapped.
         let covered = index_of(peek.snapshot).max(peek.durable).max(peek.installed);
         must(peek.durable_state <= covered, "the state is on the disk ahead of the log");
@@ -73,6 +77,19 @@ impl Consensus {
         if seen.starts != starts {
             // Its disk remembers terms and cuts; what was committed and applied it may have to learn again.
             *seen = Seen { starts, vote: seen.vote, ..Seen::default() };
+        }
+        // openraft says what it knows when it has come to the end of its work, and some of that waits for the disk: what it
+        // says next counts.
+        let said: Said = ((term, candidate), peek.last, committed, purged);
+        let mut owed = seen.owed;
+        if let Some((applied, before)) = owed
+            && before != said
+        {
+            must(applied <= committed, "applied beyond what is committed");
+            owed = None;
+        }
+        if peek.applied > committed {
+            owed = owed.or(Some((peek.applied, said)));
         }
         must(seen.vote <= (term, candidate), "the vote has gone back");
         must(seen.committed <= committed, "the commit has gone back");
@@ -86,6 +103,7 @@ impl Consensus {
             purged,
             applied: peek.applied,
             revision: peek.revision,
+            owed,
         };
     }
 }

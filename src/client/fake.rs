@@ -17,6 +17,7 @@ use crate::types::{
 use bytes::Bytes;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{self, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 pub(crate) use streams::Stream;
@@ -128,6 +129,16 @@ impl Fake {
         let fake = self.clone();
         let service = tower::service_fn(move |call| {
             let fake = fake.clone();
+            async move { fake.call(call).await }
+        });
+        let home = Home::new(Handle::current());
+        Client::over(Service::new(service), home, Duration::from_secs(10), Arc::default())
+    }
+
+    /// A client of several members, one of which is asked at a time. They have nothing in common but what a test does to all.
+    pub(crate) fn client_of(members: Vec<Self>, asked: Arc<AtomicUsize>) -> Client {
+        let service = tower::service_fn(move |call| {
+            let fake = members[asked.load(atomic::Ordering::Relaxed)].clone();
             async move { fake.call(call).await }
         });
         let home = Home::new(Handle::current());

@@ -548,10 +548,12 @@ impl Follower {
         self.begin_anew();
     }
 
-    /// Begins the stream anew, with every cursor where it stands. Nothing that was said on it before counts any more.
-    /// Its number stays, so that the node forgets the old one, and no cursor's number is ever used again.
+    /// Begins another stream, with every cursor where it stands. Nothing that was said on the one before counts any more, at
+    /// no member: one that was left and is come back to may still have it, and its numbers are those of any other. So it
+    /// has another name, and no cursor's number is ever used again.
     fn begin_anew(&mut self) {
         let progress = *lock(&self.progress);
+        self.stream = random();
         self.after = 0;
         self.of_plan.clear();
         self.removed.clear();

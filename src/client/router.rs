@@ -17,7 +17,8 @@
 //! Invariants
 //! - a call goes through one endpoint, once: whether it may be sent again is for its sender to know;
 //! - one that hangs or is cut off is left, also if no caller waits long enough to see it;
-//! - what waits for news goes elsewhere when calls do;
+//! - what waits for news goes elsewhere after calls do, and only to who is known to work: that may be a hundred thousand
+//!   watches, to be made known there;
 //! - all endpoints are of one group: that of the first that answered. Another one is not asked again;
 //! - who was named by the application is never forgotten, though the group may not know it: a name may lead to any member.
 
@@ -64,8 +65,8 @@ struct Inner {
     group: u128,
     named: Vec<String>,
     endpoints: Mutex<Endpoints>,
-    /// Counts how often an endpoint in use has failed.
-    moves: watch::Sender<u64>,
+    /// The endpoint that is known to work best. Who waits for news elsewhere leaves for it.
+    settled: watch::Sender<String>,
     failed: Arc<Notify>,
     /// Learns who the members are.
     task: Mutex<JoinSet<()>>,
@@ -99,6 +100,7 @@ impl Router {
         (address, stub): (String, RpcClient),
         status: &Status,
     ) -> Self {
+        let settled = watch::Sender::new(address.clone());
         let all = vec![Endpoint { address, stub, failed: None }];
         let router = Self(Arc::new(Inner {
             runtime: runtime.clone(),
@@ -106,7 +108,7 @@ impl Router {
             group: status.group,
             named,
             endpoints: Mutex::new(Endpoints { all, used: 0 }),
-            moves: watch::Sender::new(0),
+            settled,
             failed: Arc::default(),
             task: Mutex::default(),
         }));
@@ -158,11 +160,17 @@ impl Router {
 
     /// Of a member that hangs or is cut off no news come, and no failure: the wait ends, without an answer, when it is known.
     async fn wait_for_news(&self, call: Call) -> Option<(String, Result<Response, Error>)> {
-        let mut moves = self.0.moves.subscribe();
+        let mut settled = self.0.settled.subscribe();
         let (address, stub) = self.0.used();
-        match select(pin!(stub.call(call)), pin!(moves.changed())).await {
-            Either::Left((answer, _)) => Some((address, answer)),
-            Either::Right(_) => None,
+        let elsewhere = async {
+            while settled.changed().await.is_ok() && *settled.borrow_and_update() == address {}
+        };
+        match select(pin!(stub.call(call)), pin!(elsewhere)).await {
+            Either::Left((answer, _)) => Some((address.clone(), answer)),
+            Either::Right(_) => {
+                stub.follow_no_more();
+                None
+            }
         }
     }
 }
@@ -209,9 +217,6 @@ impl Inner {
         let Some(at) = all.iter().position(|it| it.address == address) else { return };
         all[at].failed = Some((now, said(address, error)));
         // Many calls fail at once, and only the first of them changes something.
-        if at == *used {
-            self.moves.send_modify(|moves| *moves += 1);
-        }
         if at == *used && all.len() > 1 {
             let is_avoided = |it: &Endpoint| {
                 it.failed.as_ref().is_some_and(|(failed, _)| now.duration_since(*failed) < AVOID)
@@ -229,11 +234,11 @@ impl Inner {
         self.failed.notify_one();
     }
 
-    /// All endpoints but one.
-    fn others(&self, address: &str) -> Vec<(String, RpcClient)> {
+    /// All endpoints but one. Their connections are for one question: who has many clients has no room for idle ones.
+    fn others(&self, address: &str) -> Vec<Endpoint> {
         let endpoints = self.endpoints();
         let others = endpoints.all.iter().filter(|it| it.address != address);
-        others.map(|it| (it.address.clone(), it.stub.clone())).collect()
+        others.map(|it| self.endpoint(&it.address)).collect()
     }
 
     /// Calls go through another endpoint, of which it is known that it works.
@@ -247,7 +252,21 @@ impl Inner {
             tracing::debug!(%error, from, to, "another endpoint is used");
             all[old].failed = Some((Instant::now(), said(from, error)));
             *used = new;
-            self.moves.send_modify(|moves| *moves += 1);
+        }
+        drop(endpoints);
+        self.settle(to);
+    }
+
+    /// The endpoint in use works, and has a majority behind it.
+    fn settle(&self, address: &str) {
+        if self.used().0 == address {
+            self.settled.send_if_modified(|settled| {
+                let is_new = settled != address;
+                if is_new {
+                    address.clone_into(settled);
+                }
+                is_new
+            });
         }
     }
 
@@ -310,7 +329,7 @@ impl Inner {
 /// uses the router.
 async fn learn(router: Weak<Inner>, failed: Arc<Notify>) {
     loop {
-        tokio::time::sleep(LEARN_PAUSE).await;
+        tokio::time::sleep(jitter(LEARN_PAUSE)).await;
         let _ = timeout(jitter(LEARN_EVERY), failed.notified()).await;
         let Some(inner) = router.upgrade() else { return };
         let (address, stub) = inner.used();
@@ -331,21 +350,35 @@ async fn learn(router: Weak<Inner>, failed: Arc<Notify>) {
             _ => {}
         }
         drop(inner);
-        let Err(error) = word_of_quorum(&stub).await else { continue };
+        let word = word_of_quorum(&stub).await;
         let Some(inner) = router.upgrade() else { return };
+        let error = match word {
+            Ok(()) => {
+                inner.settle(&address);
+                continue;
+            }
+            Err(error) if *error.reason() == Reason::TooManyRequests => continue,
+            Err(error) => error,
+        };
         let others = inner.others(&address);
         drop(inner);
-        let others = others.into_iter().map(|(other, stub)| {
-            async move { word_of_quorum(&stub).await.map(|()| other) }.boxed()
-        });
-        // Of an empty list there is no first.
-        let unless_none = others.chain([ready(Err(Reason::NoLeader.into())).boxed()]);
-        if let Ok((other, _)) = select_ok(unless_none).await
+        if let Some(other) = first_that_works(others).await
+            // It was all of the group, and is over.
+            && word_of_quorum(&stub).await.is_err()
             && let Some(inner) = router.upgrade()
         {
             inner.change(&address, &other, &error);
         }
     }
+}
+
+async fn first_that_works(endpoints: Vec<Endpoint>) -> Option<String> {
+    let asked = endpoints
+        .into_iter()
+        .map(|it| async move { word_of_quorum(&it.stub).await.map(|()| it.address) }.boxed());
+    // Of an empty list there is no first.
+    let or_none = asked.chain([ready(Err(Reason::NoLeader.into())).boxed()]);
+    select_ok(or_none).await.ok().map(|(address, _)| address)
 }
 
 /// Whether a member has a majority behind it.

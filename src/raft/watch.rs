@@ -47,7 +47,7 @@ const ENDED_BYTES: usize = 128;
 /// The most cursors of one stream.
 const CURSORS_MAX: usize = 1 << 20;
 /// The most streams of one caller. It needs one, and begins another when it is in doubt about that.
-const STREAMS_MAX: usize = 4;
+const STREAMS_MAX: usize = 2;
 /// The turn of a stream that was forgotten: any call of it comes too late.
 const FORGOTTEN: u64 = u64::MAX;
 

@@ -22,6 +22,8 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -77,6 +79,16 @@ impl fmt::Display for Broken {
 
 impl std::error::Error for Broken {}
 
+/// Counts how often something has come, a frame or a part of one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Came(Arc<AtomicU64>);
+
+impl Came {
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Frames in both directions.
 #[derive(Debug)]
 pub(super) struct Connection<S> {
@@ -85,6 +97,7 @@ pub(super) struct Connection<S> {
     patience: Patience,
     incoming: BytesMut,
     outgoing: BytesMut,
+    came: Came,
     reading: Watchdog,
     writing: Watchdog,
 }
@@ -98,9 +111,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             patience,
             incoming: BytesMut::new(),
             outgoing: BytesMut::new(),
+            came: Came::default(),
             reading: Watchdog::new(),
             writing: Watchdog::new(),
         }
+    }
+
+    /// Tells whether anything comes.
+    pub(super) fn came(&self) -> Came {
+        self.came.clone()
     }
 
     /// What to accept from now on: a hello is short, what follows may be long.
@@ -123,7 +142,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     return Poll::Ready(Err(Broken::Closed));
                 }
                 Poll::Ready(0) => return Poll::Ready(Err(Broken::Truncated)),
-                Poll::Ready(_) => self.reading.feed(),
+                Poll::Ready(_) => {
+                    self.came.0.fetch_add(1, Ordering::Relaxed);
+                    self.reading.feed();
+                }
                 Poll::Pending => {
                     let idle = self.incoming.is_empty();
                     let limit = if idle { self.patience.idle } else { self.patience.stall };

@@ -22,13 +22,12 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, Sink, Stream};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tarpc::{ClientMessage, Request, Response, context, trace};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::Instant;
 
 /// `timeout_ms`, in front of the body of each Rpc request.
 pub(super) const TIMEOUT_BYTES: usize = 4;
@@ -103,65 +102,16 @@ pub(super) fn context_for(timeout: Duration) -> context::Context {
     context
 }
 
-/// Whether anything comes on a connection. Shared by its task and those who call on it.
-#[derive(Clone, Debug)]
-pub(super) struct Heard(Arc<Frames>);
-
-#[derive(Debug)]
-struct Frames {
-    came: AtomicU64,
-    /// How many had come when it was first asked for what has not come since, and when that was, in milliseconds.
-    before: AtomicU64,
-    since: AtomicU64,
-    born: Instant,
-}
-
-impl Heard {
-    pub(super) fn new() -> Self {
-        let never = AtomicU64::new(u64::MAX);
-        let born = Instant::now();
-        Self(Arc::new(Frames { came: AtomicU64::new(0), before: never, since: 0.into(), born }))
-    }
-
-    fn came(&self) {
-        self.0.came.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Something is asked for.
-    pub(super) fn asked(&self) {
-        let came = self.0.came.load(Ordering::Relaxed);
-        if self.0.before.swap(came, Ordering::Relaxed) != came {
-            self.0.since.store(self.age(), Ordering::Relaxed);
-        }
-    }
-
-    /// Whether nothing has come for so long, though it was asked for.
-    pub(super) fn is_silent_for(&self, time: Duration) -> bool {
-        let Frames { came, before, since, .. } = &*self.0;
-        came.load(Ordering::Relaxed) == before.load(Ordering::Relaxed)
-            && self.age().saturating_sub(since.load(Ordering::Relaxed)) as u128 >= time.as_millis()
-    }
-
-    fn age(&self) -> u64 {
-        u64::try_from(self.0.born.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
 /// The client's end.
 pub(super) struct ClientTransport<S> {
     connection: Connection<S>,
     /// Told when the server wants no new requests.
     goodbye: Option<oneshot::Sender<()>>,
-    heard: Heard,
 }
 
 impl<S> ClientTransport<S> {
-    pub(super) fn new(
-        connection: Connection<S>,
-        goodbye: oneshot::Sender<()>,
-        heard: Heard,
-    ) -> Self {
-        Self { connection, goodbye: Some(goodbye), heard }
+    pub(super) fn new(connection: Connection<S>, goodbye: oneshot::Sender<()>) -> Self {
+        Self { connection, goodbye: Some(goodbye) }
     }
 }
 
@@ -171,10 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for ClientTransport<S> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             let frame = match ready!(self.connection.poll_next(cx)) {
-                Ok(frame) => {
-                    self.heard.came();
-                    frame
-                }
+                Ok(frame) => frame,
                 // Nobody waits for an answer by then.
                 Err(Broken::Idle) => return Poll::Ready(None),
                 Err(broken) => return Poll::Ready(Some(Err(broken))),

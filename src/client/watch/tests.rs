@@ -11,6 +11,8 @@ use crate::types::{Changes, Event, KeyRange, Op, Revision};
 use futures::StreamExt;
 use futures::future::join_all;
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -491,6 +493,26 @@ async fn a_dropped_watch_is_taken_off_at_once() {
     assert_eq!(cursors(), 1);
     let written = fake.put("b", "v");
     assert_eq!(other.recv().await.unwrap().revision, written);
+}
+
+/// A member still has the stream that a client left it with, and its numbers are like those of the one that follows.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_goes_to_another_member_and_back_misses_nothing() {
+    let (members, asked) = ([Fake::new(), Fake::new()], Arc::<AtomicUsize>::default());
+    let client = Fake::client_of(members.to_vec(), asked.clone());
+    let mut watch = client.watch("k").await.unwrap();
+    members[0].settle().await;
+    let mut others = Vec::new();
+    for there in [1, 0] {
+        asked.store(there, Ordering::Relaxed);
+        // What waits for news is interrupted, and goes on with another call.
+        let other = client.watch(format!("other/{there}")).from(Revision::from(2));
+        others.push(other.await.unwrap());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    let written = members.each_ref().map(|member| member.put("k", "v"))[0];
+    let next = tokio::time::timeout(Duration::from_secs(60), watch.recv()).await;
+    assert_eq!(next.expect("the change").unwrap().revision, written);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! The caller's side: a cheap handle that opens its connections when they are needed, and again when they break.
 
-use super::lane::{Lane, Peer};
+use super::lane::{Lane, Live, Peer};
 use super::together::Together;
 use crate::api::{Call, Request, Response};
 use crate::codec::layout::Layout;
@@ -16,16 +16,17 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tarpc::client::RpcError;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-/// A connection on which a call was not answered in its time, and nothing else has come for so long, is not called on any
-/// more: where something in between has forgotten it, nobody says so.
-const SILENT: Duration = Duration::from_millis(1500);
+/// A member says who it is at once, whatever else it waits for. If that takes longer, and nothing else comes either, then
+/// something on the way has forgotten the connection: nobody would say so for a quarter of an hour.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// A request that never left is tried on a new connection once: the old one may have died unnoticed.
 const ATTEMPTS: usize = 2;
@@ -49,6 +50,7 @@ pub(super) struct Way {
     runtime: Handle,
     calls: Lane,
     follows: Lane,
+    is_probing: AtomicBool,
 }
 
 impl RpcClient {
@@ -57,7 +59,8 @@ impl RpcClient {
         let target = Target { address, security };
         let peer = Arc::new(Peer { target, who, group: OnceLock::new() });
         let (calls, follows) = (Lane::new(peer.clone()), Lane::new(peer.clone()));
-        let way = Arc::new(Way { peer, runtime, calls, follows });
+        let is_probing = AtomicBool::new(false);
+        let way = Arc::new(Way { peer, runtime, calls, follows, is_probing });
         Self(Arc::new(Inner { way, together: Together::default() }))
     }
 
@@ -82,6 +85,11 @@ impl RpcClient {
             None => way.send(&call).await,
         }
     }
+
+    /// Waits for no news on the connection for that any more. What the member has kept for it goes with it.
+    pub(crate) fn follow_no_more(&self) {
+        self.0.way.follows.renew();
+    }
 }
 
 impl Way {
@@ -100,7 +108,7 @@ impl Way {
     }
 
     /// Sends a request and waits for its answer.
-    pub(super) async fn send(&self, call: &Call) -> Result<Response, Error> {
+    pub(super) async fn send(self: &Arc<Self>, call: &Call) -> Result<Response, Error> {
         let started = Instant::now();
         let deadline = started + call.timeout.min(CALL_TIMEOUT_MAX);
         let mut timer = pin!(self.timer(deadline));
@@ -113,27 +121,21 @@ impl Way {
             let live = live?;
             let left = deadline.saturating_duration_since(Instant::now());
             put_timeout(&mut payload, left);
-            let ticket = Ticket::default();
-            live.heard.asked();
+            let (ticket, came) = (Ticket::default(), live.came());
             let (method, payload) = (call.request.method(), Bytes::from(payload));
             let ask = Ask { method, payload, ticket: ticket.clone() };
-            let answer = before(timer.as_mut(), live.channel.call(context_for(left), ask)).await;
+            let answer = live.channel.call(context_for(left), ask);
+            let answer = before(timer.as_mut(), unless_left(&live, &call.request, answer)).await;
             let never_left = !matches!(answer, Some(Ok(_))) && ticket.withdraw();
             let failure = match answer {
                 Some(Ok(answer)) => return self.decode(answer, &call.request),
                 Some(Err(_)) if never_left => {
-                    lane.leave(&live);
+                    live.leave();
                     continue;
                 }
                 Some(Err(RpcError::DeadlineExceeded)) | None => {
-                    if live.heard.is_silent_for(SILENT) {
-                        tracing::debug!(
-                            address = self.peer.target.address,
-                            "nothing comes any more"
-                        );
-                        lane.leave(&live);
-                        // What waits for news on the other would not notice for long.
-                        self.follows.renew();
+                    if live.came() == came {
+                        self.probe(lane, live);
                     }
                     Reason::DeadlinePassed { waited: started.elapsed() }
                 }
@@ -161,6 +163,31 @@ impl Way {
         })
     }
 
+    /// Nothing has come while a call was waited for. Asks for something that needs no waiting.
+    fn probe(self: &Arc<Self>, lane: &Lane, live: Live) {
+        if self.is_probing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let way = Arc::downgrade(self);
+        let probe = async move {
+            let came = live.came();
+            if let Ok(mut payload) = encode(&Request::Status) {
+                put_timeout(&mut payload, PROBE);
+                let (method, payload) = (Request::Status.method(), Bytes::from(payload));
+                let ask = Ask { method, payload, ticket: Ticket::default() };
+                let _ = timeout(PROBE, live.channel.call(context_for(PROBE), ask)).await;
+            }
+            let Some(way) = way.upgrade() else { return };
+            if live.came() == came && live.leave() {
+                tracing::debug!(address = way.peer.target.address, "nothing comes any more");
+                // What waits for news on the other would not notice for long.
+                way.follows.renew();
+            }
+            way.is_probing.store(false, Ordering::Release);
+        };
+        lane.spawn(probe, &self.runtime);
+    }
+
     fn lane(&self, request: &Request) -> &Lane {
         if matches!(request, Request::Follow(_)) { &self.follows } else { &self.calls }
     }
@@ -169,6 +196,21 @@ impl Way {
     pub(super) fn timer(&self, deadline: Instant) -> Sleep {
         let _guard = self.runtime.enter();
         sleep_until(deadline)
+    }
+}
+
+/// A wait for news ends with its connection. Other answers may still come after a goodbye.
+async fn unless_left<T>(
+    live: &Live,
+    request: &Request,
+    answer: impl Future<Output = Result<T, RpcError>>,
+) -> Result<T, RpcError> {
+    if !matches!(request, Request::Follow(_)) {
+        return answer.await;
+    }
+    match select(pin!(answer), pin!(live.left())).await {
+        Either::Left((answer, _)) => answer,
+        Either::Right(_) => Err(RpcError::Shutdown),
     }
 }
 

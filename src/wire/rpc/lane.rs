@@ -19,16 +19,17 @@
 //! - dropping the lane ends its tasks, and with them its sockets. No task holds the lane.
 
 use crate::error::{Error, Reason};
-use crate::wire::connection::{Connection, Patience};
+use crate::wire::connection::{Came, Connection, Patience};
 use crate::wire::dial::Target;
 use crate::wire::frame::Accept;
 use crate::wire::limits::{
     BACK_OFF_MAX, BACK_OFF_MIN, CLIENT_IDLE, CONNECT_TIMEOUT, RPC_RESPONSE_BYTES_MAX, STALL,
 };
 use crate::wire::preamble::{Endpoint, Kind};
-use crate::wire::transport::{Ask, ClientTransport, Heard};
+use crate::wire::transport::{Ask, ClientTransport};
 use bytes::Bytes;
 use futures::future::{Either, select};
+use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -62,8 +63,35 @@ pub(super) struct Lane {
 /// A channel to call on, and which connection it belongs to.
 pub(super) struct Live {
     pub(super) channel: Channel,
-    pub(super) heard: Heard,
+    came: Came,
     generation: u64,
+    state: Arc<watch::Sender<State>>,
+}
+
+impl Live {
+    /// How often something has come on it.
+    pub(super) fn came(&self) -> u64 {
+        self.came.count()
+    }
+
+    /// Nobody calls on it any more. Whether somebody would have.
+    pub(super) fn leave(&self) -> bool {
+        self.state.send_if_modified(|state| {
+            let is_up = state.generation == self.generation && matches!(state.link, Link::Up(..));
+            if is_up {
+                state.link = Link::Idle;
+            }
+            is_up
+        })
+    }
+
+    /// Waits until nobody calls on it any more.
+    pub(super) async fn left(&self) {
+        let is_left = |state: &State| {
+            state.generation != self.generation || !matches!(state.link, Link::Up(..))
+        };
+        let _ = self.state.subscribe().wait_for(is_left).await;
+    }
 }
 
 #[derive(Debug)]
@@ -79,7 +107,7 @@ struct State {
 enum Link {
     Idle,
     Connecting,
-    Up(Channel, Heard),
+    Up(Channel, Came),
     Down { error: Error, until: Instant },
 }
 
@@ -101,20 +129,16 @@ impl Lane {
             let settled = state.wait_for(|state| !matches!(state.link, Link::Connecting)).await;
             let settled = settled.map_err(|_| Error::from(Reason::Closed))?;
             match &settled.link {
-                Link::Up(channel, heard) => {
-                    let (channel, heard) = (channel.clone(), heard.clone());
-                    return Ok(Live { channel, heard, generation: settled.generation });
+                Link::Up(channel, came) => {
+                    let (channel, came) = (channel.clone(), came.clone());
+                    let (generation, state) = (settled.generation, Arc::clone(&self.state));
+                    return Ok(Live { channel, came, generation, state });
                 }
                 Link::Down { error, .. } => return Err(error.clone()),
                 Link::Idle | Link::Connecting => {}
             }
         }
         Err(self.peer.target.unreachable("closed at once"))
-    }
-
-    /// Takes note that a channel is dead, which its task may not yet have got around to.
-    pub(super) fn leave(&self, dead: &Live) {
-        set(&self.state, dead.generation, Link::Idle);
     }
 
     /// Whoever calls from now on does so on a new connection.
@@ -126,6 +150,13 @@ impl Lane {
             }
             is_up
         });
+    }
+
+    /// Does something in the background, which ends with the lane.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(task, runtime);
     }
 
     fn begin_if_due(&self, runtime: &Handle) {
@@ -145,9 +176,7 @@ impl Lane {
         });
         if let Some(generation) = generation {
             let attempt = Attempt { state: self.state.clone(), generation };
-            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            while tasks.try_join_next().is_some() {}
-            tasks.spawn_on(run(self.peer.clone(), attempt), runtime);
+            self.spawn(run(self.peer.clone(), attempt), runtime);
         }
     }
 }
@@ -212,10 +241,10 @@ async fn run(peer: Arc<Peer>, attempt: Attempt) {
     let (goodbye, drained) = oneshot::channel();
     let mut config = tarpc::client::Config::default();
     config.max_in_flight_requests = CALLS_IN_FLIGHT_MAX;
-    let heard = Heard::new();
-    let transport = ClientTransport::new(connection, goodbye, heard.clone());
+    let came = connection.came();
+    let transport = ClientTransport::new(connection, goodbye);
     let tarpc::client::NewClient { client, dispatch } = tarpc::client::new(config, transport);
-    attempt.set(Link::Up(client, heard));
+    attempt.set(Link::Up(client, came));
     // After a goodbye new calls go to a new connection, while the answers under way still come on this one: it ends
     // when the last of their callers lets go of the channel.
     let mut dispatch = pin!(dispatch);

@@ -276,7 +276,12 @@ fn board(
 }
 
 /// One call, and the answers of all who are in it. It ends when nobody waits for it any more.
-async fn take_along(way: &Way, sort: Sort, aboard: Vec<Passenger>, place: OwnedSemaphorePermit) {
+async fn take_along(
+    way: &Arc<Way>,
+    sort: Sort,
+    aboard: Vec<Passenger>,
+    place: OwnedSemaphorePermit,
+) {
     let latest = aboard.iter().map(|passenger| passenger.deadline).max();
     let latest = latest.unwrap_or_else(Instant::now);
     // Nobody has left before there is a connection to leave on.
@@ -324,7 +329,7 @@ async fn take_along(way: &Way, sort: Sort, aboard: Vec<Passenger>, place: OwnedS
 impl Way {
     /// What each of some requests is answered with, in one call, or alone if they are refused together.
     async fn exchange(
-        &self,
+        self: &Arc<Self>,
         sort: Sort,
         mut requests: Vec<Request>,
         deadline: Instant,

@@ -469,7 +469,7 @@ fn left(deadline: Instant) -> Duration {
 }
 
 /// If it says that time was up, then all of it, and not that of the last try.
-fn late(error: Error, waited: Duration) -> Error {
+pub(super) fn late(error: Error, waited: Duration) -> Error {
     match error.reason() {
         Reason::DeadlinePassed { .. } => error.for_reason(Reason::DeadlinePassed { waited }),
         _ => error,

@@ -12,7 +12,7 @@
 //! Pages go on after the last key, so they come in key order, or against it. Any other order is made here, from all
 //! entries, once they are all there.
 
-use super::link::{Freshness, Link, malformed};
+use super::link::{Freshness, Link, late, malformed};
 use crate::error::{Error, Result};
 use crate::types::{
     Consistency, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, SortBy, TxnOp,
@@ -89,9 +89,11 @@ impl Pages {
 
     /// All of them at once, and the revision of the group at which they were read. A timeout that was said is for all.
     pub(super) async fn read_all(mut self) -> Result<(Vec<KeyValue>, Revision)> {
-        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let total = self.timeout;
+        let deadline = total.map(|total| Instant::now() + total);
+        let say = |error| if let Some(total) = total { late(error, total) } else { error };
         let mut all = Vec::new();
-        while let Some(page) = self.next().await? {
+        while let Some(page) = self.next().await.map_err(say)? {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.timeout = left;
             all.extend(page);

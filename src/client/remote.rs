@@ -110,7 +110,11 @@ impl ClientBuilder {
             })
             .collect();
         let (mut tried, mut is_final) = (Vec::new(), None);
-        while let Some((address, stub, answer)) = asked.next().await {
+        loop {
+            // What time would not mend is not held back for long.
+            let wait = if is_final.is_some() { OTHERS } else { limits::CALL_TIMEOUT_MAX * 2 };
+            let next = tokio::time::timeout(wait, asked.next()).await;
+            let Ok(Some((address, stub, answer))) = next else { break };
             match answer {
                 Ok(status) => {
                     drop(asked);
@@ -132,6 +136,9 @@ impl ClientBuilder {
         })
     }
 }
+
+/// How long the other endpoints have once one gave an answer that is final.
+const OTHERS: Duration = Duration::from_secs(1);
 
 /// Asks an endpoint who it is, until it says so or its time is up: whoever starts with the group may be faster than it.
 async fn ask(

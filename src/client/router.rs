@@ -51,7 +51,9 @@ const AVOID: Duration = Duration::from_secs(5);
 const NAMED: Duration = Duration::from_secs(60);
 /// How often the group is asked who its members are, about. Also when an endpoint fails.
 const LEARN_EVERY: Duration = Duration::from_secs(10);
-/// How long it is waited at least between two times.
+/// How long it is waited before the next time if no member has a majority behind it.
+const OUTAGE_PAUSE: Duration = Duration::from_secs(5);
+/// How long it is waited at least between two times, about.
 const LEARN_PAUSE: Duration = Duration::from_secs(1);
 
 /// A service that is one of several, whichever works. Clones share it.
@@ -120,6 +122,7 @@ impl Router {
 
     async fn send(self, call: Call) -> Result<Response, Error> {
         let is_fair = call.timeout >= FAIR;
+        let is_wait_for_news = matches!(call.request, Request::Follow(_));
         let (address, answer) = match call.request {
             Request::Follow(_) => match self.wait_for_news(call).await {
                 Some(answer) => answer,
@@ -141,6 +144,9 @@ impl Router {
                     // It is looked after: it may hang, and all who call may be as impatient.
                     self.0.failed.notify_one();
                 }
+                if is_wait_for_news {
+                    self.0.unsettle(&address);
+                }
                 Err(self.0.elsewhere(error))
             }
             // A member that has failed answers, and says so of each write.
@@ -161,7 +167,8 @@ impl Router {
     /// Of a member that hangs or is cut off no news come, and no failure: the wait ends, without an answer, when it is known.
     async fn wait_for_news(&self, call: Call) -> Option<(String, Result<Response, Error>)> {
         let mut settled = self.0.settled.subscribe();
-        let (address, stub) = self.0.used();
+        let at = settled.borrow_and_update().clone();
+        let (address, stub) = self.0.known(&at).unwrap_or_else(|| self.0.used());
         let elsewhere = async {
             while settled.changed().await.is_ok() && *settled.borrow_and_update() == address {}
         };
@@ -270,6 +277,24 @@ impl Inner {
         }
     }
 
+    /// No news are to be had of it: whoever waits for them next does so where calls go.
+    fn unsettle(&self, address: &str) {
+        let (used, _) = self.used();
+        self.settled.send_if_modified(|settled| {
+            let is_left = settled == address && used != address;
+            if is_left {
+                *settled = used;
+            }
+            is_left
+        });
+    }
+
+    fn known(&self, address: &str) -> Option<(String, RpcClient)> {
+        let endpoints = self.endpoints();
+        let endpoint = endpoints.all.iter().find(|it| it.address == address)?;
+        Some((endpoint.address.clone(), endpoint.stub.clone()))
+    }
+
     fn works(&self, address: &str) {
         let mut endpoints = self.endpoints();
         let endpoint = endpoints.all.iter_mut().find(|it| it.address == address);
@@ -354,22 +379,40 @@ async fn learn(router: Weak<Inner>, failed: Arc<Notify>) {
         let Some(inner) = router.upgrade() else { return };
         let error = match word {
             Ok(()) => {
+                let settled = inner.settled.borrow().clone();
+                let before = inner.known(&settled).filter(|_| settled != address);
+                drop(inner);
+                // A call has failed there, which may have been the group's fault.
+                if let Some((_, stub)) = before
+                    && is_well(&word_of_quorum(&stub).await)
+                {
+                    continue;
+                }
+                let Some(inner) = router.upgrade() else { return };
                 inner.settle(&address);
                 continue;
             }
-            Err(error) if *error.reason() == Reason::TooManyRequests => continue,
+            word if is_well(&word) => continue,
             Err(error) => error,
         };
         let others = inner.others(&address);
         drop(inner);
-        if let Some(other) = first_that_works(others).await
-            // It was all of the group, and is over.
-            && word_of_quorum(&stub).await.is_err()
+        let Some(other) = first_that_works(others).await else {
+            tokio::time::sleep(jitter(OUTAGE_PAUSE)).await;
+            continue;
+        };
+        // It may have been all of the group, and be over.
+        if !is_well(&word_of_quorum(&stub).await)
             && let Some(inner) = router.upgrade()
         {
             inner.change(&address, &other, &error);
         }
     }
+}
+
+/// A member that is busy is not cut off.
+fn is_well(word: &Result<(), Error>) -> bool {
+    word.as_ref().err().is_none_or(|error| *error.reason() == Reason::TooManyRequests)
 }
 
 async fn first_that_works(endpoints: Vec<Endpoint>) -> Option<String> {

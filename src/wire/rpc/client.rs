@@ -170,15 +170,17 @@ impl Way {
         }
         let way = Arc::downgrade(self);
         let probe = async move {
-            let came = live.came();
+            let (came, ticket) = (live.came(), Ticket::default());
             if let Ok(mut payload) = encode(&Request::Status) {
                 put_timeout(&mut payload, PROBE);
                 let (method, payload) = (Request::Status.method(), Bytes::from(payload));
-                let ask = Ask { method, payload, ticket: Ticket::default() };
+                let ask = Ask { method, payload, ticket: ticket.clone() };
                 let _ = timeout(PROBE, live.channel.call(context_for(PROBE), ask)).await;
             }
             let Some(way) = way.upgrade() else { return };
-            if live.came() == came && live.leave() {
+            // One that is still behind others here has asked nothing.
+            let has_left = !ticket.withdraw();
+            if has_left && live.came() == came && live.leave() {
                 tracing::debug!(address = way.peer.target.address, "nothing comes any more");
                 // What waits for news on the other would not notice for long.
                 way.follows.renew();

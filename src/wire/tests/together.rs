@@ -12,6 +12,7 @@ const HELD: u64 = 100;
 #[derive(Default)]
 struct Echo {
     calls: AtomicU64,
+    writes: AtomicU64,
     is_shut: tokio::sync::watch::Sender<bool>,
     answers_bytes: AtomicU64,
 }
@@ -38,6 +39,7 @@ impl Echo {
 
     async fn propose(&self, proposals: &[Proposal]) -> Result<Response, Error> {
         let numbers: Vec<u64> = proposals.iter().map(number).collect();
+        self.writes.fetch_add(numbers.len() as u64, Ordering::SeqCst);
         if numbers.contains(&REFUSED) {
             return Err(Reason::DuplicateKey.into());
         }
@@ -194,6 +196,7 @@ async fn who_waits_for_something_else_is_not_held_up() {
         // The others waited for a place, and have certainly not happened.
         assert_eq!(error.may_have_applied(), has_left, "{error}");
     }
+    let before = echo.writes.load(Ordering::SeqCst);
     let mut slow: Vec<_> = (0..20).map(|n| Box::pin(ask(&client, put(n), LONG))).collect();
     for one in &mut slow {
         assert!(futures::poll!(one).is_pending());
@@ -201,6 +204,13 @@ async fn who_waits_for_something_else_is_not_held_up() {
     for consistency in [Consistency::Serializable, Consistency::Linearizable] {
         assert_eq!(read(&client, "k", consistency).await.unwrap(), "k");
     }
+    // Whoever travels with them would hang as well.
+    let all_have_left = async {
+        while echo.writes.load(Ordering::SeqCst) < before + 20 {
+            tokio::time::sleep(SHORT / 10).await;
+        }
+    };
+    tokio::time::timeout(LONG, all_have_left).await.expect("all leave");
     // All places are taken by those that hang, and are left after a while.
     let (slow, other) = futures::future::join(join_all(slow), async {
         let other = write(&client, HELD).await.unwrap();

@@ -35,18 +35,47 @@ use tokio::time::Instant;
 #[must_use = "a builder does nothing until it is told to connect"]
 pub struct ClientBuilder {
     endpoints: Vec<String>,
+    group: u128,
     timeout: Duration,
     security: Security,
 }
 
 impl ClientBuilder {
     pub(super) fn new() -> Self {
-        Self { endpoints: Vec::new(), timeout: TIMEOUT_DEFAULT, security: Security::default() }
+        let (timeout, security) = (TIMEOUT_DEFAULT, Security::default());
+        Self { endpoints: Vec::new(), group: 0, timeout, security }
     }
 
     /// Adds members of the group to connect to, each of the form `host:port`.
     pub fn endpoints<A: Into<String>>(mut self, endpoints: impl IntoIterator<Item = A>) -> Self {
         self.endpoints.extend(endpoints.into_iter().map(Into::into));
+        self
+    }
+
+    /// Talks to this group only, which [`Status::group`](crate::Status::group) names. If not said, it is the group of the
+    /// endpoint that answers first: of two groups, either.
+    ///
+    /// A member of another group is not used. If there is nobody else, [`connect`](Self::connect) fails with
+    /// [`Reason::GroupMismatch`](crate::Reason::GroupMismatch).
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let node = quorate::Node::builder(folder.path()).listen("127.0.0.1:0").solo().await?;
+    /// # let address = node.local_address().expect("it listens").to_string();
+    /// use quorate::{Client, Reason};
+    ///
+    /// let group = node.status().group;
+    /// Client::builder().endpoints([&address]).group(group).connect().await?;
+    ///
+    /// let other = Client::builder().endpoints([&address]).group(group ^ 1).connect().await;
+    /// assert_eq!(*other.unwrap_err().reason(), Reason::GroupMismatch);
+    /// # node.shutdown().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn group(mut self, id: u128) -> Self {
+        self.group = id;
         self
     }
 
@@ -95,7 +124,7 @@ impl ClientBuilder {
     ///
     /// Dropping the future closes what was opened.
     pub async fn connect(self) -> Result<Client> {
-        let Self { endpoints, timeout, security } = self;
+        let Self { endpoints, group, timeout, security } = self;
         security.check()?;
         let runtime = Handle::try_current().map_err(|error| {
             let detail = "a client needs a tokio runtime to connect".to_owned();
@@ -104,7 +133,7 @@ impl ClientBuilder {
         let mut asked: FuturesUnordered<_> = endpoints
             .iter()
             .map(|address| {
-                let who = Endpoint::client();
+                let who = Endpoint { group, ..Endpoint::client() };
                 let stub = RpcClient::new(address.clone(), who, security.clone(), runtime.clone());
                 ask(address.clone(), stub, timeout.min(limits::CALL_TIMEOUT_MAX))
             })

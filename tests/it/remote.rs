@@ -298,15 +298,22 @@ async fn when_nobody_answers_in_time_all_are_named() {
 /// One of three that is down, one that is another group's, and one that is no member of anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_lives_is_enough() {
-    let mut group = Nodes::start(3).await;
+    let (mut group, other) = (Nodes::start(3).await, Nodes::start(1).await);
     group.stop(2).await;
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = nobody.local_addr().unwrap().to_string();
-    let mut endpoints = group.addresses.clone();
+    let id = group.node(0).status().group;
+    let mut endpoints = other.addresses.clone();
+    endpoints.extend(group.addresses.clone());
     endpoints.push(silent);
-    let client = Client::connect(endpoints).await.unwrap();
+    let client = Client::builder().endpoints(endpoints).group(id).connect().await.unwrap();
     client.put("k", "v").await.unwrap();
+    assert_eq!(client.status().await.unwrap().group, id);
     let keys: Vec<_> = client.range(..).stream().try_collect().await.unwrap();
     assert_eq!(keys.len(), 1);
+    // Nobody else is left of the group that is meant.
+    let wrong = Client::builder().endpoints(other.addresses.clone()).group(id).connect().await;
+    assert_eq!(*wrong.unwrap_err().reason(), Reason::GroupMismatch);
     group.shutdown().await;
+    other.shutdown().await;
 }

@@ -291,15 +291,16 @@ async fn take_along(
     let mut requests = Vec::with_capacity(aboard.len());
     let mut travellers = Vec::with_capacity(aboard.len());
     for Passenger { seat, deadline, answer, .. } in aboard {
-        match (seat.take(), &open) {
-            (Some(_), Err(error)) => drop(answer.send(Err(error.clone()))),
-            (Some(request), Ok(())) if deadline > now => {
-                requests.push(request);
-                travellers.push(answer);
+        match &open {
+            // What stays behind keeps its seat: if his time is up first, he sees by that that it has not left.
+            Err(error) => drop(answer.send(Err(error.clone()))),
+            Ok(()) if deadline <= now => drop(answer.send(Err(way.not_in_time()))),
+            Ok(()) => {
+                if let Some(request) = seat.take() {
+                    requests.push(request);
+                    travellers.push(answer);
+                }
             }
-            // He has given up, or is about to: it has not left.
-            (Some(_), Ok(())) => drop(answer.send(Err(way.not_in_time()))),
-            (None, _) => {}
         }
     }
     let answered = async {

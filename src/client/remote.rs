@@ -52,11 +52,11 @@ impl ClientBuilder {
         self
     }
 
-    /// Talks to this group only, which [`Status::group`](crate::Status::group) names. If not said, it is the group of the
+    /// Talks to this group only, which [`Status::group`] names. If not said, it is the group of the
     /// endpoint that answers first: of two groups, either.
     ///
     /// A member of another group is not used. If there is nobody else, [`connect`](Self::connect) fails with
-    /// [`Reason::GroupMismatch`](crate::Reason::GroupMismatch).
+    /// [`Reason::GroupMismatch`].
     ///
     /// ```
     /// # #[tokio::main]

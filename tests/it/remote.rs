@@ -4,7 +4,7 @@ use crate::kit::group::Nodes;
 use crate::kit::proxy::{Line, Proxy};
 use crate::kit::{HEARTBEAT, PATIENCE, addresses};
 use futures::TryStreamExt;
-use futures::future::{join_all, try_join_all};
+use futures::future::{join_all, join5, try_join_all};
 use quorate::{Client, ErrorKind, Event, KeyRange, Node, Op, Reason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,8 +80,20 @@ async fn an_endpoint_that_hangs_is_left() {
     group.shutdown().await;
 }
 
-/// Nor by those who wait for news of it.
+/// What takes its time to be noticed, and little else, at once.
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_of_no_use_is_noticed() {
+    join5(
+        watches_leave_an_endpoint_that_hangs(),
+        short_calls_leave_an_endpoint_that_hangs(),
+        an_endpoint_that_is_cut_off_is_left(),
+        connections_that_are_forgotten_are_replaced(),
+        when_nobody_answers_in_time_all_are_named(),
+    )
+    .await;
+}
+
+/// Watches do not stay with an endpoint that hangs.
 async fn watches_leave_an_endpoint_that_hangs() {
     let group = Nodes::start(3).await;
     let proxy = Proxy::to(&group.addresses[1]).await;
@@ -115,7 +127,6 @@ async fn watches_leave_an_endpoint_that_hangs() {
 }
 
 /// All calls are as impatient as they like: it is noticed that they are not answered.
-#[tokio::test(flavor = "multi_thread")]
 async fn short_calls_leave_an_endpoint_that_hangs() {
     let group = Nodes::start(3).await;
     let proxy = Proxy::to(&group.addresses[1]).await;
@@ -129,7 +140,6 @@ async fn short_calls_leave_an_endpoint_that_hangs() {
 }
 
 /// A member that answers but is cut off from the others hears of no change: who waits for one there is told by another.
-#[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_is_cut_off_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let listening = addresses(3);
@@ -155,7 +165,6 @@ async fn an_endpoint_that_is_cut_off_is_left() {
 
 /// Something in between forgets the connections that are open, and nobody is told: others are opened, though there is no
 /// other endpoint.
-#[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_forgotten_are_replaced() {
     let (folder, address) = (tempfile::tempdir().unwrap(), addresses(1).remove(0));
     let proxy = Proxy::to(&address).await;
@@ -277,8 +286,7 @@ async fn when_nobody_answers_all_are_named() {
     assert!(addresses.iter().all(|it| error.to_string().contains(it)), "{error}");
 }
 
-/// The same of those that take calls and never answer.
-#[tokio::test(flavor = "multi_thread")]
+/// An error says all that was tried, also those that take calls and never answer.
 async fn when_nobody_answers_in_time_all_are_named() {
     let (folder, address) = (tempfile::tempdir().unwrap(), addresses(1).remove(0));
     let proxies = join_all((0..3).map(|_| Proxy::to(&address))).await;

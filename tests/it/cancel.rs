@@ -4,8 +4,8 @@
 //! one ends before it could be dropped, or waits for what will not come. In this process and from outside.
 
 use crate::kit::group::Nodes;
-use crate::kit::{HEARTBEAT, PATIENCE};
-use futures::future::{join, try_join_all};
+use crate::kit::{HEARTBEAT, PATIENCE, addresses};
+use futures::future::{join, join3, try_join_all};
 use futures::{StreamExt, TryStreamExt};
 use quorate::{Backup, Client, Error, Event, KeyRange, Node, Op, Reason};
 use std::future::{IntoFuture, poll_fn};
@@ -428,6 +428,78 @@ async fn folders_stay_usable() {
     let _ = until_point(node.shutdown(), 1).await;
     let node = patiently(|| Node::builder(&restored).heartbeat(HEARTBEAT).solo()).await;
     node.shutdown().await.unwrap();
+}
+
+/// Who joins, is made a voter, takes another's place and is removed, is so once: wherever the calls before were dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_change_once() {
+    let two = Two::start().await;
+    let (folder, seed) = (tempfile::tempdir().unwrap(), two.group.addresses[0].clone());
+    let join = async |name: String| {
+        let (data, address) = (folder.path().join(name), addresses(1).remove(0));
+        let builder = || Node::builder(&data).heartbeat(HEARTBEAT).listen(&address);
+        let node = patiently(|| builder().join([&seed])).await;
+        node.ready().await.unwrap();
+        node
+    };
+    for (turn, client) in two.clients.iter().enumerate() {
+        let first = join(format!("first {turn}")).await;
+        let members = client.members().await.unwrap();
+        assert_eq!(members.len(), 2, "it asked for the same id each time: {members:?}");
+        changed_once(|| client.promote_member(first.id())).await;
+        let second = join(format!("second {turn}")).await;
+        changed_once(|| client.replace_member(first.id()).with(second.id())).await;
+        first.failed().await;
+        let members = client.members().await.unwrap();
+        assert!(members.len() == 2 && members.iter().all(|it| it.is_voter), "{members:?}");
+        assert!(members.iter().any(|it| it.id == second.id()), "{members:?}");
+        changed_once(|| client.remove_member(second.id())).await;
+        second.failed().await;
+        assert_eq!(client.members().await.unwrap().len(), 1);
+        client.put("k", "v").await.unwrap();
+    }
+    two.stop().await;
+}
+
+/// Changes the members, dropped at each point, and again as long as one that was dropped is under way.
+async fn changed_once<F: IntoFuture<Output = quorate::Result<()>>>(mut change: impl FnMut() -> F) {
+    let changed = async {
+        let mut point = 1;
+        loop {
+            match until_point(change().into_future(), point).await {
+                Some(Ok(())) => return,
+                Some(Err(error)) => {
+                    assert_eq!(*error.reason(), Reason::MembersAreChanging, "{error}");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                None => point += 1,
+            }
+        }
+    };
+    timeout(PATIENCE, changed).await.expect("they have changed");
+}
+
+/// Founders that give up, each at its own points, found one group all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_founded_once() {
+    let (folder, addresses) = (tempfile::tempdir().unwrap(), addresses(3));
+    let form = async |founder: usize| {
+        let data = folder.path().join(founder.to_string());
+        let builder = || Node::builder(&data).heartbeat(HEARTBEAT).listen(&addresses[founder]);
+        patiently(|| builder().form(addresses.clone())).await
+    };
+    let nodes = join3(form(0), form(1), form(2)).await;
+    let nodes = [nodes.0, nodes.1, nodes.2];
+    for node in &nodes {
+        node.ready().await.unwrap();
+        assert_eq!(node.status().group, nodes[0].status().group);
+        node.client().put("k", "v").await.unwrap();
+    }
+    let members = nodes[0].client().members().await.unwrap();
+    assert!(members.len() == 3 && members.iter().all(|it| it.is_voter), "{members:?}");
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
 }
 
 /// Starts a node, dropped at each of its points, and on a folder that the one before may not have left yet.

@@ -354,13 +354,13 @@ async fn the_file_gets_smaller_by_itself_when_most_of_it_is_free() {
     };
     timeout(3 * LONG, is_smaller).await.expect("it stays as large");
     // A compaction that is still to come would change the hash, which says where history begins.
-    let is_compacted = async {
-        let head = || node.shared().state.moment().unwrap();
-        while head().compact_revision().next() < head().revision() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LONG, is_compacted).await.expect("history goes");
+    let state = &node.shared().state;
+    let mut head = state.head();
+    let is_compacted = head.wait_for(|_| {
+        let moment = state.moment().unwrap();
+        moment.compact_revision().next() >= moment.revision()
+    });
+    timeout(LONG, is_compacted).await.expect("history goes").unwrap();
     let (hash, revision) = (node.status().state_hash, node.status().revision);
     node.shutdown().await.unwrap();
 

@@ -377,7 +377,7 @@ async fn a_connection_that_nobody_waits_for_is_closed() {
 async fn folders_stay_usable() {
     let folder = tempfile::tempdir().unwrap();
     let (data, path) = (folder.path().join("data"), folder.path().join("backup"));
-    let node = patiently(|| Node::builder(&data).heartbeat(HEARTBEAT).solo()).await;
+    let node = patiently(is_busy, || Node::builder(&data).heartbeat(HEARTBEAT).solo()).await;
     at_each_point(|_| node.ready()).await.unwrap();
     in_vain(|| node.failed()).await;
     let client = node.client();
@@ -422,11 +422,11 @@ async fn folders_stay_usable() {
         }
     };
     timeout(PATIENCE, restore).await.expect("the folder is free again");
-    let node = patiently(|| Node::builder(&restored).heartbeat(HEARTBEAT).solo()).await;
+    let node = patiently(is_busy, || Node::builder(&restored).heartbeat(HEARTBEAT).solo()).await;
     assert_eq!(node.client().range(..).count_only().await.unwrap().count, 200);
     // Dropped where it waits, which is the same as a node that is dropped.
     let _ = until_point(node.shutdown(), 1).await;
-    let node = patiently(|| Node::builder(&restored).heartbeat(HEARTBEAT).solo()).await;
+    let node = patiently(is_busy, || Node::builder(&restored).heartbeat(HEARTBEAT).solo()).await;
     node.shutdown().await.unwrap();
 }
 
@@ -438,7 +438,7 @@ async fn members_change_once() {
     let join = async |name: String| {
         let (data, address) = (folder.path().join(name), addresses(1).remove(0));
         let builder = || Node::builder(&data).heartbeat(HEARTBEAT).listen(&address);
-        let node = patiently(|| builder().join([&seed])).await;
+        let node = patiently(is_busy, || builder().join([&seed])).await;
         node.ready().await.unwrap();
         node
     };
@@ -446,37 +446,19 @@ async fn members_change_once() {
         let first = join(format!("first {turn}")).await;
         let members = client.members().await.unwrap();
         assert_eq!(members.len(), 2, "it asked for the same id each time: {members:?}");
-        changed_once(|| client.promote_member(first.id())).await;
+        patiently(is_changing, || client.promote_member(first.id())).await;
         let second = join(format!("second {turn}")).await;
-        changed_once(|| client.replace_member(first.id()).with(second.id())).await;
-        first.failed().await;
+        patiently(is_changing, || client.replace_member(first.id()).with(second.id())).await;
+        timeout(PATIENCE, first.failed()).await.expect("it hears of it");
         let members = client.members().await.unwrap();
         assert!(members.len() == 2 && members.iter().all(|it| it.is_voter), "{members:?}");
         assert!(members.iter().any(|it| it.id == second.id()), "{members:?}");
-        changed_once(|| client.remove_member(second.id())).await;
-        second.failed().await;
+        patiently(is_changing, || client.remove_member(second.id())).await;
+        timeout(PATIENCE, second.failed()).await.expect("it hears of it");
         assert_eq!(client.members().await.unwrap().len(), 1);
         client.put("k", "v").await.unwrap();
     }
     two.stop().await;
-}
-
-/// Changes the members, dropped at each point, and again as long as one that was dropped is under way.
-async fn changed_once<F: IntoFuture<Output = quorate::Result<()>>>(mut change: impl FnMut() -> F) {
-    let changed = async {
-        let mut point = 1;
-        loop {
-            match until_point(change().into_future(), point).await {
-                Some(Ok(())) => return,
-                Some(Err(error)) => {
-                    assert_eq!(*error.reason(), Reason::MembersAreChanging, "{error}");
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                None => point += 1,
-            }
-        }
-    };
-    timeout(PATIENCE, changed).await.expect("they have changed");
 }
 
 /// Founders that give up, each at its own points, found one group all the same.
@@ -486,7 +468,7 @@ async fn a_group_is_founded_once() {
     let form = async |founder: usize| {
         let data = folder.path().join(founder.to_string());
         let builder = || Node::builder(&data).heartbeat(HEARTBEAT).listen(&addresses[founder]);
-        patiently(|| builder().form(addresses.clone())).await
+        patiently(is_busy, || builder().form(addresses.clone())).await
     };
     let nodes = join3(form(0), form(1), form(2)).await;
     let nodes = [nodes.0, nodes.1, nodes.2];
@@ -502,22 +484,27 @@ async fn a_group_is_founded_once() {
     }
 }
 
-/// Starts a node, dropped at each of its points, and on a folder that the one before may not have left yet.
-async fn patiently<F: Future<Output = quorate::Result<Node>>>(
-    mut start: impl FnMut() -> F,
-) -> Node {
-    let started = async {
+/// Does something that is dropped at each of its points, and again while one that was dropped is still in its way.
+async fn patiently<T, F: IntoFuture<Output = quorate::Result<T>>>(
+    is_in_the_way: fn(&Error) -> bool,
+    mut begin: impl FnMut() -> F,
+) -> T {
+    let done = async {
         let mut point = 1;
         loop {
-            match until_point(start(), point).await {
-                Some(Ok(node)) => return node,
-                Some(Err(error)) => assert!(is_busy(&error), "{error}"),
+            match until_point(begin().into_future(), point).await {
+                Some(Ok(done)) => return done,
+                Some(Err(error)) => assert!(is_in_the_way(&error), "{error}"),
                 None => point += 1,
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(PATIENCE, started).await.expect("the folder is free again")
+    timeout(PATIENCE, done).await.expect("it is done")
+}
+
+fn is_changing(error: &Error) -> bool {
+    matches!(error.reason(), Reason::MembersAreChanging)
 }
 
 fn is_damaged(error: &Error) -> bool {

@@ -201,6 +201,13 @@ pub enum Reason {
         /// Which.
         lease: LeaseId,
     },
+    /// The lease would have more keys than one may have. What the same transaction takes off it does not count.
+    LeaseFull {
+        /// Which.
+        lease: LeaseId,
+        /// The most allowed.
+        limit: u64,
+    },
     /// A lease of this id exists.
     LeaseExists {
         /// Which.
@@ -218,7 +225,8 @@ pub enum Reason {
     },
     /// The session did not reach the group in time, so its lease counts as lost.
     SessionLost,
-    /// The group has used up its quota. Deleting and compacting go on, and what takes no room.
+    /// The group has used up its quota, or the disk of its leader is nearly full. Deleting and compacting go on, and what takes
+    /// no room.
     NoSpace,
     /// More requests are waiting than this node takes on.
     TooManyRequests,
@@ -425,6 +433,7 @@ impl Reason {
             | Self::RequestTooLarge { .. }
             | Self::TooManyOperations { .. }
             | Self::TooManyKeys { .. }
+            | Self::LeaseFull { .. }
             | Self::ResultTooLarge { .. }
             | Self::AnswerNotKept { .. }
             | Self::DuplicateKey

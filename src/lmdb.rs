@@ -194,10 +194,18 @@ fn open_once(folder: &Path, options: Options) -> heed::Result<Env> {
     unsafe { open.open(folder) }
 }
 
-/// How many bytes the file system of a folder has left for us; nothing, if it does not say.
-pub(crate) fn room(folder: &Path) -> Option<u64> {
+/// How many bytes a file system has, and how many of them are left for us.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) all: u64,
+    pub(crate) left: u64,
+}
+
+/// The room on the file system of a folder; nothing, if it does not say.
+pub(crate) fn room(folder: &Path) -> Option<Room> {
     let found = rustix::fs::statvfs(folder).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Some(Room { all: bytes(found.f_blocks), left: bytes(found.f_bavail) })
 }
 
 /// Makes a folder and those above it, and makes sure that their names survive a loss of power.

@@ -33,7 +33,7 @@ pub use compare::{Comparand, Compare};
 pub(crate) use compare::{Operand, Relation};
 pub use events::{Changes, Event, KeyValue};
 pub use numbers::{FencingToken, LeaseId, NodeId, Revision};
-pub(crate) use ops::{DeleteOp, GetOp, OpKind, PutOp, RangeOp, TxnOp};
+pub(crate) use ops::{DeleteOp, GetOp, OpKind, PutOp, RangeOp, Shows, TxnOp};
 pub use ops::{Op, OpResult, TxnOutcome};
 pub use range::KeyRange;
 pub use reads::{Consistency, Page, SortBy};

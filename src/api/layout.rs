@@ -12,7 +12,7 @@ use crate::error::{Error, Reason};
 use crate::types::{
     Changes, Compare, Consistency, DeleteOp, Event, GetOp, KeyRange, KeyValue, LeaseId,
     LeaseStatus, Member, NodeId, Op, OpKind, OpResult, Operand, Page, PutOp, RangeOp, Relation,
-    Revision, SortBy, Status, TxnOp, TxnOutcome, limits,
+    Revision, Shows, SortBy, Status, TxnOp, TxnOutcome, limits,
 };
 use bytes::Bytes;
 
@@ -37,6 +37,7 @@ layout!(enum Event { 1 => Put { kv, prev }, 2 => Delete { key, revision, prev } 
 layout!(struct Changes { revision, events });
 layout!(enum Consistency { 1 => Linearizable, 2 => Serializable });
 layout!(enum SortBy { 1 => Key, 2 => Value, 3 => CreateRevision, 4 => ModRevision, 5 => Version });
+layout!(enum Shows { 0 => Both, 1 => Count, 2 => Entries });
 layout!(enum Relation { 1 => Equal, 2 => NotEqual, 3 => Less, 4 => Greater });
 layout!(enum Operand {
     1 => Value(value), 2 => CreateRevision(revision), 3 => ModRevision(revision), 4 => Version(version),
@@ -47,7 +48,7 @@ layout!(struct PutOp { key, value, lease, ignore_value, ignore_lease, prev });
 layout!(struct GetOp { key, at });
 layout!(struct DeleteOp { range, prev });
 layout!(struct RangeOp {
-    range, at, limit, keys_only, count_only, sort, descending,
+    range, at, limit, keys_only, shows, sort, descending,
     mod_revision_min, mod_revision_max, create_revision_min, create_revision_max,
 });
 
@@ -352,6 +353,7 @@ reasons! {
     62 => TooManyClients { limit },
     63 => TooManyOutstanding { limit },
     64 => Untrusted { detail },
+    65 => LeaseFull { lease, limit },
 }
 
 #[cfg(test)]

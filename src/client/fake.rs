@@ -12,7 +12,7 @@ use crate::api::{Applied, Call, Command, Follow, Followed, Proposal, Query, Requ
 use crate::error::{Error, Reason, Result};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, LeaseStatus, NodeId, Op, OpKind, OpResult, Operand,
-    Page, PutOp, RangeOp, Relation, Revision, SortBy, Status, TxnOp, TxnOutcome,
+    Page, PutOp, RangeOp, Relation, Revision, Shows, SortBy, Status, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
 use std::cmp::Ordering;
@@ -570,7 +570,7 @@ impl World {
         let keys = self.keys_at(op.at)?;
         let mut entries: Vec<_> = keys.into_values().collect();
         entries.retain(|kv| op.range.contains(&kv.key));
-        let count = entries.len() as u64;
+        let count = if op.shows == Shows::Entries { 0 } else { entries.len() as u64 };
         entries.retain(|kv| {
             op.mod_revision_min.is_none_or(|min| kv.mod_revision >= min)
                 && op.mod_revision_max.is_none_or(|max| kv.mod_revision <= max)
@@ -588,8 +588,8 @@ impl World {
             entries.reverse();
         }
         let limit = if op.limit == 0 { usize::MAX } else { op.limit as usize };
-        let limit = if op.count_only { 0 } else { limit.min(self.page) };
-        let more = entries.len() > limit && !op.count_only;
+        let limit = if op.shows == Shows::Count { 0 } else { limit.min(self.page) };
+        let more = entries.len() > limit && op.shows != Shows::Count;
         entries.truncate(limit);
         if op.keys_only {
             entries.iter_mut().for_each(|kv| kv.value = Bytes::new());

@@ -15,7 +15,7 @@
 use super::link::{Freshness, Link, late, malformed};
 use crate::error::{Error, Result};
 use crate::types::{
-    Consistency, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, SortBy, TxnOp,
+    Consistency, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, Shows, SortBy, TxnOp,
 };
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -58,6 +58,8 @@ impl Pages {
     ) -> Self {
         let RangeOp { sort: by, descending, limit, keys_only, .. } = op;
         let strip_values = by == SortBy::Value && keys_only;
+        let done = op.shows == Shows::Count;
+        op.shows = Shows::Entries;
         let order = Order { by, descending, limit, strip_values };
         if by != SortBy::Key {
             op.sort = SortBy::Key;
@@ -66,7 +68,6 @@ impl Pages {
             op.keys_only &= !strip_values;
         }
         let left = (op.limit > 0).then_some(op.limit);
-        let done = op.count_only;
         Self { link, op, fresh, timeout, revision: None, left, done, order }
     }
 

@@ -55,6 +55,9 @@ impl fmt::Display for Reason {
                 f.write_str("the key, whose value or lease is to be kept, does not exist")
             }
             Self::LeaseNotFound { lease } => write!(f, "lease {lease} is unknown or has expired"),
+            Self::LeaseFull { lease, limit } => {
+                write!(f, "lease {lease} would have more than {limit} keys: take another")
+            }
             Self::LeaseExists { lease } => write!(f, "lease {lease} exists already"),
             Self::Compacted { at } => {
                 write!(f, "the revision was compacted away: history begins at {at}")
@@ -66,7 +69,7 @@ impl fmt::Display for Reason {
                 f.write_str("the session is lost: its lease could not be kept alive")
             }
             Self::NoSpace => f.write_str(
-                "the group's quota is used up: delete keys, compact history, or give it a larger one",
+                "the group's quota is used up, or its leader's disk: delete keys, compact history, or give it more",
             ),
             Self::TooManyRequests => f.write_str("too many requests are waiting"),
             Self::ResultTooLarge { limit } => {

@@ -21,6 +21,7 @@
 use super::budget;
 use super::dedup::Clients;
 use super::flush::Flush;
+use super::lease::Attached;
 use super::overlay::{Front, Moment, Overlay, Recent, Step as Change};
 use super::plan::{Plan, Step};
 use super::read::Reader;
@@ -50,6 +51,7 @@ pub(crate) struct Core {
     /// What was flushed lately.
     recent: Recent,
     clients: Clients,
+    attached: Attached,
     /// Where it was frozen last.
     frozen_at: Head,
     seed: u64,
@@ -71,7 +73,19 @@ impl Core {
         let clients = Clients::read(&txn, store.tables, &head)?;
         drop(txn);
         let (frozen, frozen_at) = (None, head);
-        Ok(Self { store, head, membership, active, frozen, recent, clients, frozen_at, seed })
+        let attached = Attached::default();
+        Ok(Self {
+            store,
+            head,
+            membership,
+            active,
+            frozen,
+            recent,
+            clients,
+            attached,
+            frozen_at,
+            seed,
+        })
     }
 
     /// Applies entries, after those before them. After an `Err` there is nothing to do but to drop all of it.
@@ -84,6 +98,7 @@ impl Core {
             frozen: self.frozen.as_ref(),
             recent: &self.recent,
             clients: &mut self.clients,
+            attached: &mut self.attached,
             head: &mut self.head,
             membership: &mut self.membership,
             changes: 0,
@@ -177,6 +192,7 @@ pub(super) struct Writer<'core> {
     frozen: Option<&'core Arc<Overlay>>,
     recent: &'core Recent,
     clients: &'core mut Clients,
+    pub(super) attached: &'core mut Attached,
     pub(super) head: &'core mut Head,
     membership: &'core mut Option<Membership>,
     /// How many changes the revision in the making has.
@@ -278,6 +294,7 @@ impl Writer<'_> {
         let plan = Plan::resolve(txn, &state)?;
         plan.check(&state)?;
         budget::check(&plan, &state)?;
+        self.check_leases(&plan)?;
         let outcome = self.run(&plan)?;
         self.end_revision();
         Ok(outcome)
@@ -304,6 +321,10 @@ impl Writer<'_> {
         let shown =
             shown.map(|image| self.reader().key_value(put.key.clone(), image)).transpose()?;
         let (value, lease) = self.kept(put, prev.as_ref())?;
+        if put.ignore_value {
+            // It is in no entry that would be counted.
+            self.active.takes(value.len());
+        }
         let gone = if prev.is_none() { self.reader().gone(&put.key)? } else { None };
         let before = prev.as_ref().map(|prev| prev.turn).or(gone.map(|gone| gone.turn));
         let modified = self.position();
@@ -389,10 +410,11 @@ impl Writer<'_> {
     }
 
     /// Moves a key from one lease to another.
-    fn attach(&self, key: &[u8], from: Option<LeaseId>, to: Option<LeaseId>) {
+    fn attach(&mut self, key: &[u8], from: Option<LeaseId>, to: Option<LeaseId>) {
         if from == to {
             return;
         }
+        self.attached.moves(from, to);
         if let Some(from) = from {
             self.active.attach(keys::attachment(from, key), false);
         }

@@ -14,7 +14,7 @@ use super::Stop;
 use super::plan::{Plan, Step};
 use super::read::{Reader, Scanned};
 use crate::error::{Fault, Reason};
-use crate::types::{DeleteOp, KeyRange, Page, Revision, limits};
+use crate::types::{DeleteOp, KeyRange, Page, Revision, Shows, limits};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -60,8 +60,8 @@ impl<'a> Budget<'a> {
                     let page = self.state.page(range)?;
                     let own = self.put.iter().filter(|(key, _)| range.range.contains(key));
                     self.bytes += bytes_of(&page);
-                    self.bytes += match (range.count_only, range.keys_only) {
-                        (true, _) => 0,
+                    self.bytes += match (range.shows, range.keys_only) {
+                        (Shows::Count, _) => 0,
                         (_, true) => own.map(|(key, _)| ENTRY_BYTES + key.len()).sum::<usize>(),
                         _ => own.map(|(_, bytes)| bytes).sum::<usize>(),
                     };

@@ -82,17 +82,25 @@ pub(super) fn step(env: &lmdb::Env, tables: Tables, rows_max: usize) -> Result<b
     Ok(dead.len() < rows_max)
 }
 
-/// About how many bytes the changes of the newest revision take, with what they replaced.
+/// How many bytes history takes that cannot go before there is another revision. None while some of it can.
 pub(super) fn bytes_held(txn: &RoTxn<'_>, tables: Tables, newest: Revision) -> Result<u64, Fault> {
     let start = keys::position(Position::start_of(newest));
-    let rows = tables.range(txn, Table::Events, Bound::Included(&start), Bound::Unbounded)?;
-    let bytes = rows.map(|row| {
+    let (all, start) = (Bound::Unbounded, &start[..]);
+    if tables.range(txn, Table::Events, all, Bound::Excluded(start))?.next().is_some() {
+        return Ok(0);
+    }
+    // Nothing else is left in these, and their pages are all that it takes but for what it replaced.
+    let history = [Table::Events, Table::History, Table::Gone];
+    let pages: u64 =
+        history.into_iter().map(|table| tables.bytes(txn, table)).sum::<Result<_, _>>()?;
+    let rows = tables.range(txn, Table::Events, Bound::Included(start), all)?;
+    let large = rows.map(|row| {
         let (key, row) = row?;
         let prev = Change::open(key, row)?.prev;
         let large = prev.filter(|prev| matches!(prev.value, Value::Large { .. }));
-        Ok((row.len() + large.map_or(0, |prev| prev.value.len())) as u64)
+        Ok(large.map_or(0, |prev| prev.value.len()) as u64)
     });
-    bytes.sum()
+    Ok(pages + large.sum::<Result<u64, Fault>>()?)
 }
 
 /// The oldest changes that are compacted away.

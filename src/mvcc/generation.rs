@@ -125,9 +125,14 @@ impl Generations {
         }
     }
 
-    /// How many bytes are left where they are, if that is known.
-    pub(crate) fn room(&self) -> Option<u64> {
+    /// The room that there is where they are, if that is known.
+    pub(crate) fn disk(&self) -> Option<lmdb::Room> {
         lmdb::room(&self.folder)
+    }
+
+    /// How many bytes of it are left.
+    pub(crate) fn room(&self) -> Option<u64> {
+        self.disk().map(|disk| disk.left)
     }
 
     /// The folder of the state that counts.

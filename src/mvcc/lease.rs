@@ -11,22 +11,27 @@
 //!
 //! Invariants
 //! - `lease_keys` holds exactly the pairs of `latest`: a put moves its key, a delete takes it off;
-//! - a lease and its keys go together, in one revision, in key order; a lease without keys takes none;
+//! - a lease and its keys go together, in one revision, in key order; a lease without keys takes none. So there are not more than
+//!   [`limits::LEASE_KEYS_MAX`] of them, and an expiry ends no further lease when it has deleted as many as a transaction may;
 //! - an expiry counts only in the term of the leader that decided it. One that was paused after deciding, and comes
 //!   back deposed, must not end a lease whose renewal its successor has confirmed.
 
 use super::apply::Writer;
+use super::plan::{Plan, Step};
 use super::read::{Reader, Rows};
 use super::records::{LeaseRow, Record, Table};
 use super::{LeaseChange, Stop, hash, keys};
 use crate::api::Applied;
 use crate::error::{Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::types::{LeaseId, limits};
+use crate::types::{LeaseId, PutOp, limits};
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
+
+/// After how many keys an expiry ends no further lease.
+const ENDED_KEYS_MAX: u64 = if cfg!(test) { 1000 } else { limits::DELETED_KEYS_MAX };
 
 /// A lease with its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,16 +73,21 @@ impl Reader<'_> {
     }
 
     fn lease_keys(&self, id: LeaseId) -> Result<Vec<Bytes>, Fault> {
+        let mut keys = Vec::new();
+        self.each_lease_key(id, &mut |key| keys.push(Bytes::copy_from_slice(key)))?;
+        Ok(keys)
+    }
+
+    fn each_lease_key(&self, id: LeaseId, visit: &mut dyn FnMut(&[u8])) -> Result<(), Fault> {
         let start = keys::lease(id);
         let end = id.get().checked_add(1).map(|next| keys::lease(LeaseId::from(next)));
         let start = Bound::Included(&start[..]);
         let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(&end[..]));
         let mut rows = Rows::new(self.tables.range(self.txn, Table::Attachments, start, end)?)?;
-        let mut found = Vec::new();
         let mut add = |row_key: &[u8]| {
             let pair = keys::parse_attachment(row_key).filter(|(lease, _)| *lease == id);
             let (_, key) = pair.ok_or_else(|| Table::Attachments.corrupt(row_key))?;
-            found.push(Bytes::copy_from_slice(key));
+            visit(key);
             Ok::<_, Fault>(())
         };
         for (row_key, is_attached) in self.front.attachments(start, end) {
@@ -92,11 +102,75 @@ impl Reader<'_> {
         while let Some((row_key, _)) = rows.take()? {
             add(row_key)?;
         }
-        Ok(found)
+        Ok(())
     }
 }
 
+/// How many keys leases have, of those that were asked for. Nothing but what the state says, which takes longer to count.
+#[derive(Debug, Default)]
+pub(super) struct Attached(BTreeMap<LeaseId, u64>);
+
+impl Attached {
+    /// A key has moved from one lease to another.
+    pub(super) fn moves(&mut self, from: Option<LeaseId>, to: Option<LeaseId>) {
+        if let Some(count) = from.and_then(|from| self.0.get_mut(&from)) {
+            // A damaged table may have shown less than there was.
+            *count = count.saturating_sub(1);
+        }
+        if let Some(count) = to.and_then(|to| self.0.get_mut(&to)) {
+            *count += 1;
+        }
+    }
+
+    fn of(&mut self, lease: LeaseId, state: &Reader<'_>) -> Result<u64, Fault> {
+        if let Some(count) = self.0.get(&lease) {
+            return Ok(*count);
+        }
+        let mut count = 0;
+        state.each_lease_key(lease, &mut |_| count += 1)?;
+        self.0.insert(lease, count);
+        Ok(count)
+    }
+}
+
+/// How many keys a plan attaches to each lease that they have not been attached to before.
+fn attaches(
+    plan: &Plan<'_>,
+    state: &Reader<'_>,
+    more: &mut BTreeMap<LeaseId, u64>,
+) -> Result<(), Fault> {
+    for step in &plan.steps {
+        match step {
+            Step::Put(PutOp { key, lease: Some(lease), .. }) => {
+                let before = state.image(key)?.and_then(|before| before.lease);
+                if before != Some(*lease) {
+                    *more.entry(*lease).or_default() += 1;
+                }
+            }
+            Step::Txn(nested) => attaches(nested, state, more)?,
+            Step::Put(_) | Step::Get(_) | Step::Delete(_) | Step::Range(_) => {}
+        }
+    }
+    Ok(())
+}
+
 impl Writer<'_> {
+    /// Whether leases can take the keys that a plan attaches to them.
+    pub(super) fn check_leases(&mut self, plan: &Plan<'_>) -> Result<(), Stop> {
+        let mut more = BTreeMap::new();
+        attaches(plan, &self.reader(), &mut more)?;
+        for (lease, more) in more {
+            let mut attached = std::mem::take(self.attached);
+            let has = attached.of(lease, &self.reader());
+            *self.attached = attached;
+            let (has, limit) = (has?, limits::LEASE_KEYS_MAX);
+            if has + more > limit {
+                return Err(Reason::LeaseFull { lease, limit }.into());
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn grant(&mut self, id: Option<LeaseId>, ttl: Duration) -> Result<Applied, Stop> {
         point(Point::CoreLease);
         if ttl > limits::TTL_MAX {
@@ -131,7 +205,7 @@ impl Writer<'_> {
     }
 
     pub(super) fn revoke(&mut self, id: LeaseId) -> Result<Applied, Stop> {
-        if !self.end_lease(id)? {
+        if self.end_lease(id)?.is_none() {
             return Err(Reason::LeaseNotFound { lease: id }.into());
         }
         Ok(Applied::Revoked { revision: self.revision() })
@@ -151,21 +225,27 @@ impl Writer<'_> {
             let (actual, limit) = (leases.len() as u64, limits::EXPIRE_LEASES_MAX as u64);
             return Err(Reason::TooManyOperations { actual, limit }.into());
         }
-        let mut ended = Vec::new();
+        let (mut ended, mut deleted) = (Vec::new(), 0);
         for id in leases.iter().copied().collect::<BTreeSet<_>>() {
+            // Those that are left are due again at once.
+            if deleted >= ENDED_KEYS_MAX {
+                break;
+            }
             // One that was revoked meanwhile is nobody's fault.
-            if self.end_lease(id)? {
+            if let Some(keys) = self.end_lease(id)? {
+                deleted += keys;
                 ended.push(id);
             }
         }
         Ok(Applied::Expired { leases: ended, revision: self.revision() })
     }
 
-    /// Ends a lease and deletes its keys, in a revision of their own. Returns whether there was such a lease.
-    fn end_lease(&mut self, id: LeaseId) -> Result<bool, Fault> {
+    /// Ends a lease and deletes its keys, in a revision of their own. Returns how many it had, if there was such a lease.
+    fn end_lease(&mut self, id: LeaseId) -> Result<Option<u64>, Fault> {
         let Some(Lease { ttl, keys: attached, .. }) = self.reader().lease_with_keys(id)? else {
-            return Ok(false);
+            return Ok(None);
         };
+        let count = attached.len() as u64;
         for key in attached {
             let image = self.reader().image(&key)?.filter(|image| image.lease == Some(id));
             let image = image.ok_or_else(|| Table::Attachments.corrupt(&key))?;
@@ -176,6 +256,7 @@ impl Writer<'_> {
         let lease = LeaseRow { ttl };
         self.head.rows_hash = self.head.rows_hash.wrapping_sub(hash::of_lease(id, &lease));
         self.leases.push(LeaseChange::Ended { id });
-        Ok(true)
+        self.attached.0.remove(&id);
+        Ok(Some(count))
     }
 }

@@ -76,11 +76,11 @@ pub(crate) use restore::Restorer;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::{View, read};
 
-use crate::api::{Applied, Position, Proposal};
+use crate::api::{Applied, Command, Position, Proposal};
 use crate::codec::layout::layout;
 use crate::error::{Fault, Reason};
 use crate::lmdb;
-use crate::types::{LeaseId, Revision};
+use crate::types::{LeaseId, OpKind, Revision, TxnOp};
 use bytes::Bytes;
 use records::{Head, Membership, Table};
 use std::path::Path;
@@ -113,6 +113,28 @@ layout!(struct LogPosition { term, node, index });
 pub(crate) struct Entry {
     pub(crate) position: LogPosition,
     pub(crate) body: Body,
+}
+
+impl Entry {
+    /// Whether it may change many more keys than it has bytes: it deletes a range, or what leases hold.
+    pub(crate) fn is_wide(&self) -> bool {
+        match &self.body {
+            Body::Command(proposal) => match &proposal.command {
+                Command::Txn(txn) => deletes_ranges(txn),
+                Command::Revoke(_) | Command::Expire { .. } => true,
+                _ => false,
+            },
+            Body::Blank | Body::Membership(_) => false,
+        }
+    }
+}
+
+fn deletes_ranges(txn: &TxnOp) -> bool {
+    txn.then.iter().chain(&txn.otherwise).any(|op| match &op.0 {
+        OpKind::Delete(delete) => delete.range.as_key().is_none(),
+        OpKind::Txn(nested) => deletes_ranges(nested),
+        OpKind::Put(_) | OpKind::Get(_) | OpKind::Range(_) => false,
+    })
 }
 
 /// What an [`Entry`] carries.

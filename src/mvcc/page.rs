@@ -5,12 +5,14 @@
 //!        └─ count                                     (normalised first: a top-n is one of all that passed)
 //! ```
 //!
-//! `count` says how many keys the range holds, whatever the filters and the limit leave of it.
+//! `count` says how many keys the range holds, whatever the filters and the limit leave of it. Who reads a range page by page
+//! has no use for it, and each page would go through all that is left of the range: he says so, and a page in the
+//! order of keys ends where it is full.
 
 use super::read::{Reader, key_value};
 use super::records::Image;
 use crate::error::Fault;
-use crate::types::{KeyValue, Page, RangeOp, Revision, SortBy, limits};
+use crate::types::{KeyValue, Page, RangeOp, Revision, Shows, SortBy, limits};
 use bytes::Bytes;
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
@@ -24,11 +26,14 @@ impl Reader<'_> {
         let mut count = 0;
         let mut listing = Listing::new(op, self);
         self.scan(&op.range, op.at, &mut |key, found| {
-            count += 1;
-            if !op.count_only && !listing.is_decided() {
+            count += u64::from(op.shows != Shows::Entries);
+            if op.shows != Shows::Count && !listing.is_decided() {
                 listing.add(key, found.image(key)?)?;
             }
-            Ok(ControlFlow::Continue(()))
+            Ok(match op.shows == Shows::Entries && listing.is_decided() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
         })?;
         let (entries, more) = listing.finish()?;
         Ok(Page { entries, more, count, revision: self.revision })

@@ -7,7 +7,7 @@
 use crate::api::{Command, Cursor, Origin, Position, Proposal};
 use crate::types::{
     Compare, DeleteOp, GetOp, KeyRange, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation,
-    Revision, SortBy, TxnOp,
+    Revision, Shows, SortBy, TxnOp,
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -150,7 +150,8 @@ impl<'bytes> Tape<'bytes> {
         op.at = self.maybe_revision();
         op.limit = self.pick(&[0, 0, 1, 2, 3]);
         op.keys_only = self.once_in(5);
-        op.count_only = self.once_in(9);
+        op.shows =
+            self.pick(&[Shows::Both, Shows::Both, Shows::Both, Shows::Entries, Shows::Count]);
         op.sort = self.pick(&[
             SortBy::Key,
             SortBy::Value,

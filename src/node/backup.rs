@@ -16,14 +16,20 @@ use crate::raft::backup::{self, BackupReader};
 use crate::raft::{aside, member::Shared};
 use crate::types::{BackupInfo, Restored};
 use bytes::Bytes;
+use futures::future::{Either, select};
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 /// How much of a backup is in memory at once.
 const CHUNK_BYTES: usize = 512 << 10;
+/// How long a writer may take for that much. The pages of the backup's moment are kept for it.
+const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Node {
     /// Writes a backup of this member's state: keys, leases and history, as they were at one moment.
@@ -41,7 +47,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// If the writer fails, with its error as the source; if this member has failed, or does so now because its disk does;
+    /// If the writer fails, with its error as the source, or takes more than a minute for half a mebibyte; if this member has failed, or does so now because its disk does;
     /// [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded) if there are a thousand readers. What was written is of no use
     /// then, and is refused when it is read.
     ///
@@ -64,8 +70,15 @@ impl Node {
     /// assert_eq!(info.keys, 1);
     /// # Ok(()) }
     /// ```
-    pub async fn backup(&self, mut writer: impl AsyncWrite + Unpin + Send) -> Result<BackupInfo> {
-        let written = |error: io::Error| Error::from(Fault::disk("cannot write the backup", error));
+    pub async fn backup(&self, writer: impl AsyncWrite + Unpin + Send) -> Result<BackupInfo> {
+        self.backup_within(WRITE_PATIENCE, writer).await
+    }
+
+    pub(super) async fn backup_within(
+        &self,
+        patience: Duration,
+        mut writer: impl AsyncWrite + Unpin + Send,
+    ) -> Result<BackupInfo> {
         let (shared, failed) = (Arc::clone(self.shared()), self.running().member.failed());
         let begun = async move { unless_failed(failed, shared.backup()).await };
         let mut reader = self.runtime.run(begun).await?;
@@ -75,14 +88,39 @@ impl Node {
             let chunk;
             (reader, chunk) = read.await?;
             match chunk {
-                Some(chunk) => writer.write_all(&chunk).await.map_err(written)?,
+                Some(chunk) => self.written(patience, writer.write_all(&chunk)).await?,
                 None => break,
             }
         }
         let info = self.shared().end_backup(reader)?;
-        writer.flush().await.map_err(written)?;
+        writer.flush().await.map_err(not_written)?;
         Ok(info)
     }
+
+    /// Waits until something was written, and not for ever.
+    async fn written(
+        &self,
+        patience: Duration,
+        writing: impl Future<Output = io::Result<()>>,
+    ) -> Result<()> {
+        // The executor of whoever waits here may have no timers.
+        let late = self.runtime.run(async move {
+            sleep(patience).await;
+            Ok(())
+        });
+        let written = match select(pin!(writing), pin!(late)).await {
+            Either::Left((written, _)) => written,
+            Either::Right((ended, _)) => {
+                ended?;
+                Err(io::Error::new(io::ErrorKind::TimedOut, "its writer takes nothing"))
+            }
+        };
+        written.map_err(not_written)
+    }
+}
+
+fn not_written(error: io::Error) -> Error {
+    Fault::disk("cannot write the backup", error).into()
 }
 
 /// Reads the next piece, beside the node's tasks.

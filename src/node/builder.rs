@@ -216,6 +216,9 @@ impl NodeBuilder {
     ///   same if the group hears of the alarm behind them, so the quota may be passed by that much: it is no exact limit, and
     ///   the disk has to have more.
     ///
+    /// The same happens when the leader's disk has less than 256 MiB left, of a small one a sixteenth and 96 MiB at least, until
+    /// there is a quarter more than that. Up to half of it may be free in the state's file instead.
+    ///
     /// It is the leader's quota that counts, and its count. If members have different ones, the limit changes with the leader;
     /// each says so in a warning. A member with less room than the leader may be unable to store what the group has taken,
     /// and then fails.
@@ -227,14 +230,16 @@ impl NodeBuilder {
     /// For how long the past can be read, and watched from; one hour unless said otherwise, one second at least, and the same
     /// on all members. What is older is compacted.
     ///
-    /// It is as long at least, and up to a tenth longer. When the leader changes it may be another tenth.
+    /// It is as long at least, and up to a tenth longer. When the leader changes it may be another tenth. But when
+    /// there is no [room](Self::quota) the older half of it goes, and then half of what is left, until there is room: a watch
+    /// or a read that needs it is told [`Reason::Compacted`].
     pub fn keep_history(mut self, time: Duration) -> Self {
         self.history = History::For(time);
         self
     }
 
-    /// Keeps so many revisions of history, and up to a tenth more, whatever their age. Without room for another one it keeps
-    /// the newest only, for what has just been deleted is history as well.
+    /// Keeps so many revisions of history, and up to a tenth more, whatever their age. When there is no
+    /// [room](Self::quota) it goes as [`keep_history`](Self::keep_history) says, for what has just been deleted is history as well.
     pub fn keep_revisions(mut self, revisions: u64) -> Self {
         self.history = History::Revisions(revisions);
         self

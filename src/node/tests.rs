@@ -329,6 +329,81 @@ async fn a_quota_that_is_used_up_stops_what_takes_room_until_there_is_some() {
     assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
 }
 
+/// One entry ends so many keys and not more: what is left over is ended by the next, and nobody has to wait for a change.
+#[tokio::test]
+async fn leases_with_many_keys_end_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Node::builder(folder.path()).heartbeat(HEARTBEAT).solo();
+    let node = start().await.unwrap();
+    let client = node.client();
+    for _ in 0..4 {
+        let lease = client.lease_grant(Duration::from_secs(3)).await.unwrap().id;
+        for part in 0..6 {
+            let mut puts = client.txn();
+            for number in 0..100 {
+                puts = puts.then(Op::put(format!("{lease}/{part}/{number}"), "v").lease(lease));
+            }
+            puts.await.unwrap();
+        }
+    }
+    assert_eq!(client.range(..).count_only().await.unwrap().count, 2400);
+    node.shutdown().await.unwrap();
+    // Whoever begins to lead gives all of them their time, and so they end at once.
+    let node = start().await.unwrap();
+    let client = node.client();
+    let all_gone = async {
+        while client.range(..).count_only().await.unwrap().count > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, all_gone).await.expect("some are left over");
+    assert!(client.lease_list().await.unwrap().is_empty());
+    node.shutdown().await.unwrap();
+}
+
+/// As long as a backup goes on, the file grows by what is written: who takes nothing of it is not waited for.
+#[tokio::test]
+async fn a_backup_that_nobody_takes_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::builder(folder.path()).heartbeat(HEARTBEAT).solo().await.unwrap();
+    node.client().put("k", vec![7; 10_000]).await.unwrap();
+    let (writer, reader) = tokio::io::duplex(100);
+    let written = node.backup_within(Duration::from_millis(50), writer);
+    let error = timeout(LONG, written).await.expect("it hangs").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Storage);
+    assert!(error.to_string().contains("takes nothing"), "{error}");
+    drop(reader);
+    // It is the backup that has failed, and not the member.
+    let info = node.backup_within(Duration::from_secs(5), &mut Vec::new()).await.unwrap();
+    assert_eq!(info.keys, 1);
+    node.shutdown().await.unwrap();
+}
+
+/// Without room, history goes before its time: nobody has to compact by hand, or to wait for an hour.
+#[tokio::test]
+async fn without_room_history_goes_before_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::builder(folder.path()).heartbeat(HEARTBEAT).quota(4 << 20).solo();
+    let node = timeout(LONG, node).await.expect("it hangs").unwrap();
+    let client = node.client();
+    let value = "v".repeat(64 << 10);
+    let writes = async {
+        let mut refused = 0;
+        // All of it is history but for the last.
+        for _ in 0..80 {
+            while let Err(error) = client.put("k", value.clone()).await {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                refused += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        refused
+    };
+    assert!(timeout(3 * LONG, writes).await.expect("there is room again") > 0);
+    assert_eq!(client.get("k").await.unwrap().unwrap().version, 80);
+    node.shutdown().await.unwrap();
+}
+
 /// What was deleted and forgotten is given back to the file system, in the background, and a start finds the smaller file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_file_gets_smaller_by_itself_when_most_of_it_is_free() {

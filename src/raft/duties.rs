@@ -11,13 +11,16 @@
 //!
 //! Invariants
 //! - a lease ends, and history gets older, by the clock of a leader that was confirmed when the time began, and in its term;
+//! - history goes before its time only when there is no room;
 //! - whatever could not be proposed is decided anew.
 
-use super::config::History;
+use super::config::{History, is_nearly_full};
 use super::member::Shared;
 use crate::api::{AGES, CLIENT_AGES, Call, Command, Proposal, Request};
 use crate::fault::{Bug, Point, bug, point};
+use crate::lmdb;
 use crate::types::{LeaseId, Revision, limits};
+use futures::future::join;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -86,13 +89,12 @@ pub(super) async fn expire(shared: Arc<Shared>) {
         let answer = timeout(limit, proposed).await;
         point(Point::LeaseExpired);
         let is_done = matches!(&answer, Ok(Ok(written)) if matches!(written.data, Some(Ok(_))));
-        if !is_done {
-            if bug(Bug::ExpireOutlivesTerm) {
-                expire_elsewhere(&shared, deciding_term, &leases).await;
-            }
-            let again = Instant::now() + shared.timing.heartbeat;
-            shared.state.lessor.retry(deciding_term, &leases, again);
+        if !is_done && bug(Bug::ExpireOutlivesTerm) {
+            expire_elsewhere(&shared, deciding_term, &leases).await;
         }
+        // Also of those that ended some are left over, if there was much to delete.
+        let pause = if is_done { Duration::ZERO } else { shared.timing.heartbeat };
+        shared.state.lessor.retry(deciding_term, &leases, Instant::now() + pause);
     }
 }
 
@@ -109,39 +111,76 @@ async fn expire_elsewhere(shared: &Shared, deciding_term: u64, leases: &[LeaseId
     }
 }
 
-/// Has history forgotten when it is old enough, as long as this member leads.
+/// Has history forgotten when it is old enough, or there is no room, as long as this member leads.
 pub(super) async fn forget(shared: Arc<Shared>, history: History) {
-    let mut before = None;
+    match history {
+        History::All => {}
+        History::For(time) => join(age(&shared, time), make_room(&shared)).await.0,
+        History::Revisions(kept) => join(bound(&shared, kept), make_room(&shared)).await.0,
+    }
+}
+
+/// Lets history get older.
+async fn age(shared: &Shared, time: Duration) {
     loop {
-        match history {
-            History::All => return,
-            History::For(time) => {
-                let before = shared.leadership();
-                let has_begun = before.is_me && has_caught_up(&shared).await;
-                tokio::time::sleep(time / AGES as u32).await;
-                let Ok(moment) = shared.state.moment() else { return };
-                // A slice counts only if all of it was of one leader, and began when everything before it was applied.
-                // What waits to be committed is not history yet, however long that takes.
-                if has_begun && shared.leadership() == before && !moment.is_ageless() {
-                    let age = Proposal::from(Command::Age { deciding_term: before.term });
-                    let _ = shared.raft.client_write(age.into()).await;
-                }
-            }
-            History::Revisions(kept) => {
-                tokio::time::sleep(FORGET_EVERY).await;
-                let Ok(moment) = shared.state.moment() else { return };
-                // Without room nothing that is put makes what was deleted older.
-                let is_stuck = moment.is_short_of_room() && before == Some(moment.revision());
-                before = Some(moment.revision());
-                let kept = if is_stuck { 0 } else { kept };
-                let first = moment.revision().get().saturating_sub(kept);
-                let old = first.saturating_sub(moment.compact_revision().get());
-                if shared.leadership().is_me && old > kept / AGES as u64 {
-                    propose(&shared, Command::Compact(Revision::from(first))).await;
-                }
-            }
+        let before = shared.leadership();
+        let has_begun = before.is_me && has_caught_up(shared).await;
+        tokio::time::sleep(time / AGES as u32).await;
+        let Ok(moment) = shared.state.moment() else { return };
+        // A slice counts only if all of it was of one leader, and began when everything before it was applied.
+        // What waits to be committed is not history yet, however long that takes.
+        if has_begun && shared.leadership() == before && !moment.is_ageless() {
+            let age = Proposal::from(Command::Age { deciding_term: before.term });
+            let _ = shared.raft.client_write(age.into()).await;
         }
     }
+}
+
+/// Keeps so many revisions of it.
+async fn bound(shared: &Shared, kept: u64) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        let Ok(moment) = shared.state.moment() else { return };
+        let first = moment.revision().get().saturating_sub(kept);
+        let old = first.saturating_sub(moment.compact_revision().get());
+        if shared.leadership().is_me && old > kept / AGES as u64 {
+            propose(shared, Command::Compact(Revision::from(first))).await;
+        }
+    }
+}
+
+/// Gives the older half of history up when there is no room, and nothing that was forgotten is still on its way out; and then half
+/// of what is left. It is worth less than the writes that are refused.
+async fn make_room(shared: &Shared) {
+    loop {
+        tokio::time::sleep(ROOM_CHECK_EVERY).await;
+        let Ok(moment) = shared.state.moment() else { return };
+        if !moment.is_short_of_room() || !shared.leadership().is_me {
+            continue;
+        }
+        // What was forgotten goes when that is in the tables.
+        if shared.state.settled().await.is_err() {
+            return;
+        }
+        let (newest, first) = (moment.revision().get(), moment.compact_revision().get());
+        let half = (newest - first).div_ceil(2);
+        let (has_used_up, is_full) = lacks_room(shared, true);
+        if (has_used_up || is_full) && !shared.state.forgets() && half > 0 {
+            propose(shared, Command::Compact(Revision::from(first + half))).await;
+        }
+    }
+}
+
+/// Whether the quota is used up, and whether the disk is nearly full.
+fn lacks_room(shared: &Shared, was_short: bool) -> (bool, bool) {
+    let has_used_up = shared.quota.is_short(shared.state.used(), was_short);
+    // What was applied is still to be written.
+    let ahead = shared.state.moment().map_or(0, |moment| moment.bytes_ahead());
+    let is_full = |(disk, free): (lmdb::Room, u64)| {
+        let left = disk.left.saturating_sub(ahead);
+        is_nearly_full(lmdb::Room { left, ..disk }, free, was_short)
+    };
+    (has_used_up, shared.state.disk().is_some_and(is_full))
 }
 
 /// Has clients forgotten that have not written for long, as long as this member leads.
@@ -173,11 +212,13 @@ pub(super) async fn watch_room(shared: Arc<Shared>) {
         tokio::time::sleep(ROOM_CHECK_EVERY).await;
         let Ok(moment) = shared.state.moment() else { return };
         let (used, was_short) = (shared.state.used(), moment.is_short_of_room());
-        let is_short = shared.quota.is_short(used, was_short);
+        let (has_used_up, is_full) = lacks_room(&shared, was_short);
+        let is_short = has_used_up || is_full;
         if is_short != was_short && shared.leadership().is_me {
             let quota = shared.quota.0;
             match is_short {
-                true => tracing::warn!(used, quota, "the quota is used up"),
+                true if has_used_up => tracing::warn!(used, quota, "the quota is used up"),
+                true => tracing::warn!("the disk is nearly full"),
                 false => tracing::info!(used, quota, "there is room again"),
             }
             propose(&shared, Command::Room { is_short }).await;

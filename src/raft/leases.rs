@@ -165,7 +165,7 @@ impl Lessor {
         }
     }
 
-    /// The proposal to expire these leases failed: they are due again at `at`.
+    /// Of these leases those that are still there are due again at `at`: the proposal to expire them failed, or left them over.
     pub(crate) fn retry(&self, term: u64, ids: &[LeaseId], at: Instant) {
         let mut reign = self.reign();
         let Some(reign) = reign.as_mut().filter(|reign| reign.term == term) else { return };

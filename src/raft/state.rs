@@ -40,7 +40,7 @@ use super::seeds::Seeds;
 use super::watch::Interest;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::lmdb::{FolderLock, Worker};
+use crate::lmdb::{self, FolderLock, Worker};
 use crate::mvcc::{self, Core, Generations, Mark, Moment, Store, VERIFIED_BYTES, View};
 use crate::types::{Revision, TxnOp, TxnOutcome};
 use arc_swap::ArcSwapOption;
@@ -511,6 +511,14 @@ impl State {
     /// How many bytes the tables can have.
     pub(crate) fn map_bytes(&self) -> Result<u64, Fault> {
         Ok(self.store()?.map_bytes())
+    }
+
+    /// The room that there is on its disk, if that is known, and how many bytes of its file are free.
+    pub(crate) fn disk(&self) -> Option<(lmdb::Room, u64)> {
+        // A simulated disk is not the host's.
+        let disk = if cfg!(feature = "sim") { None } else { self.generations.disk() };
+        let bytes = self.store().ok()?.bytes().ok()?;
+        Some((disk?, bytes.saturating_sub(self.used())))
     }
 
     /// How many bytes of the tables were in use when they last changed.

@@ -1,4 +1,6 @@
-//! The limits of keys, values and requests. Each is checked before a request reaches the log.
+//! The limits of keys, values and requests. Each is checked before a request reaches the log, but for those that depend on what
+//! is there: how many keys a transaction deletes or a lease has, how large an answer is, and how many clients there are is found
+//! out where it is applied, by all members alike, and nothing is changed then.
 //!
 //! ```
 //! use quorate::limits;
@@ -24,6 +26,8 @@ pub const TXN_DEPTH_MAX: usize = 8;
 pub const BATCH_MAX: usize = 4096;
 /// The most leases that one log entry expires.
 pub const EXPIRE_LEASES_MAX: usize = 1000;
+/// The most keys that are attached to one lease: they go together.
+pub const LEASE_KEYS_MAX: u64 = 100 * 1000;
 /// The longest time to live of a lease: 100 years.
 pub const TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// The longest that one call may wait, whatever its caller asks for.

@@ -61,13 +61,24 @@ pub(crate) struct RangeOp {
     /// Zero is none.
     pub(crate) limit: u32,
     pub(crate) keys_only: bool,
-    pub(crate) count_only: bool,
+    pub(crate) shows: Shows,
     pub(crate) sort: SortBy,
     pub(crate) descending: bool,
     pub(crate) mod_revision_min: Option<Revision>,
     pub(crate) mod_revision_max: Option<Revision>,
     pub(crate) create_revision_min: Option<Revision>,
     pub(crate) create_revision_max: Option<Revision>,
+}
+
+/// What a page of a range shows. To count is to go through all of the range, however short the page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shows {
+    /// The entries, and how many keys the range holds.
+    Both,
+    /// Only how many.
+    Count,
+    /// Only the entries, and zero for the count.
+    Entries,
 }
 
 impl RangeOp {
@@ -77,7 +88,7 @@ impl RangeOp {
             at: None,
             limit: 0,
             keys_only: false,
-            count_only: false,
+            shows: Shows::Both,
             sort: SortBy::Key,
             descending: false,
             mod_revision_min: None,
@@ -184,7 +195,7 @@ impl Op {
 
     /// Of a range: returns only the count.
     pub fn count_only(self) -> Self {
-        self.edit_range(|range| range.count_only = true)
+        self.edit_range(|range| range.shows = Shows::Count)
     }
 
     fn edit_put(mut self, edit: impl FnOnce(&mut PutOp)) -> Self {

@@ -61,7 +61,8 @@ pub struct Status {
     pub bytes_in_use: u64,
     /// How large that file is. It gets smaller some time after more than half of it, and more than 64 MiB, is not in use.
     pub bytes_on_disk: u64,
-    /// How many bytes may be in use. With more than that, the group refuses whatever takes room.
+    /// How many bytes may be in use. With more than that, or with a leader whose disk is nearly full, the group refuses whatever
+    /// takes room.
     pub quota: u64,
     /// Whether it does.
     pub is_short_of_room: bool,

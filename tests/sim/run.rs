@@ -22,7 +22,7 @@ pub fn setup(seed: u64) -> Setup {
     let members = *dice.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 7]);
     let is_tight = Dice::new(seed).fork("room").percent(15);
     let mut history = history(&mut Dice::new(seed).fork("history"));
-    if is_tight {
+    if is_tight && matches!(history, History::All) {
         // What is deleted makes room only when it is forgotten.
         history = History::Revisions(dice.clone().within(20, 200));
     }
@@ -194,9 +194,8 @@ impl Run {
             let is_old = match self.group.setup.history {
                 History::All => false,
                 // A group that is short of room keeps none of it.
-                History::Revisions(count) => {
-                    self.group.setup.is_tight || begin + count <= pages.newest()
-                }
+                _ if self.group.setup.is_tight => true,
+                History::Revisions(count) => begin + count <= pages.newest(),
                 History::For(time) => pages.seen_at(begin).is_none_or(|seen| seen <= since(time)),
             };
             if !is_old {

@@ -9,8 +9,8 @@ use crate::client::link::{Freshness, malformed, unexpected};
 use crate::client::pages::Pages;
 use crate::error::Result;
 use crate::types::{
-    Consistency, GetOp, KeyRange, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, SortBy,
-    Status, TxnOp,
+    Consistency, GetOp, KeyRange, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, Shows,
+    SortBy, Status, TxnOp,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -203,7 +203,7 @@ impl RangeRead<'_> {
 
     /// Only counts.
     pub fn count_only(mut self) -> Self {
-        self.op.count_only = true;
+        self.op.shows = Shows::Count;
         self
     }
 

@@ -1,11 +1,12 @@
 //! Much of everything: long histories, large revisions, large values, long ranges.
 
-use super::kit::{Lab, body, cursor, txn};
-use crate::api::{Command, Position};
+use super::kit::{Lab, TERM, body, cursor, txn};
+use crate::api::{Applied, Command, Position};
 use crate::error::Reason;
 use crate::mvcc::View;
 use crate::types::{
-    Changes, Compare, KeyRange, Op, OpKind, OpResult, Page, Revision, SortBy, TxnOp, limits,
+    Changes, Compare, KeyRange, LeaseId, Op, OpKind, OpResult, Page, Revision, SortBy, TxnOp,
+    limits,
 };
 use bytes::Bytes;
 
@@ -180,6 +181,29 @@ fn a_page_keeps_its_budget_of_bytes_and_the_next_one_goes_on() {
     }
 }
 
+/// What was deleted last is history that stays until there is another revision. If there is no room for one, it must not be what
+/// takes the room.
+#[test]
+fn what_goes_only_with_the_next_revision_takes_no_room() {
+    let mut lab = Lab::new();
+    for number in 0..3000 {
+        lab.put(&format!("{number:0200}"), "ten bytes.");
+    }
+    let full = |lab: &mut Lab, revision: Revision| {
+        lab.apply(Command::Compact(revision)).unwrap();
+        while !lab.store().compact_step(1000).unwrap() {}
+        lab.store().bytes_in_use().unwrap()
+    };
+    let newest = lab.view().revision();
+    let before = full(&mut lab, newest);
+    let newest = Revision::from(lab.run(Op::delete(..)).unwrap().1);
+    let after = full(&mut lab, newest);
+    assert!(after < before / 10, "{after} of {before}");
+    lab.put("k", "v");
+    let newest = lab.view().revision();
+    assert!(full(&mut lab, newest) < before / 10);
+}
+
 #[test]
 fn compaction_goes_on_where_it_stopped_and_after_a_restart() {
     let mut lab = Lab::new();
@@ -282,6 +306,49 @@ fn an_answer_that_is_too_large_is_refused_before_anything_happened() {
 
 fn deleted(count: u64) -> OpResult {
     OpResult::Deleted { count, prev: Vec::new() }
+}
+
+/// All of them go in one revision, and what a lease has is looked at whenever it ends: so there is a most. And of several leases
+/// that end at once, some are left for another entry.
+#[test]
+fn a_lease_that_is_full_takes_no_more_keys_and_leases_end_in_pieces() {
+    let mut lab = Lab::with_map(MAP_BYTES);
+    let [full, other, last] = [lab.grant(), lab.grant(), lab.grant()];
+    let limit = limits::LEASE_KEYS_MAX;
+    let chunks: Vec<u64> = (0..limit / 100).collect();
+    for some in chunks.chunks(100) {
+        let puts = |chunk: &u64| {
+            let puts = (0..100).map(|n| Op::put(format!("{chunk:05}/{n:02}"), "v").lease(full));
+            Command::Txn(txn([], puts, []))
+        };
+        let batch = lab.batch(some.iter().map(puts).collect::<Vec<_>>());
+        assert!(batch.outcomes.iter().flatten().all(Result::is_ok));
+    }
+    let is_full = Err(Reason::LeaseFull { lease: full, limit });
+    let put = |key: &str, lease| Op::put(key, "w").lease(lease);
+    let revision = |done: Result<(OpResult, u64), Reason>| done.map(drop);
+    assert_eq!(revision(lab.run(put("more", full))), is_full);
+    let nested = TxnOp { then: vec![put("more", full)], ..TxnOp::default() };
+    assert_eq!(revision(lab.run(Op(OpKind::Txn(nested)))), is_full);
+    // It is the state that says so, not who has counted.
+    lab.reopen();
+    assert_eq!(revision(lab.run(put("more", full))), is_full);
+    lab.run(put("00000/00", full)).expect("it has that one already");
+    lab.run(put("00000/00", other)).unwrap();
+    lab.run(put("more", full)).expect("another has gone");
+    assert_eq!(revision(lab.run(put("00000/00", full))), is_full);
+    lab.run(Op::delete("more")).unwrap();
+    lab.run(put("00000/00", full)).unwrap();
+    lab.run(put("more", last)).unwrap();
+
+    let mut expire = |leases: &[LeaseId]| {
+        let command = Command::Expire { deciding_term: TERM, leases: leases.to_vec() };
+        let Ok(Applied::Expired { leases, .. }) = lab.apply(command) else { panic!("expired") };
+        leases
+    };
+    assert_eq!(expire(&[other, full, last]), [full]);
+    assert_eq!(expire(&[other, full, last]), [other, last]);
+    assert_eq!(lab.view().keys(), 0);
 }
 
 #[test]

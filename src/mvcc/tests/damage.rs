@@ -5,7 +5,7 @@ use crate::api::Command;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::mvcc::records::{Format, MetaRow, Record, Table};
 use crate::mvcc::{Body, Store, View};
-use crate::types::{LeaseId, Op, Revision};
+use crate::types::{LeaseId, Op, OpKind, OpResult, Page, RangeOp, Revision, Shows};
 use bytes::Bytes;
 use std::fs;
 
@@ -85,6 +85,26 @@ fn a_flipped_byte_of_a_row_is_a_fault_or_does_not_matter() {
     }
     assert_eq!(answers(&lab.view()), right);
     lab.view().verify().unwrap();
+}
+
+/// A page that does not count does not look behind its end, where there may be a million keys more.
+#[test]
+fn who_does_not_count_stops_where_the_page_is_full() {
+    let mut lab = Lab::new();
+    for number in 10..99 {
+        lab.put(&format!("k{number}"), "v");
+    }
+    let before = Revision::from(lab.put("k10", "w") - 1);
+    write(lab.store(), Table::Latest, b"k98", b"no row");
+    let page = |shows: Shows| {
+        let Op(OpKind::Range(op)) = Op::range(..).limit(10).at(before) else { panic!("a range") };
+        let op = Op(OpKind::Range(RangeOp { shows, ..op }));
+        lab.view().query(&txn([], [op], []))
+    };
+    assert!(page(Shows::Both).is_err());
+    let found = page(Shows::Entries).unwrap().unwrap().results.remove(0);
+    let OpResult::Range(Page { entries, more, count, .. }) = found else { panic!("a page") };
+    assert_eq!((entries.len(), more, count), (10, true, 0));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::mvcc::tape::Tape;
 use crate::mvcc::{Body, Entry, LeaseChange, Outcome, View};
 use crate::types::{
     Changes, Compare, Event, KeyValue, LeaseId, Op, OpKind, OpResult, Operand, Page, PutOp,
-    RangeOp, Relation, Revision, SortBy, TxnOp, TxnOutcome,
+    RangeOp, Relation, Revision, Shows, SortBy, TxnOp, TxnOutcome,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -387,8 +387,8 @@ impl Draft<'_> {
 
 fn page(keys: &Keys, op: &RangeOp, revision: Revision) -> Page {
     let inside: Vec<_> = keys.values().filter(|kv| op.range.contains(&kv.key)).collect();
-    let count = inside.len() as u64;
-    if op.count_only {
+    let count = if op.shows == Shows::Entries { 0 } else { inside.len() as u64 };
+    if op.shows == Shows::Count {
         return Page { entries: Vec::new(), more: false, count, revision };
     }
     let keep = |kv: &&KeyValue| {

@@ -18,6 +18,7 @@ use crate::error::Fault;
 use crate::fault::{Point, point};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep};
@@ -29,20 +30,30 @@ const ROWS: RangeInclusive<usize> = 50..=2000;
 /// How many times as long as a step the rest after it is.
 const RESTS: u32 = 8;
 
-/// Says that there may be something to remove, and how often that was said.
+/// Says that there may be something to remove.
 #[derive(Debug)]
-pub(super) struct Dead(watch::Sender<u64>);
+pub(super) struct Dead {
+    /// How often that was said. A start has not looked yet.
+    said: watch::Sender<u64>,
+    /// How often it had been when the last of it was gone.
+    gone: AtomicU64,
+}
 
 impl Default for Dead {
     fn default() -> Self {
-        Self(watch::Sender::new(0))
+        Self { said: watch::Sender::new(1), gone: AtomicU64::new(0) }
     }
 }
 
 impl Dead {
     /// History was forgotten, and the tables know it.
     pub(super) fn note(&self) {
-        self.0.send_modify(|times| *times += 1);
+        self.said.send_modify(|times| *times += 1);
+    }
+
+    /// Whether there may be something.
+    fn is_any(&self) -> bool {
+        *self.said.borrow() != self.gone.load(Ordering::Relaxed)
     }
 }
 
@@ -81,9 +92,9 @@ impl Pace {
 
 /// Removes what is dead, whenever there is something, until the state has ended.
 pub(crate) async fn compact_in_time(state: Arc<State>) {
-    let mut dead = state.dead.0.subscribe();
+    let mut dead = state.dead.said.subscribe();
     loop {
-        dead.mark_unchanged();
+        let mut said = *dead.borrow_and_update();
         let mut pace = Pace::new();
         loop {
             // What stands in its way is reported where it happens.
@@ -92,12 +103,13 @@ pub(crate) async fn compact_in_time(state: Arc<State>) {
                 break;
             }
             if dead.has_changed().unwrap_or(false) {
-                dead.mark_unchanged();
+                said = *dead.borrow_and_update();
                 pace.hurry();
             }
             let is_waited_for = state.moment().is_ok_and(|moment| moment.is_short_of_room());
             sleep(pace.after(took, is_waited_for)).await;
         }
+        state.dead.gone.store(said, Ordering::Relaxed);
         if dead.changed().await.is_err() {
             return;
         }
@@ -105,6 +117,11 @@ pub(crate) async fn compact_in_time(state: Arc<State>) {
 }
 
 impl State {
+    /// Whether history that was forgotten may still be in the tables.
+    pub(crate) fn forgets(&self) -> bool {
+        self.dead.is_any()
+    }
+
     /// Removes some of the compacted history, on the thread that flushes. Says whether that was the last of it, and how long
     /// it took there.
     pub(super) async fn compact_step(

@@ -68,8 +68,8 @@ const ROOM_CHECK_PIECES: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long after a copy the next is begun at the earliest; after one that was given up, twice as long as before.
 const REST: Duration = Duration::from_secs(300);
-/// And not longer than this.
-const REST_MAX: Duration = Duration::from_secs(24 * 3600);
+/// And not longer than this: whoever writes all day, faster than a copy is made, has a quieter hour or two at some time.
+const REST_MAX: Duration = Duration::from_secs(2 * 3600);
 /// How often what was flushed meanwhile is written to the copy, with more of it each time. Each round takes less time than the
 /// one before, unless flushing keeps the disk busy by itself.
 const ROUNDS: usize = 16;

@@ -203,10 +203,11 @@ impl Applier {
         while left > 0 {
             match self.queue.pop_front() {
                 Some(Work::Apply(mut share)) => {
-                    if share.entries.len() > left {
-                        self.queue.push_front(Work::Apply(share.split_off(left)));
+                    let count;
+                    (count, left) = fill(&share.entries, left);
+                    if share.entries.len() > count {
+                        self.queue.push_front(Work::Apply(share.split_off(count)));
                     }
-                    left -= share.entries.len();
                     shares.push(share);
                 }
                 Some(other) => {
@@ -379,6 +380,16 @@ impl Applier {
     }
 }
 
+/// How many of these go into a group that has room for so many, and for how many it has room then. A wide one is the last of
+/// its group: it may be as much as all that is otherwise taken at once, and a hundred of them more than there is memory.
+fn fill(entries: &[mvcc::Entry], left: usize) -> (usize, usize) {
+    let count = entries.len().min(left);
+    match entries[..count].iter().position(mvcc::Entry::is_wide) {
+        Some(wide) => (wide + 1, 0),
+        None => (count, left - count),
+    }
+}
+
 /// On the thread that flushes: everything that comes, in order.
 pub(super) fn flush(jobs: Vec<Job>) {
     for job in jobs {
@@ -411,5 +422,39 @@ fn unless_it_panics(state: &Arc<State>, work: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
         not_flushed(state, u64::MAX, Fault::assertion(lmdb::panic_text(&*panic)));
         resume_unwind(panic);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Command;
+    use crate::mvcc::{Body, Entry, LogPosition};
+    use crate::types::{LeaseId, Op, OpKind, TxnOp};
+
+    #[test]
+    fn what_may_change_any_number_of_keys_is_the_last_of_its_group() {
+        let entry = |command: Command| {
+            let position = LogPosition { term: 1, node: 1, index: 1 };
+            Entry { position, body: Body::Command(Arc::new(command.into())) }
+        };
+        let one = |op: Op| entry(Command::Txn(TxnOp::single(op.0)));
+        let put = || one(Op::put("k", "v"));
+        let nested = TxnOp { otherwise: vec![Op::delete("a".."b")], ..TxnOp::default() };
+        let leases = vec![LeaseId::from(1)];
+        let wide = [
+            one(Op::delete("a".."b")),
+            one(Op(OpKind::Txn(nested))),
+            entry(Command::Revoke(LeaseId::from(1))),
+            entry(Command::Expire { deciding_term: 1, leases }),
+        ];
+        for wide in wide {
+            let entries = [put(), wide, put(), put()];
+            assert_eq!(fill(&entries, 100), (2, 0));
+            assert_eq!(fill(&entries, 1), (1, 0));
+            assert_eq!(fill(&entries[2..], 100), (2, 98));
+            assert_eq!(fill(&[], 100), (0, 100));
+        }
+        assert_eq!(fill(&[one(Op::delete("k")), one(Op::range(..)), put()], 3), (3, 0));
     }
 }

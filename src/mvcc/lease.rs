@@ -11,8 +11,8 @@
 //!
 //! Invariants
 //! - `lease_keys` holds exactly the pairs of `latest`: a put moves its key, a delete takes it off;
-//! - a lease and its keys go together, in one revision, in key order; a lease without keys takes none. So there are not more than
-//!   [`limits::LEASE_KEYS_MAX`] of them, and an expiry ends no further lease when it has deleted as many as a transaction may;
+//! - a lease and its keys go together, in one revision, in key order; a lease without keys takes none. So no write gives it more
+//!   than [`limits::LEASE_KEYS_MAX`], and an expiry ends no further lease when it has deleted as many as a transaction may;
 //! - an expiry counts only in the term of the leader that decided it. One that was paused after deciding, and comes
 //!   back deposed, must not end a lease whose renewal its successor has confirmed.
 

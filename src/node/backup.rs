@@ -47,7 +47,9 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// If the writer fails, with its error as the source, or takes more than a minute for half a mebibyte; if this member has failed, or does so now because its disk does;
+    /// If the writer fails, with its error as the source, or takes more than a minute for half a mebibyte (one that is only
+    /// slow is waited for, while the file of the state grows by what is written meanwhile); if this member has failed, or
+    /// does so now because its disk does;
     /// [`ErrorKind::Overloaded`](crate::ErrorKind::Overloaded) if there are a thousand readers. What was written is of no use
     /// then, and is refused when it is read.
     ///

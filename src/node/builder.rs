@@ -216,8 +216,11 @@ impl NodeBuilder {
     ///   same if the group hears of the alarm behind them, so the quota may be passed by that much: it is no exact limit, and
     ///   the disk has to have more.
     ///
-    /// The same happens when the leader's disk has less than 256 MiB left, of a small one a sixteenth and 96 MiB at least, until
-    /// there is a quarter more than that. Up to half of it may be free in the state's file instead.
+    /// The same happens when the leader's disk has less than 256 MiB left, until there is a quarter more than that. (Of a disk
+    /// of less than 4 GiB it is a sixteenth, but 96 MiB, and a quarter if that is less.) Up to half of it may be free in the
+    /// state's file instead. It is looked at four times a second: who fills it faster than that can still find it full, and
+    /// then fails, with all that was acknowledged. Each member also cuts its log shorter while its disk is that full, and
+    /// one that is far behind needs a snapshot then.
     ///
     /// It is the leader's quota that counts, and its count. If members have different ones, the limit changes with the leader;
     /// each says so in a warning. A member with less room than the leader may be unable to store what the group has taken,
@@ -231,21 +234,22 @@ impl NodeBuilder {
     /// on all members. What is older is compacted.
     ///
     /// It is as long at least, and up to a tenth longer. When the leader changes it may be another tenth. But when
-    /// there is no [room](Self::quota) the older half of it goes, and then half of what is left, until there is room: a watch
-    /// or a read that needs it is told [`Reason::Compacted`].
+    /// there is no [room](Self::quota) the older half of it goes, and then half of what is left, until there is room or nothing
+    /// is left: a watch or a read that needs it is told [`Reason::Compacted`].
     pub fn keep_history(mut self, time: Duration) -> Self {
         self.history = History::For(time);
         self
     }
 
     /// Keeps so many revisions of history, and up to a tenth more, whatever their age. When there is no
-    /// [room](Self::quota) it goes as [`keep_history`](Self::keep_history) says, for what has just been deleted is history as well.
+    /// [room](Self::quota) it goes as [`keep_history`](Self::keep_history) says, for what has just been deleted is history as
+    /// well.
     pub fn keep_revisions(mut self, revisions: u64) -> Self {
         self.history = History::Revisions(revisions);
         self
     }
 
-    /// Keeps history until somebody calls [`Client::compact`](crate::Client::compact).
+    /// Keeps history until somebody calls [`Client::compact`](crate::Client::compact), also when there is no room.
     pub fn keep_all_history(mut self) -> Self {
         self.history = History::All;
         self

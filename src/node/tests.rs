@@ -2,6 +2,7 @@
 //! of the members that nobody finishes.
 
 mod integrity;
+mod room;
 #[cfg(feature = "tls")]
 mod secure;
 
@@ -289,46 +290,6 @@ async fn history_is_forgotten_by_itself() {
     }
 }
 
-/// What takes room is refused, all else goes on, and when there is room again so do writes.
-#[tokio::test]
-async fn a_quota_that_is_used_up_stops_what_takes_room_until_there_is_some() {
-    let folder = tempfile::tempdir().unwrap();
-    let builder = Node::builder(folder.path()).heartbeat(HEARTBEAT).quota(4 << 20);
-    let node = timeout(LONG, builder.keep_revisions(5).solo()).await.expect("it hangs").unwrap();
-    let client = node.client();
-    let value = "v".repeat(64 << 10);
-    let mut written = 0;
-    let refused = loop {
-        match client.put(format!("k{written}"), value.clone()).await {
-            Ok(_) => written += 1,
-            Err(error) if node.status().bytes_in_use >= node.status().quota => break error,
-            // What is not in the tables yet counts for more than it will be there.
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-        assert!(written < 2000, "nothing stops it");
-    };
-    assert_eq!((refused.kind(), refused.may_have_applied()), (ErrorKind::NoSpace, false));
-    let status = node.status();
-    assert!(status.is_short_of_room && status.bytes_in_use >= status.quota, "{status:?}");
-    assert!(status.bytes_in_use <= status.bytes_on_disk, "{status:?}");
-    let lease = client.lease_grant(Duration::from_secs(60)).await.unwrap_err();
-    assert_eq!(lease.kind(), ErrorKind::NoSpace);
-    assert_eq!(client.get("k0").await.unwrap().unwrap().value, value);
-
-    assert_eq!(client.delete(KeyRange::prefix("k")).await.unwrap(), written);
-    // What was deleted is history, and goes by itself.
-    let writes = async {
-        while client.put("again", "1").await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LONG, writes).await.expect("there is room");
-    assert!(!node.status().is_short_of_room);
-    node.shutdown().await.unwrap();
-    let error = Node::builder(folder.path()).quota(4096).solo().await.unwrap_err();
-    assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
-}
-
 /// One entry ends so many keys and not more: what is left over is ended by the next, and nobody has to wait for a change.
 #[tokio::test]
 async fn leases_with_many_keys_end_one_after_the_other() {
@@ -376,31 +337,6 @@ async fn a_backup_that_nobody_takes_is_given_up() {
     // It is the backup that has failed, and not the member.
     let info = node.backup_within(Duration::from_secs(5), &mut Vec::new()).await.unwrap();
     assert_eq!(info.keys, 1);
-    node.shutdown().await.unwrap();
-}
-
-/// Without room, history goes before its time: nobody has to compact by hand, or to wait for an hour.
-#[tokio::test]
-async fn without_room_history_goes_before_its_time() {
-    let folder = tempfile::tempdir().unwrap();
-    let node = Node::builder(folder.path()).heartbeat(HEARTBEAT).quota(4 << 20).solo();
-    let node = timeout(LONG, node).await.expect("it hangs").unwrap();
-    let client = node.client();
-    let value = "v".repeat(64 << 10);
-    let writes = async {
-        let mut refused = 0;
-        // All of it is history but for the last.
-        for _ in 0..80 {
-            while let Err(error) = client.put("k", value.clone()).await {
-                assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-                refused += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-        refused
-    };
-    assert!(timeout(3 * LONG, writes).await.expect("there is room again") > 0);
-    assert_eq!(client.get("k").await.unwrap().unwrap().version, 80);
     node.shutdown().await.unwrap();
 }
 

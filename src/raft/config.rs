@@ -4,7 +4,6 @@
 
 use crate::error::{Error, Reason};
 use crate::fault::{Bug, bug};
-use crate::lmdb;
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use std::time::Duration;
 
@@ -118,19 +117,6 @@ impl Quota {
     }
 }
 
-/// What there has to be to write to, in bytes: for what is under way, the log, and all that goes on without room. A member that
-/// finds no room at all fails. Of a small disk it is a sixteenth, but not less than a few files of the log take.
-const DISK_SPARE: u64 = 256 << 20;
-const DISK_SPARE_MIN: u64 = 96 << 20;
-
-/// Whether a disk is so full that the alarm has to be on, or to stay on. The tables can also write to what is `free` in their
-/// file, the log cannot.
-pub(crate) fn is_nearly_full(disk: lmdb::Room, free: u64, is_short: bool) -> bool {
-    let spare = (disk.all / 16).clamp(DISK_SPARE_MIN, DISK_SPARE).min(disk.all / 4);
-    let wanted = if is_short { spare / 4 * 5 } else { spare };
-    disk.left < wanted / 2 || disk.left.saturating_add(free) < wanted
-}
-
 /// How much log is kept, and how often it is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Retention {
@@ -203,33 +189,6 @@ mod tests {
             assert_eq!(config.enable_pre_vote, Some(true));
             assert!(config.quorum_loss_probe_interval >= Some(2 * config.election_timeout_max));
         }
-    }
-
-    #[test]
-    fn the_alarm_of_a_disk_goes_when_there_is_a_quarter_more() {
-        // What has to be left of tiny, small and large disks, in MiB.
-        for (all, spare) in [(100 << 20, 25), (1 << 30, 96), (2 << 30, 128), (1 << 40, 256)] {
-            let part = |percent: u64| ((spare * percent) << 20) / 100;
-            let mut is_short = false;
-            for (left, free, expected) in [
-                (100, 0, false),
-                (99, 0, true),
-                (124, 0, true),
-                (125, 0, false),
-                (50, 50, false),
-                (49, 100, true),
-                (62, 100, true),
-                (70, 50, true),
-                (70, 60, false),
-                (0, 0, true),
-            ] {
-                let room = lmdb::Room { all, left: part(left) };
-                is_short = is_nearly_full(room, part(free), is_short);
-                assert_eq!(is_short, expected, "{left} and {free} of {spare}");
-            }
-        }
-        let nothing = lmdb::Room { all: 0, left: 0 };
-        assert!(!is_nearly_full(nothing, 0, false), "whoever says nothing");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! ```text
 //! leads, confirmed ──▶ reign: every lease gets its full time ──▶ expire: those that are due
 //!                  └─▶ forget: history that is old enough, and clients that have not written for long
-//!                      watch_room: no more room, or again some
 //! ```
 //!
 //! Every member has these tasks, and in all but the leader they wait. Each ends in a command in the log, so that all members
@@ -11,24 +10,19 @@
 //!
 //! Invariants
 //! - a lease ends, and history gets older, by the clock of a leader that was confirmed when the time began, and in its term;
-//! - history goes before its time only when there is no room;
 //! - whatever could not be proposed is decided anew.
 
-use super::config::{History, is_nearly_full};
+use super::config::History;
 use super::member::Shared;
 use crate::api::{AGES, CLIENT_AGES, Call, Command, Proposal, Request};
 use crate::fault::{Bug, Point, bug, point};
-use crate::lmdb;
 use crate::types::{LeaseId, Revision, limits};
-use futures::future::join;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 /// How often it is looked whether history has too many revisions.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
-/// How often it is looked whether there is room.
-const ROOM_CHECK_EVERY: Duration = Duration::from_millis(250);
 /// After what time a client is forgotten. Simulated hours are long.
 const CLIENT_IDLE: Duration =
     if cfg!(feature = "sim") { Duration::from_secs(30) } else { limits::CLIENT_IDLE };
@@ -111,12 +105,12 @@ async fn expire_elsewhere(shared: &Shared, deciding_term: u64, leases: &[LeaseId
     }
 }
 
-/// Has history forgotten when it is old enough, or there is no room, as long as this member leads.
+/// Has history forgotten when it is old enough, as long as this member leads.
 pub(super) async fn forget(shared: Arc<Shared>, history: History) {
     match history {
         History::All => {}
-        History::For(time) => join(age(&shared, time), make_room(&shared)).await.0,
-        History::Revisions(kept) => join(bound(&shared, kept), make_room(&shared)).await.0,
+        History::For(time) => age(&shared, time).await,
+        History::Revisions(kept) => bound(&shared, kept).await,
     }
 }
 
@@ -149,40 +143,6 @@ async fn bound(shared: &Shared, kept: u64) {
     }
 }
 
-/// Gives the older half of history up when there is no room, and nothing that was forgotten is still on its way out; and then half
-/// of what is left. It is worth less than the writes that are refused.
-async fn make_room(shared: &Shared) {
-    loop {
-        tokio::time::sleep(ROOM_CHECK_EVERY).await;
-        let Ok(moment) = shared.state.moment() else { return };
-        if !moment.is_short_of_room() || !shared.leadership().is_me {
-            continue;
-        }
-        // What was forgotten goes when that is in the tables.
-        if shared.state.settled().await.is_err() {
-            return;
-        }
-        let (newest, first) = (moment.revision().get(), moment.compact_revision().get());
-        let half = (newest - first).div_ceil(2);
-        let (has_used_up, is_full) = lacks_room(shared, true);
-        if (has_used_up || is_full) && !shared.state.forgets() && half > 0 {
-            propose(shared, Command::Compact(Revision::from(first + half))).await;
-        }
-    }
-}
-
-/// Whether the quota is used up, and whether the disk is nearly full.
-fn lacks_room(shared: &Shared, was_short: bool) -> (bool, bool) {
-    let has_used_up = shared.quota.is_short(shared.state.used(), was_short);
-    // What was applied is still to be written.
-    let ahead = shared.state.moment().map_or(0, |moment| moment.bytes_ahead());
-    let is_full = |(disk, free): (lmdb::Room, u64)| {
-        let left = disk.left.saturating_sub(ahead);
-        is_nearly_full(lmdb::Room { left, ..disk }, free, was_short)
-    };
-    (has_used_up, shared.state.disk().is_some_and(is_full))
-}
-
 /// Has clients forgotten that have not written for long, as long as this member leads.
 pub(super) async fn forget_clients(shared: Arc<Shared>) {
     loop {
@@ -199,35 +159,15 @@ pub(super) async fn forget_clients(shared: Arc<Shared>) {
 }
 
 /// Whether this member leads, and has applied all that was committed by now.
-async fn has_caught_up(shared: &Shared) -> bool {
+pub(super) async fn has_caught_up(shared: &Shared) -> bool {
     match shared.reads.round().await {
         Ok(confirmed) => shared.applied(confirmed.index).await.is_ok(),
         Err(_) => false,
     }
 }
 
-/// Tells the group when there is no room any more, and when there is again, as long as this member leads.
-pub(super) async fn watch_room(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(ROOM_CHECK_EVERY).await;
-        let Ok(moment) = shared.state.moment() else { return };
-        let (used, was_short) = (shared.state.used(), moment.is_short_of_room());
-        let (has_used_up, is_full) = lacks_room(&shared, was_short);
-        let is_short = has_used_up || is_full;
-        if is_short != was_short && shared.leadership().is_me {
-            let quota = shared.quota.0;
-            match is_short {
-                true if has_used_up => tracing::warn!(used, quota, "the quota is used up"),
-                true => tracing::warn!("the disk is nearly full"),
-                false => tracing::info!(used, quota, "there is room again"),
-            }
-            propose(&shared, Command::Room { is_short }).await;
-        }
-    }
-}
-
 /// Proposes a command of the leader's own. If that fails, its time comes again.
-async fn propose(shared: &Shared, command: Command) {
+pub(super) async fn propose(shared: &Shared, command: Command) {
     let proposed = shared.raft.client_write(Proposal::from(command).into());
     let _ = timeout(shared.timing.election_max(), proposed).await;
 }

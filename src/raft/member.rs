@@ -24,6 +24,7 @@ use super::network::{Bulk, Network, Refusals};
 use super::pace::Pace;
 use super::reads::{Reads, rounds};
 use super::reseed;
+use super::room;
 use super::state::{FLUSH_EVERY, Head, State, compact_in_time, shrink_in_time};
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::types::{NodeId, Status};
@@ -35,6 +36,7 @@ use openraft::{Instant as _, ServerState};
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -74,6 +76,7 @@ pub(crate) struct Shared {
     pub(crate) desk: Desk,
     pub(crate) admission: Semaphore,
     disk: Health,
+    is_disk_short: AtomicBool,
     leadership: watch::Sender<Leadership>,
     pub(super) refusals: Refusals,
     /// How fast whole states may go to others, all together.
@@ -164,9 +167,19 @@ impl Shared {
     /// Whether whatever takes room is refused: the group has said so, or is about to.
     pub(crate) fn is_short_of_room(&self) -> bool {
         let Ok(moment) = self.state.moment() else { return false };
-        // Only the leader's own count counts, or a member could refuse for ever what the group takes.
+        // Only the leader's own room counts, or a member could refuse for ever what the group takes.
         let used = self.state.used() + moment.bytes_ahead();
-        moment.is_short_of_room() || (self.leadership().is_me && self.quota.is_short(used, false))
+        let lacks_some = || self.quota.is_short(used, false) || self.is_disk_short();
+        moment.is_short_of_room() || (self.leadership().is_me && lacks_some())
+    }
+
+    /// Whether this member's disk was nearly full when it was last looked at.
+    pub(super) fn is_disk_short(&self) -> bool {
+        self.is_disk_short.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_disk_short(&self, is_short: bool) {
+        self.is_disk_short.store(is_short, Ordering::Relaxed);
     }
 
     /// Why this member will not get anywhere, if a majority wants nothing of it: it is of another group, say.
@@ -283,6 +296,7 @@ impl Member {
             desk,
             admission: Semaphore::new(ADMISSION_UNITS as usize),
             disk: log.health(),
+            is_disk_short: AtomicBool::new(false),
             leadership: watch::Sender::new(Leadership::default()),
             refusals,
             pace,
@@ -304,7 +318,8 @@ impl Member {
         tasks.spawn(shrink_in_time(Arc::clone(&shared.state)));
         tasks.spawn(duties::forget(Arc::clone(&shared), history));
         tasks.spawn(duties::forget_clients(Arc::clone(&shared)));
-        tasks.spawn(duties::watch_room(Arc::clone(&shared)));
+        tasks.spawn(room::watch_room(Arc::clone(&shared)));
+        tasks.spawn(room::make_room(Arc::clone(&shared), history));
         tasks.spawn(compare::compare(Arc::clone(&shared)));
         tasks.spawn(members::reconcile(Arc::clone(&shared)));
         tasks.spawn(members::leave(Arc::clone(&shared)));
@@ -447,11 +462,12 @@ async fn flush_in_time(shared: Arc<Shared>) {
 }
 
 /// Cuts the log when it takes too many bytes. openraft counts entries only, and thirty thousand large ones are many
-/// gigabytes.
+/// gigabytes. On a disk that is nearly full a sixteenth is too much: nobody writes then who would cut it by what he adds.
 async fn bound_log(shared: Arc<Shared>, log: LogStore, bytes_max: u64) {
     loop {
         tokio::time::sleep(LOG_CHECK_EVERY).await;
-        if log.bytes() > bytes_max {
+        let most = if shared.is_disk_short() { bytes_max / 16 } else { bytes_max };
+        if log.bytes() > most {
             cut_log(&shared).await;
         }
     }

@@ -42,6 +42,7 @@ pub(crate) mod pace;
 pub(crate) mod peek;
 pub(crate) mod reads;
 pub(crate) mod reseed;
+mod room;
 mod seeds;
 pub(crate) mod server;
 pub(crate) mod state;

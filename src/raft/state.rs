@@ -132,8 +132,12 @@ pub(crate) struct State {
     log: Mutex<Option<LogStore>>,
     /// Kilobytes of entries that may be handed in.
     room: Arc<Semaphore>,
-    /// Bytes of the tables that are in use.
+    /// Bytes of the tables that are in use, and of their file that are not.
     used: AtomicU64,
+    free: AtomicU64,
+    /// What a test says of the disk.
+    #[cfg(test)]
+    pub(crate) pretended: Mutex<Option<lmdb::Room>>,
     head: watch::Sender<Head>,
     pub(crate) interest: Interest,
     pub(crate) lessor: Lessor,
@@ -171,7 +175,7 @@ impl State {
         if store.bytes()? <= VERIFIED_BYTES {
             store.view()?.verify()?;
         }
-        let used = store.bytes_in_use()?;
+        let (used, (_, free)) = (store.bytes_in_use()?, store.free()?);
         let core = Core::new(store, seed()?)?;
         let moment = core.moment();
         let head = Head::of(&moment);
@@ -190,6 +194,9 @@ impl State {
             log: Mutex::new(None),
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
             used: AtomicU64::new(used),
+            free: AtomicU64::new(free),
+            #[cfg(test)]
+            pretended: Mutex::default(),
             head: watch::Sender::new(head),
             interest: Interest::new(head.revision),
             lessor: Lessor::default(),
@@ -513,12 +520,17 @@ impl State {
         Ok(self.store()?.map_bytes())
     }
 
-    /// The room that there is on its disk, if that is known, and how many bytes of its file are free.
+    /// The room that there is on its disk, if that is known, and how many bytes of its file were free when the tables last
+    /// changed.
     pub(crate) fn disk(&self) -> Option<(lmdb::Room, u64)> {
+        let free = self.free.load(Ordering::Relaxed);
+        #[cfg(test)]
+        if let Some(disk) = *self.pretended.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Some((disk, free));
+        }
         // A simulated disk is not the host's.
         let disk = if cfg!(feature = "sim") { None } else { self.generations.disk() };
-        let bytes = self.store().ok()?.bytes().ok()?;
-        Some((disk?, bytes.saturating_sub(self.used())))
+        Some((disk?, free))
     }
 
     /// How many bytes of the tables were in use when they last changed.
@@ -528,8 +540,9 @@ impl State {
 
     /// After the tables have changed.
     fn measure(&self) -> Result<(), Fault> {
-        let used = self.store()?.bytes_in_use()?;
-        self.used.store(used, Ordering::Relaxed);
+        let store = self.store()?;
+        self.used.store(store.bytes_in_use()?, Ordering::Relaxed);
+        self.free.store(store.free()?.1, Ordering::Relaxed);
         Ok(())
     }
 

@@ -53,7 +53,7 @@ impl Dead {
 
     /// Whether there may be something.
     fn is_any(&self) -> bool {
-        *self.said.borrow() != self.gone.load(Ordering::Relaxed)
+        *self.said.borrow() != self.gone.load(Ordering::Acquire)
     }
 }
 
@@ -109,7 +109,8 @@ pub(crate) async fn compact_in_time(state: Arc<State>) {
             let is_waited_for = state.moment().is_ok_and(|moment| moment.is_short_of_room());
             sleep(pace.after(took, is_waited_for)).await;
         }
-        state.dead.gone.store(said, Ordering::Relaxed);
+        // With what was measured after the last step.
+        state.dead.gone.store(said, Ordering::Release);
         if dead.changed().await.is_err() {
             return;
         }

@@ -32,6 +32,9 @@ use std::time::Duration;
 
 /// The most reads that go together.
 pub(crate) const QUERIES_MAX: usize = 128;
+/// The most bytes of ranges that the watches of one caller may have. He counts himself, and stays below half of it: whoever was
+/// refused could only begin anew, with all of them.
+pub(crate) const RANGE_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 128 << 20 };
 /// A write of more bytes goes alone: its call costs little beside it.
 const SMALL: usize = 16 * 1024;
 
@@ -83,8 +86,11 @@ pub(crate) enum Response {
     Follow(Followed),
     /// The time to live of each lease, in order, or why it has none any more.
     KeepAlive(Vec<Result<Duration, Reason>>),
-    /// One for each asked lease, in order; `None` is unknown or expired.
-    Leases(Vec<Option<LeaseStatus>>),
+    /// One for each asked lease, in order, as they were at a revision; `None` is unknown or expired.
+    Leases {
+        leases: Vec<Option<LeaseStatus>>,
+        revision: Revision,
+    },
     ReadIndex(u64),
     Status(Box<Status>),
     Founding(Bytes),

@@ -90,7 +90,7 @@ named! {
         // A state that is not trusted.
         ReportsAnotherHash, UntrustedIsOpened, TrustedTooEarly,
         // Answers.
-        RefusedMayHaveHappened, DuplicateCarriedOut,
+        RefusedMayHaveHappened, DuplicateCarriedOut, SeenIsForgotten,
     }
 }
 

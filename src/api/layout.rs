@@ -232,7 +232,7 @@ impl Request {
 
 layout!(enum Response {
     1 => Propose(outcomes), 2 => Query(outcome), 3 => Follow(followed), 4 => KeepAlive(leases),
-    5 => Leases(leases), 6 => ReadIndex(index), 7 => Status(status), 8 => Founding(message),
+    5 => Leases { leases, revision }, 6 => ReadIndex(index), 7 => Status(status), 8 => Founding(message),
     9 => Join { node, founding }, 10 => Members(members), 11 => Change,
     12 => Queries(outcomes),
 });

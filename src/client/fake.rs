@@ -145,6 +145,25 @@ impl Fake {
         Client::over(Service::new(service), home, Duration::from_secs(10), Arc::default())
     }
 
+    /// What its only member says of itself.
+    pub(crate) fn status_of(revision: u64) -> Status {
+        Status {
+            id: NodeId::from(1),
+            group: 1,
+            leader: Some(NodeId::from(1)),
+            term: 1,
+            revision: Revision::from(revision),
+            applied_index: None,
+            state_hash: 0,
+            bytes_in_use: 0,
+            bytes_on_disk: 0,
+            quota: 0,
+            is_short_of_room: false,
+            members: Vec::new(),
+            states_differ_at: None,
+        }
+    }
+
     /// Lets the next call of that kind go wrong.
     pub(crate) fn next(&self, kind: Kind, fault: Fault) {
         self.world().faults.push_back((kind, fault));
@@ -311,23 +330,10 @@ impl Fake {
                 let world = self.world();
                 let all = || world.leases.keys().map(|id| LeaseId::from(*id)).collect();
                 let ids: Vec<_> = only.unwrap_or_else(all);
-                Response::Leases(ids.into_iter().map(|id| world.lease_status(id)).collect())
+                let leases = ids.into_iter().map(|id| world.lease_status(id)).collect();
+                Response::Leases { leases, revision: Revision::from(world.revision) }
             }
-            Request::Status => Response::Status(Box::new(Status {
-                id: NodeId::from(1),
-                group: 1,
-                leader: Some(NodeId::from(1)),
-                term: 1,
-                revision: Revision::from(self.world().revision),
-                applied_index: None,
-                state_hash: 0,
-                bytes_in_use: 0,
-                bytes_on_disk: 0,
-                quota: 0,
-                is_short_of_room: false,
-                members: Vec::new(),
-                states_differ_at: None,
-            })),
+            Request::Status => Response::Status(Box::new(Self::status_of(self.world().revision))),
             Request::ReadIndex
             | Request::Founding(_)
             | Request::Join { .. }

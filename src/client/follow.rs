@@ -37,7 +37,9 @@
 use super::backoff::{Backoff, jitter, random};
 use super::link::{Link, unexpected};
 use super::slot::{Progress, Slot, lock};
-use crate::api::{Cursor, CursorId, Follow, Followed, News, Position, Request, Response};
+use crate::api::{
+    Cursor, CursorId, Follow, Followed, News, Position, RANGE_BYTES_MAX, Request, Response,
+};
 use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::fault::{Bug, bug};
 use crate::types::{Changes, KeyRange, Revision, limits};
@@ -55,6 +57,8 @@ use tokio::task::JoinSet;
 const WAIT: Duration = Duration::from_secs(20);
 /// The most watches of a client. A node holds as many for one caller.
 const WATCHES_MAX: usize = 1 << 20;
+/// The most bytes of their ranges. A node holds twice as many: it may hear later that some were closed.
+const BYTES_MAX: usize = RANGE_BYTES_MAX / 2;
 /// The most bytes of events in one answer.
 const ANSWER_BYTES_MAX: u32 = 1024 * 1024;
 /// The most bytes of ranges that one call adds.
@@ -83,6 +87,8 @@ pub(super) struct Hub {
     words: mpsc::UnboundedSender<Word>,
     /// How many watches were opened, and not yet closed as far as the task knows.
     open: Arc<AtomicUsize>,
+    /// What the ranges of those take that are not closed.
+    range_bytes: AtomicUsize,
     ids: AtomicU64,
     progress: Arc<Mutex<Progress>>,
     /// Owns the task: dropping the hub ends it.
@@ -107,13 +113,18 @@ impl Hub {
         let runtime = link.runtime().clone();
         let follower = Follower::new(link, heard, open.clone(), progress.clone());
         task.spawn_on(follower.run(), &runtime);
-        Self { words, open, ids: AtomicU64::new(0), progress, _task: task }
+        let (range_bytes, ids) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { words, open, range_bytes, ids, progress, _task: task }
     }
 
     /// Begins to fill `slot`, from its position on.
     pub(super) fn open(&self, slot: Arc<Slot>, plan: Plan) -> Result<WatchId> {
-        if self.open.fetch_add(1, Ordering::Relaxed) >= WATCHES_MAX {
+        let bytes = plan.range.bytes();
+        let are_many = self.open.fetch_add(1, Ordering::Relaxed) >= WATCHES_MAX;
+        let are_long = self.range_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > BYTES_MAX;
+        if are_many || are_long {
             self.open.fetch_sub(1, Ordering::Relaxed);
+            self.range_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Error::new(Reason::TooManyRequests));
         }
         let id = WatchId(self.ids.fetch_add(1, Ordering::Relaxed));
@@ -143,7 +154,9 @@ impl Hub {
         slot.position(*lock(&self.progress))
     }
 
-    pub(super) fn close(&self, id: WatchId) {
+    /// Closes a watch whose range takes so many bytes.
+    pub(super) fn close(&self, id: WatchId, range_bytes: usize) {
+        self.range_bytes.fetch_sub(range_bytes, Ordering::Relaxed);
         let _ = self.words.send(Word::Close(id));
     }
 }
@@ -338,7 +351,7 @@ impl Follower {
             self.cursors.insert(cursor, shared);
             self.of_plan.insert(entry.plan.clone(), cursor);
             let Plan { range, puts, deletes, prev } = entry.plan.clone();
-            bytes += range.start.len() + range.end.as_ref().map_or(0, bytes::Bytes::len);
+            bytes += range.bytes();
             let mut next = entry.slot.stands(progress);
             if self.call > 1 && self.after == 0 && bug(Bug::WatchSkipsWhenItResumes) {
                 next = Position { revision: next.revision.next(), sub: 0 };
@@ -496,6 +509,10 @@ impl Follower {
         }
         if !fragment {
             whole.extend(shared.partial.take());
+        }
+        // The stream's progress may be behind: others on it may have more to catch up on.
+        if let Some(last) = whole.last() {
+            self.link.saw(last.revision);
         }
         let mut full = Vec::new();
         for ((id, entry), stands) in entries.into_iter().zip(stands) {

@@ -75,6 +75,11 @@ impl Client {
 
     /// Asks how much time is left to a lease, and which keys hang on it. `None`: it is unknown, or gone.
     ///
+    /// # Errors
+    ///
+    /// [`ResultTooLarge`](crate::Reason::ResultTooLarge) if the keys take more than
+    /// [`limits::ANSWER_BYTES_MAX`](crate::limits::ANSWER_BYTES_MAX).
+    ///
     /// ```
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -94,7 +99,12 @@ impl Client {
         LeaseTimeToLive { client: self, lease, timeout: None }
     }
 
-    /// Lists all leases of the group.
+    /// Lists all leases of the group, with their keys.
+    ///
+    /// # Errors
+    ///
+    /// [`ResultTooLarge`](crate::Reason::ResultTooLarge) if they take more than
+    /// [`limits::ANSWER_BYTES_MAX`](crate::limits::ANSWER_BYTES_MAX).
     ///
     /// ```
     /// # #[tokio::main]
@@ -243,8 +253,9 @@ impl LeaseTimeToLive<'_> {
     async fn send(self) -> Result<Option<LeaseStatus>> {
         let request = Request::Leases { only: Some(vec![self.lease]), forwarded: false };
         match self.client.link().ask(request, self.timeout).await? {
-            Response::Leases(mut found) if found.len() == 1 => {
-                Ok(found.remove(0).map(|status| self.client.link().namespace().lease(status)))
+            Response::Leases { mut leases, revision } if leases.len() == 1 => {
+                self.client.link().saw(revision);
+                Ok(leases.remove(0).map(|status| self.client.link().namespace().lease(status)))
             }
             other => Err(unexpected(&other)),
         }
@@ -272,9 +283,10 @@ impl LeaseList<'_> {
     async fn send(self) -> Result<Vec<LeaseStatus>> {
         let request = Request::Leases { only: None, forwarded: false };
         match self.client.link().ask(request, self.timeout).await? {
-            Response::Leases(found) => {
+            Response::Leases { leases, revision } => {
+                self.client.link().saw(revision);
                 let namespace = self.client.link().namespace();
-                Ok(found.into_iter().flatten().map(|status| namespace.lease(status)).collect())
+                Ok(leases.into_iter().flatten().map(|status| namespace.lease(status)).collect())
             }
             other => Err(unexpected(&other)),
         }

@@ -25,6 +25,7 @@ use super::namespace::Namespace;
 use super::once::{Name, Names};
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
+use crate::fault::{Bug, bug};
 use crate::types::{Consistency, Revision, TxnOp, TxnOutcome, limits};
 use futures::future::{Either, select};
 use std::fmt;
@@ -106,6 +107,11 @@ impl Link {
     /// The same, for a service whose failures pass.
     pub(super) fn repeating(self) -> Self {
         Self { repeats: true, ..self }
+    }
+
+    /// Whether what fails is tried again here, and not by a member in this process.
+    pub(super) fn repeats(&self) -> bool {
+        self.repeats
     }
 
     /// The same, for what has no name, and is asked for all: it waits for no place.
@@ -250,7 +256,10 @@ impl Link {
         let Freshness { consistency, mut revision_min } = fresh;
         if consistency == Consistency::Serializable {
             // Members lag behind each other; without this, the next read could show an older state than the last.
-            let seen = self.seen.load(Ordering::Relaxed);
+            let seen = match bug(Bug::SeenIsForgotten) {
+                true => 0,
+                false => self.seen.load(Ordering::Relaxed),
+            };
             revision_min = revision_min.max((seen > 0).then(|| Revision::from(seen)));
         }
         let txn = self.namespace.txn(txn)?;
@@ -449,7 +458,7 @@ pub(crate) fn unexpected(response: &Response) -> Error {
         Response::Queries(_) => "answer: several queries'",
         Response::Follow(_) => "answer: a follow's",
         Response::KeepAlive(_) => "answer: a keep-alive's, or of another length",
-        Response::Leases(_) => "answer: a list of leases, or of another length",
+        Response::Leases { .. } => "answer: a list of leases, or of another length",
         Response::ReadIndex(_) => "answer: a read index",
         Response::Status(_) => "answer: a status",
         Response::Founding(_) => "answer: a founder's",

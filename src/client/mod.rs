@@ -211,6 +211,9 @@ impl Client {
 
     /// Watches a key, or a range of keys, from now on or from any revision that history still holds.
     ///
+    /// A client has a million watches at most, whose ranges take 64 MiB together; beyond that one is refused with
+    /// [`TooManyRequests`](crate::Reason::TooManyRequests).
+    ///
     /// ```
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

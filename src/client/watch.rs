@@ -135,8 +135,9 @@ impl<'a> WatchBuilder<'a> {
             }
         };
         let slot = Arc::new(Slot::new(existing, next));
+        let range_bytes = plan.range.bytes();
         let id = client.hub().open(slot.clone(), plan)?;
-        Ok(Watch { client: client.clone(), id, slot, ended: false })
+        Ok(Watch { client: client.clone(), id, range_bytes, slot, ended: false })
     }
 }
 
@@ -189,6 +190,7 @@ fn by_revision(entries: Vec<KeyValue>) -> VecDeque<Changes> {
 pub struct Watch {
     client: Client,
     id: WatchId,
+    range_bytes: usize,
     slot: Arc<Slot>,
     /// As a stream, it yields its error once.
     ended: bool,
@@ -261,7 +263,7 @@ impl Stream for Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.client.hub().close(self.id);
+        self.client.hub().close(self.id, self.range_bytes);
     }
 }
 

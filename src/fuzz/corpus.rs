@@ -372,7 +372,10 @@ fn responses() -> Seeds {
         ("follow", Ok(Response::Follow(followed))),
         ("follow-unknown", Ok(Response::Follow(Followed::Unknown))),
         ("keep-alive", Ok(Response::KeepAlive(alive))),
-        ("leases", Ok(Response::Leases(vec![Some(status), None]))),
+        (
+            "leases",
+            Ok(Response::Leases { leases: vec![Some(status), None], revision: Revision::from(7) }),
+        ),
         ("read-index", Ok(Response::ReadIndex(u64::MAX))),
         ("status", Ok(Response::Status(Box::new(node)))),
         ("founding", Ok(Response::Founding("answer".into()))),

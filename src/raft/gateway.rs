@@ -360,7 +360,7 @@ impl Gateway {
         self.come_so_far(query.consistency, query.revision_min, deadline).await?;
         if self.reads_aside(&query) {
             let gateway = self.clone();
-            return aside(move || gateway.read(&query)).await?;
+            return self.aside(move || gateway.read(&query), deadline).await?;
         }
         point(Point::ReadAnswer);
         self.read(&query)
@@ -534,32 +534,63 @@ impl Gateway {
         let lessor = &self.shared.state.lessor;
         let remaining = lessor.remaining(only).ok_or_else(|| Error::from(Reason::NoLeader))?;
         let gateway = self.clone();
-        let read = move || gateway.with_keys(remaining).map(Response::Leases);
-        if self.is_remote { aside(read).await? } else { read() }
+        let read = move || gateway.with_keys(remaining);
+        if self.is_remote { self.aside(read, deadline).await? } else { read() }
     }
 
     /// What is known of leases, with the keys of each.
-    fn with_keys(
-        &self,
-        remaining: Vec<(LeaseId, Option<Remaining>)>,
-    ) -> Result<Vec<Option<LeaseStatus>>, Error> {
+    fn with_keys(&self, remaining: Vec<(LeaseId, Option<Remaining>)>) -> Result<Response, Error> {
         let fail = |fault| self.shared.state.fail(fault);
         let view = self.view()?;
-        let status = |(id, remaining): (LeaseId, Option<Remaining>)| {
+        let (mut leases, mut bytes) = (Vec::with_capacity(remaining.len()), 0);
+        for (id, remaining) in remaining {
             let lease = view.lease(id).map_err(fail)?;
-            Ok(lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
+            let status = lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
                 id,
                 ttl,
                 remaining: left,
                 keys: lease.keys,
-            }))
+            });
+            let keys = status.iter().flat_map(|status| &status.keys);
+            bytes += LEASE_BYTES + keys.map(|key| KEY_BYTES + key.len()).sum::<usize>();
+            if bytes > limits::ANSWER_BYTES_MAX {
+                let limit = limits::ANSWER_BYTES_MAX as u64;
+                return Err(Reason::ResultTooLarge { limit }.into());
+            }
+            leases.push(status);
+        }
+        Ok(Response::Leases { leases, revision: view.revision() })
+    }
+
+    /// Reads beside the node's own thread. A few at a time: each may hold as much as an answer may have, from when it is begun
+    /// until its connection has taken that over.
+    async fn aside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+        deadline: Instant,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        let turn = Arc::clone(&self.shared.long_reads).acquire_owned();
+        let turn = timeout_at(deadline, turn).await.map_err(|_| late(started))?;
+        let turn = Arc::new(turn);
+        // It goes on though nobody waits for it any more.
+        let kept = Arc::clone(&turn);
+        let work = move || {
+            let done = read();
+            drop(kept);
+            done
         };
-        remaining.into_iter().map(status).collect()
+        let done = aside(work).await;
+        drop(turn);
+        done
     }
 }
 
 /// After so many bytes the answers to several reads take no more: what is left has to fit as well.
 const QUERIES_BYTES: usize = 4 << 20;
+/// What a lease takes in an answer, and each of its keys, beside the key itself; roughly.
+const LEASE_BYTES: usize = 48;
+const KEY_BYTES: usize = 8;
 /// Keys that a read may name without being called long.
 const FEW: usize = 8;
 

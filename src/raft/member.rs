@@ -49,6 +49,9 @@ pub(crate) type Raft = openraft::Raft<Types, Machine>;
 /// Bytes of proposals that may be under way at once, in units of a kilobyte.
 pub(crate) const ADMISSION_UNITS: u32 = 64 << 10;
 
+/// How many long reads may be carried out at a time, each on a thread of its own.
+const LONG_READS_MAX: usize = 8;
+
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_millis(500);
 /// How long a snapshot may take to be made: a flush of the state.
@@ -75,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) convoy: Convoy,
     pub(crate) desk: Desk,
     pub(crate) admission: Semaphore,
+    /// Long reads of somebody elsewhere that are carried out.
+    pub(super) long_reads: Arc<Semaphore>,
     disk: Health,
     is_disk_short: AtomicBool,
     leadership: watch::Sender<Leadership>,
@@ -295,6 +300,7 @@ impl Member {
             convoy,
             desk,
             admission: Semaphore::new(ADMISSION_UNITS as usize),
+            long_reads: Arc::new(Semaphore::new(LONG_READS_MAX)),
             disk: log.health(),
             is_disk_short: AtomicBool::new(false),
             leadership: watch::Sender::new(Leadership::default()),

@@ -21,7 +21,7 @@
 //! - a member that has failed, or was removed, says so to whoever has had all that it can show.
 
 use super::state::State;
-use crate::api::{Cursor, CursorId, Follow, Followed, News, Position};
+use crate::api::{Cursor, CursorId, Follow, Followed, News, Position, RANGE_BYTES_MAX};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
 use crate::mvcc::{Events, View};
@@ -154,6 +154,8 @@ struct Stream {
 #[derive(Debug, Default)]
 struct Cursors {
     waiting: BTreeMap<CursorId, Cursor>,
+    /// What the bounds of their ranges take.
+    range_bytes: usize,
     /// Those that may have something to read.
     ready: BTreeSet<CursorId>,
     /// Those that are being read, outside of the lock, with where they stood.
@@ -293,12 +295,13 @@ impl Watchers {
             cursors.remove(number, id, &mut ranges);
         }
         for (id, cursor) in follow.added {
-            if cursors.waiting.len() >= CURSORS_MAX {
+            let bytes = cursors.range_bytes + cursor.range.bytes();
+            if cursors.waiting.len() >= CURSORS_MAX || bytes > RANGE_BYTES_MAX {
                 return Err(Reason::TooManyRequests.into());
             }
             cursors.remove(number, id, &mut ranges);
             ranges.index.add((number, id), &cursor.range);
-            cursors.waiting.insert(id, cursor);
+            cursors.keep(id, cursor);
             // What it has missed so far is in history.
             cursors.ready.insert(id);
         }
@@ -380,11 +383,24 @@ impl Cursors {
         }
     }
 
+    fn keep(&mut self, id: CursorId, cursor: Cursor) {
+        self.range_bytes += cursor.range.bytes();
+        if let Some(before) = self.waiting.insert(id, cursor) {
+            self.range_bytes -= before.range.bytes();
+        }
+    }
+
+    fn take(&mut self, id: CursorId) -> Option<Cursor> {
+        self.ready.remove(&id);
+        let cursor = self.waiting.remove(&id)?;
+        self.range_bytes -= cursor.range.bytes();
+        Some(cursor)
+    }
+
     fn remove(&mut self, number: u64, id: CursorId, ranges: &mut Ranges) {
-        if let Some(cursor) = self.waiting.remove(&id) {
+        if let Some(cursor) = self.take(id) {
             ranges.index.remove((number, id), &cursor.range);
         }
-        self.ready.remove(&id);
     }
 
     /// Undoes the last answer, which its caller has not received.
@@ -393,7 +409,7 @@ impl Cursors {
             if !self.waiting.contains_key(&id) {
                 ranges.index.add((number, id), &cursor.range);
             }
-            self.waiting.insert(id, cursor);
+            self.keep(id, cursor);
             self.ready.insert(id);
         }
         self.answered -= 1;
@@ -461,8 +477,7 @@ impl Cursors {
                     self.before.entry(id).or_insert(was);
                 }
                 Read::Ended(reason) => {
-                    self.waiting.remove(&id);
-                    self.ready.remove(&id);
+                    self.take(id);
                     ended.push((id, was.range.clone()));
                     news.push((id, News::Ended(reason)));
                     self.before.entry(id).or_insert(was);

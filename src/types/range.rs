@@ -68,6 +68,11 @@ impl KeyRange {
         self.start <= key && self.end.as_ref().is_none_or(|end| key < end)
     }
 
+    /// What its bounds take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.start.len() + self.end.as_ref().map_or(0, Bytes::len)
+    }
+
     /// The key, if the range can hold only one.
     pub(crate) fn as_key(&self) -> Option<&Bytes> {
         let end = self.end.as_ref()?;

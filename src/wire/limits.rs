@@ -4,7 +4,7 @@
 //! [`Bounds`], which tests make small.
 //!
 //! What is *not* bounded here: the memory of all connections together. It is bounded only by their number, times one
-//! half-received frame and [`Bounds::bytes_in_flight`].
+//! half-received frame and twice [`Bounds::bytes_in_flight`].
 
 use std::time::Duration;
 
@@ -57,8 +57,9 @@ pub(crate) struct Bounds {
     pub(crate) calls: usize,
     /// Follows under way on one Rpc connection. They mostly wait, so they have their own budget.
     pub(crate) follows: usize,
-    /// Bytes of requests in work and of responses that wait to be written, on one Rpc connection: a few of the largest.
-    /// Not shared between connections, so that a client that is slow to read harms itself only.
+    /// Bytes of requests in work and of responses that wait to be written, on one Rpc connection: a few of the largest; and as
+    /// many of responses that wait for those. Not shared between connections, so that a client that is slow to read harms
+    /// itself only.
     pub(crate) bytes_in_flight: usize,
 }
 

@@ -103,6 +103,10 @@ impl Stage {
         match &body[..] {
             b"panic" => panic!("as asked"),
             b"large" => Ok(Bytes::from(vec![0; limits::RPC_RESPONSE_BYTES_MAX + 1])),
+            b"mebibyte" => {
+                self.pass_gate().await;
+                Ok(Bytes::from(vec![0; 1 << 20]))
+            }
             b"gate" => {
                 self.pass_gate().await;
                 Ok(body)

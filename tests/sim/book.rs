@@ -55,6 +55,8 @@ pub struct Pages {
 /// A read of all keys.
 #[derive(Clone, Debug)]
 pub struct RangeRead {
+    /// Who asked.
+    pub client: u32,
     pub mode: Mode,
     pub start: Moment,
     pub end: Moment,
@@ -67,6 +69,8 @@ pub struct RangeRead {
 /// A watch, and what it was told.
 #[derive(Clone, Debug)]
 pub struct Watched {
+    /// Whose it is.
+    pub client: u32,
     pub name: String,
     pub prefix: String,
     pub puts: bool,

@@ -209,8 +209,15 @@ impl Worker {
             0..20 => self.read_range(client).await,
             20..26 => self.read_past(client).await,
             26 => self.compact(client).await.is_ok(),
+            27..47 => self.glance(client).await,
             _ => self.transact(client).await,
         }
+    }
+
+    /// Reads whatever the nearest member has.
+    async fn glance(&mut self, client: &Client) -> bool {
+        let read = Txn::single(Do::Get(self.key()));
+        self.carry_out(client, read, Mode::Serializable).await
     }
 
     async fn read_key(&mut self, client: &Client) -> bool {
@@ -330,7 +337,9 @@ impl Worker {
                 let end = self.book.stamp();
                 let revision = page.revision.get();
                 let entries = page.entries;
-                self.book.pages().reads.push(RangeRead { mode, start, end, at, revision, entries });
+                let client = self.client;
+                let read = RangeRead { client, mode, start, end, at, revision, entries };
+                self.book.pages().reads.push(read);
                 true
             }
             Err(error) => at.is_some() && error.kind() == quorate::ErrorKind::Compacted,

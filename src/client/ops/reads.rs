@@ -312,7 +312,10 @@ request!(StatusRead -> Status);
 impl StatusRead<'_> {
     async fn send(self) -> Result<Status> {
         match self.client.link().ask(Request::Status, self.timeout).await? {
-            Response::Status(status) => Ok(*status),
+            Response::Status(status) => {
+                self.client.link().saw(status.revision);
+                Ok(*status)
+            }
             other => Err(unexpected(&other)),
         }
     }

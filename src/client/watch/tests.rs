@@ -7,7 +7,7 @@ use crate::client::fake::{Fake, Fault, Kind, Stream};
 use crate::client::slot::Slot;
 use crate::client::{Client, Watch};
 use crate::error::{ErrorKind, Reason};
-use crate::types::{Changes, Event, KeyRange, Op, Revision};
+use crate::types::{Changes, Consistency, Event, KeyRange, Op, Revision};
 use futures::StreamExt;
 use futures::future::join_all;
 use std::collections::VecDeque;
@@ -80,6 +80,46 @@ async fn existing_keys_come_first_and_then_the_changes() {
     let shape: Vec<_> = seen.iter().map(|it| (it.revision.get(), it.events.len())).collect();
     assert_eq!(shape, [(2, 1), (3, 1), (4, 2), (6, 1)]);
     assert!(matches!(seen[3].events[..], [Event::Delete { .. }]));
+}
+
+/// The stream of both has come as far as the slower of them.
+#[tokio::test(start_paused = true)]
+async fn what_an_event_has_shown_is_not_read_older_while_another_watch_catches_up() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let mut live = client.watch("live").await.unwrap();
+    for _ in 0..20 {
+        fake.put("long", "ago");
+    }
+    fake.world().fragment = 1;
+    let late = client.watch("long").from(Revision::from(1)).await.unwrap();
+    let shown = fake.put("live", "now");
+    // One step has the change, and the first of what the other lacks; the next one comes much later.
+    fake.next(Kind::Follow, Fault::DelayAnswer(Duration::ZERO));
+    fake.next(Kind::Follow, Fault::Delay(Duration::from_secs(5)));
+    assert_eq!(live.recv().await.unwrap().revision, shown);
+    assert!(late.position() < shown);
+    client.get("live").consistency(Consistency::Serializable).await.unwrap();
+    assert_eq!(fake.world().revision_min, Some(shown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ranges_of_all_watches_take_so_much_and_not_more() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let open =
+        async |number: u64| client.watch(KeyRange::prefix([7; 1000])).from(number.into()).await;
+    let mut open_ones = Vec::new();
+    let error = loop {
+        match open(open_ones.len() as u64).await {
+            Ok(watch) => open_ones.push(watch),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(*error.reason(), Reason::TooManyRequests);
+    assert_eq!(open_ones.len(), (1 << 19) / 2000);
+    open_ones.pop();
+    drop(open(1).await.expect("one was closed"));
 }
 
 #[tokio::test(start_paused = true)]

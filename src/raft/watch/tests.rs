@@ -72,6 +72,24 @@ fn no_commit_hides_behind_the_one_before_it() {
     follower.join().unwrap();
 }
 
+/// However many ranges a caller thinks of, they take so much memory and not more; and what he takes back makes room.
+#[tokio::test]
+async fn the_ranges_of_a_caller_take_so_much_and_not_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    let watchers = Watchers::new(Arc::clone(&state));
+    let long = |number: u64| (CursorId(number), cursor(KeyRange::prefix([7; 1000]), 2));
+    let few = |first: u64| (first..first + 500).map(long).collect();
+    let (number, ..) = taken(watchers.follow(step(0, few(1), NOW)).await.unwrap());
+    let refused = watchers.follow(step(number, few(501), NOW)).await.unwrap_err();
+    assert_eq!(*refused.reason(), Reason::TooManyRequests);
+    // Whoever is refused begins anew, and fewer of them fit.
+    let (number, ..) = taken(watchers.follow(step(0, few(1001), NOW)).await.unwrap());
+    let mut instead = step(number, few(1501), NOW);
+    instead.removed = (1001..=1500).map(CursorId).collect();
+    taken(watchers.follow(instead).await.unwrap());
+}
+
 /// A watch looks at what is in memory, and waits for no disk.
 #[tokio::test]
 async fn what_a_cursor_waits_for_needs_no_flush() {

@@ -6,7 +6,9 @@
 //!
 //! Invariants
 //! - a handler is under way only as long as its connection lives, its caller waits and its deadline has not passed;
-//! - requests in work and responses that wait to be written have a [`Budget`] in bytes, each connection its own.
+//! - requests in work and responses that wait to be written have a [`Budget`] in bytes, each connection its own; responses that
+//!   wait for that have another one as large, and what does not fit there either is refused, though the work was done: whoever
+//!   asks faster than he reads harms himself only.
 
 use crate::api::{Call, Request, Response};
 use crate::codec::layout::Layout;
@@ -70,6 +72,7 @@ impl Budget {
 struct Shared {
     service: Service,
     budget: Budget,
+    waiting: Budget,
     calls: Semaphore,
     follows: Semaphore,
 }
@@ -93,6 +96,7 @@ pub(in crate::wire) async fn serve_rpc<S: AsyncRead + AsyncWrite + Unpin + Send>
     let shared = Arc::new(Shared {
         service,
         budget: Budget::new(bounds.bytes_in_flight),
+        waiting: Budget::new(bounds.bytes_in_flight),
         calls: Semaphore::new(bounds.calls),
         follows: Semaphore::new(bounds.follows),
     });
@@ -141,23 +145,31 @@ struct Admitted<'a> {
 
 impl Shared {
     async fn reply(&self, asked: Asked) -> Reply {
-        let payload = self.payload(asked).await;
+        let (is_write, mut payload) = self.payload(asked).await;
         // The request has given its share back by now, so requests and responses cannot wait for each other.
+        if let Some(share) = self.budget.try_take(payload.len()) {
+            return Reply { payload, _share: Some(share) };
+        }
+        let place = self.waiting.try_take(payload.len());
+        if place.is_none() {
+            payload = encode(&Err(unknown_if(is_write, Reason::TooManyRequests)));
+        }
         let share = self.budget.take(payload.len()).await;
         Reply { payload, _share: share }
     }
 
-    async fn payload(&self, asked: Asked) -> Bytes {
+    /// Whether it answers a write, and the answer.
+    async fn payload(&self, asked: Asked) -> (bool, Bytes) {
         let (is_write, answer) = match self.admit(asked) {
             Ok(admitted) => (admitted.call.request.is_write(), self.handle(admitted).await),
             Err(reason) => (false, Err(reason.into())),
         };
         let payload = encode(&answer);
         if payload.len() <= RPC_RESPONSE_BYTES_MAX {
-            return payload;
+            return (is_write, payload);
         }
         let limit = RPC_RESPONSE_BYTES_MAX as u64;
-        encode(&Err(unknown_if(is_write, Reason::ResultTooLarge { limit })))
+        (is_write, encode(&Err(unknown_if(is_write, Reason::ResultTooLarge { limit }))))
     }
 
     fn admit(&self, asked: Asked) -> Result<Admitted<'_>, Reason> {

@@ -107,6 +107,45 @@ async fn frames_that_have_no_place_are_closed() {
     kit.is_well().await;
 }
 
+/// Who asks for more than he reads costs the server no more than is written down: the rest is refused.
+#[tokio::test]
+async fn answers_that_nobody_takes_have_a_budget_of_bytes() {
+    const ASKED: u64 = 64;
+    let kit = Kit::within(Bounds { bytes_in_flight: 5 << 19, ..Bounds::default() }).await;
+    let mut socket = kit.greeted(Kind::Rpc).await;
+    let request = Request::Founding("mebibyte".into());
+    let mut body = Vec::new();
+    request.write_body(&mut body);
+    for id in 1..=ASKED {
+        let frame = encoded(&rpc_frame(id, request.method(), 20_000, &body));
+        socket.write_all(&frame).await.unwrap();
+    }
+    for _ in 0..ASKED {
+        kit.stage.entered.wait().await;
+    }
+    // All were waiting for the same, and have their answers now.
+    (0..ASKED).for_each(|_| kit.stage.gate.raise());
+    let accept = Accept { payload_max: 1 << 24, crc_required: true };
+    let (mut buffer, mut whole, mut refused) = (BytesMut::new(), 0, 0);
+    while whole + refused < ASKED {
+        let Some(frame) = Frame::decode(&mut buffer, accept).unwrap() else {
+            let read = tokio::time::timeout(LONG, socket.read_buf(&mut buffer)).await;
+            assert_ne!(read.expect("all are answered").unwrap(), 0, "it closes");
+            continue;
+        };
+        match Result::<Response, Error>::from_bytes(frame.payload).unwrap() {
+            Ok(Response::Founding(body)) => whole += u64::from(body.len() == 1 << 20),
+            answer => {
+                assert_eq!(reason_of(answer), Reason::TooManyRequests);
+                refused += 1;
+            }
+        }
+    }
+    // What the kernel keeps of a connection comes to some.
+    assert!(whole >= 4 && refused >= ASKED / 2, "{whole} and {refused}");
+    kit.is_well().await;
+}
+
 #[tokio::test]
 async fn a_request_that_cannot_be_read_is_answered() {
     let kit = Kit::new().await;

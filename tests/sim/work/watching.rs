@@ -28,8 +28,9 @@ impl Worker {
         }
         let mut watch = builder.await?;
         let from = watch.position().get();
-        let name = self.name.clone();
+        let (client_id, name) = (self.client, self.name.clone());
         let number = self.book.watch(Watched {
+            client: client_id,
             name,
             prefix,
             puts,
@@ -46,10 +47,15 @@ impl Worker {
         // Whether it had enough, or its member ended: nobody listens any more.
         let book = self.book.clone();
         let _ends = AtEnd(move || book.watched(number, |watched| watched.is_alive = false));
-        self.listen(&mut watch, number).await
+        self.listen(client, &mut watch, number).await
     }
 
-    async fn listen(&mut self, watch: &mut Watch, number: usize) -> Result<(), Error> {
+    async fn listen(
+        &mut self,
+        client: &Client,
+        watch: &mut Watch,
+        number: usize,
+    ) -> Result<(), Error> {
         let batches = self.dice.within(1, 400);
         for _ in 0..batches {
             let told =
@@ -59,7 +65,13 @@ impl Worker {
             }
             let position = watch.position().get();
             match told {
-                Ok(Ok(changes)) => self.book.told(number, changes, position),
+                Ok(Ok(changes)) => {
+                    self.book.told(number, changes, position);
+                    // What it was told of it does not read older.
+                    if self.dice.percent(20) {
+                        self.glance(client).await;
+                    }
+                }
                 Ok(Err(error)) if error.kind() == ErrorKind::Compacted => {
                     self.book.watched(number, |watched| watched.compacted = Some(position));
                     return Ok(());

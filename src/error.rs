@@ -544,12 +544,12 @@ impl Error {
 
     /// Whether the group may have carried out the write despite this error.
     ///
-    /// A client sends a write again as long as its time lasts, and it happens once. So this is left for five cases: the time was
+    /// A client sends a write again as long as its time lasts, and it happens once. So this is left for six cases: the time was
     /// up, or the client was shut down, before there was an answer; the member in whose process the client is has failed, or was
-    /// removed, while the write was under way; the group had forgotten the client
-    /// ([`ClientForgotten`](Reason::ClientForgotten)), or remembers too many others to know it, and an answer was lost; the
-    /// answer was lost and too large to be kept ([`AnswerNotKept`](Reason::AnswerNotKept): then it was applied); and changes of
-    /// the members.
+    /// removed, while the write was under way; an answer was lost, and then the client's only endpoint refused it for good (its
+    /// certificate has expired, say); the group had forgotten the client ([`ClientForgotten`](Reason::ClientForgotten)), or
+    /// remembers too many others to know it, and an answer was lost; the answer was lost and too large to be kept
+    /// ([`AnswerNotKept`](Reason::AnswerNotKept): then it was applied); and changes of the members.
     #[must_use]
     pub fn may_have_applied(&self) -> bool {
         self.0.may_have_applied

@@ -185,16 +185,18 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
         mut edit: impl FnMut(Option<T>) -> Option<T> + Send,
     ) -> Result<Option<T>> {
         let key = self.key(key);
-        let began = Instant::now();
+        let (began, all) = (Instant::now(), self.client.link().timeout());
         let mut backoff = Backoff::contention();
         loop {
-            let found = self.client.get(&key).await?;
+            let left = || all.saturating_sub(began.elapsed());
+            let found = self.client.get(&key).timeout(left()).await?;
             let old = found.as_ref().map(|kv| self.codec.decode(&key, &kv.value)).transpose()?;
             let new = edit(old);
             let written = match (&found, &new) {
                 (None, None) => true,
                 (None, Some(new)) => {
-                    self.client.put_if_absent(&key, self.codec.encode(new)?).await?.is_some()
+                    let put = self.client.put_if_absent(&key, self.codec.encode(new)?);
+                    put.timeout(left()).await?.is_some()
                 }
                 (Some(kv), Some(new)) => {
                     let mut put =
@@ -202,15 +204,17 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
                     if let Some(lease) = kv.lease {
                         put = put.lease(lease);
                     }
-                    put.await?.is_some()
+                    put.timeout(left()).await?.is_some()
                 }
-                (Some(kv), None) => self.client.delete_if(&key, kv.mod_revision).await?,
+                (Some(kv), None) => {
+                    self.client.delete_if(&key, kv.mod_revision).timeout(left()).await?
+                }
             };
             if written {
                 return Ok(new);
             }
             let waited = began.elapsed();
-            if waited >= self.client.link().timeout() {
+            if waited >= all {
                 return Err(Error::new(Reason::DeadlinePassed { waited }));
             }
             self.client.link().sleep(backoff.next()).await;

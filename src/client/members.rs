@@ -14,10 +14,11 @@
 //! says how much is missing.
 
 use super::Client;
-use super::link::unexpected;
+use super::backoff::Backoff;
+use super::link::{is_passing, late, unexpected};
 use super::ops::request;
 use crate::api::{Change, Request, Response};
-use crate::error::{self, Result};
+use crate::error::{Reason, Result};
 use crate::types::{Member, NodeId};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -134,11 +135,28 @@ impl Client {
         RemoveMember { client: self, id: id.into(), timeout: None }
     }
 
+    /// Each try has all the time that is left: it may have to wait until a learner has caught up.
     async fn change_members(&self, change: Change, timeout: Option<Duration>) -> Result<()> {
-        let request = Request::Change { change, forwarded: false };
-        match self.link().call(request, timeout).await? {
-            Response::Change => Ok(()),
-            other => Err(unexpected(&other).unknown_outcome()),
+        let (began, all) = (Instant::now(), timeout.unwrap_or(self.link().timeout()));
+        let (mut backoff, mut is_unknown) = (Backoff::retry(), false);
+        loop {
+            let left = all.saturating_sub(began.elapsed());
+            let request = Request::Change { change, forwarded: false };
+            let error = match self.link().call(request, Some(left)).await {
+                Ok(Response::Change) => return Ok(()),
+                Ok(other) => return Err(unexpected(&other).unknown_outcome()),
+                Err(error) => error,
+            };
+            // A change that is under way may be the one whose answer was lost. What has happened already is answered as done.
+            let is_own = is_unknown && *error.reason() == Reason::MembersAreChanging;
+            is_unknown |= error.may_have_applied();
+            let pause = backoff.next();
+            let may_pass = self.link().repeats() && (is_own || is_passing(&error));
+            if !may_pass || all.saturating_sub(began.elapsed()) <= pause {
+                let error = late(error, all);
+                return Err(if is_unknown { error.unknown_outcome() } else { error });
+            }
+            self.link().sleep(pause).await;
         }
     }
 }
@@ -254,7 +272,7 @@ impl ReplaceMember<'_> {
     async fn only_learner(&self, timeout: Duration) -> Result<NodeId> {
         let members = self.client.members().timeout(timeout).await?;
         if members.iter().all(|member| member.id != self.old) {
-            return Err(error::Reason::MemberNotFound { node: self.old }.into());
+            return Err(Reason::MemberNotFound { node: self.old }.into());
         }
         let learners = members.iter().filter(|member| !member.is_voter);
         let learners: Vec<u64> = learners.map(|member| member.id.get()).collect();
@@ -263,6 +281,6 @@ impl ReplaceMember<'_> {
             [] => "there is nobody to come: a node has to join first".to_owned(),
             _ => format!("there are several who could come, so say who: {learners:?}"),
         };
-        Err(error::Reason::BadMembers { detail }.into())
+        Err(Reason::BadMembers { detail }.into())
     }
 }

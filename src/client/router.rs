@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Which member leads does not matter, for each passes a write on. So all calls go through one endpoint, the first that
-//! answered when it was connected to, and so the nearest, until it fails.
+//! answered when it was connected to, and so the nearest, until it fails; and then through any other.
 //!
 //! A member may answer and be of no use: cut off from the others, it hears of no change and carries out no write. So now and
 //! then it is asked for the word of a quorum, and left for another that has it. If none has, the group is away, and nothing
@@ -22,7 +22,7 @@
 //! - all endpoints are of one group: that of the first that answered. Another one is not asked again;
 //! - who was named by the application is never forgotten, though the group may not know it: a name may lead to any member.
 
-use super::backoff::jitter;
+use super::backoff::{jitter, random};
 use crate::api::{Call, Query, Request, Response};
 use crate::error::{Error, Reason};
 use crate::types::{Consistency, Status, TxnOp};
@@ -121,7 +121,8 @@ impl Router {
     }
 
     async fn send(self, call: Call) -> Result<Response, Error> {
-        let is_fair = call.timeout >= FAIR;
+        // What keeps sessions alive has little time by its nature, and none to lose.
+        let is_long = call.timeout >= FAIR || matches!(call.request, Request::KeepAlive { .. });
         let is_wait_for_news = matches!(call.request, Request::Follow(_));
         let (address, answer) = match call.request {
             Request::Follow(_) => match self.wait_for_news(call).await {
@@ -138,7 +139,7 @@ impl Router {
         };
         match answer {
             Err(error) if is_of_endpoint(&error) => {
-                if is_fair {
+                if is_long || !is_of_time(error.reason()) {
                     self.0.pass_over(&address, &error);
                 } else {
                     // It is looked after: it may hang, and all who call may be as impatient.
@@ -228,7 +229,11 @@ impl Inner {
             let is_avoided = |it: &Endpoint| {
                 it.failed.as_ref().is_some_and(|(failed, _)| now.duration_since(*failed) < AVOID)
             };
-            let others = (at + 1..all.len()).chain(0..at);
+            // Any of the others: if all clients took the same one, a group that was restarted member by member would have all
+            // of them at one in the end.
+            let first = at + 1 + random() as usize % (all.len() - 1);
+            let others = (first..first + all.len()).map(|other| other % all.len());
+            let others = others.filter(|other| *other != at);
             let fresh = others.clone().find(|other| !is_avoided(&all[*other]));
             let oldest = || {
                 let failed = |at: &usize| all[*at].failed.as_ref().map(|(failed, _)| *failed);
@@ -446,6 +451,18 @@ fn is_of_endpoint(error: &Error) -> bool {
     }
 }
 
+/// Whether more time could have made another answer of it.
+fn is_of_time(reason: &Reason) -> bool {
+    // Also a connection that was not made in time, and a leader that was waited for.
+    matches!(
+        reason,
+        Reason::DeadlinePassed { .. }
+            | Reason::Unreachable { .. }
+            | Reason::NoLeader
+            | Reason::NotLeader { .. }
+    )
+}
+
 /// Whether that member will not do better for long, though another one may.
 fn is_final_there(reason: &Reason) -> bool {
     matches!(
@@ -477,4 +494,33 @@ pub(super) fn said(address: &str, error: &Error) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group whose members are restarted in turn would have all its clients at one of them in the end.
+    #[tokio::test]
+    async fn who_leaves_an_endpoint_goes_to_any_of_the_others() {
+        let named: Vec<String> = (1..=4).map(|port| format!("127.0.0.1:{port}")).collect();
+        let mut used = std::collections::BTreeMap::<String, usize>::new();
+        for _ in 0..100 {
+            let (runtime, security) = (Handle::current(), Security::Loopback);
+            let who = Caller { group: 1, ..Caller::client() };
+            let first = named[1].clone();
+            let stub = RpcClient::new(first.clone(), who, security.clone(), runtime.clone());
+            let status = crate::client::fake::Fake::status_of(1);
+            let router = Router::new(&runtime, security, named.clone(), (first, stub), &status);
+            let error = Error::new(Reason::ConnectionLost);
+            router.0.pass_over(&named[1], &error);
+            *used.entry(router.0.used().0).or_default() += 1;
+            // Nobody goes back to one that has just failed, as long as there is another.
+            let second = router.0.used().0;
+            router.0.pass_over(&second, &error);
+            let third = router.0.used().0;
+            assert!(third != second && third != named[1], "{third}");
+        }
+        assert!(used.len() == 3 && used.values().all(|count| *count > 10), "{used:?}");
+    }
 }

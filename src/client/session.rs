@@ -177,7 +177,11 @@ impl Session {
     }
 
     /// Completes when the session is lost: before the group can let its lease expire, or as soon as it is known to be
-    /// gone.
+    /// gone. Also after the process was stopped for longer than that, before it does anything else about the session.
+    ///
+    /// A machine that is suspended stops the clock by which that is told: afterwards this completes when the next renewal is
+    /// answered, after a third of the time to live or so. What must not happen twice even then carries a
+    /// [fencing token](crate::FencingToken).
     ///
     /// # Cancel safety
     ///

@@ -62,6 +62,39 @@ async fn fails(node: &Node) -> Reason {
     timeout(PATIENCE, node.failed()).await.expect("the node ends").reason().clone()
 }
 
+/// Whoever has connected follows the members, though none is left of those that were there then; and a change whose answer is
+/// lost, because it removes the member that was asked, is asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_outlives_all_members_that_it_was_told_of() {
+    let mut group = Nodes::start(3).await;
+    let seeds = group.addresses.clone();
+    let client = Client::connect(seeds.clone()).await.unwrap();
+    let session = client.session(PATIENCE).await.unwrap();
+    let mut watch = client.watch("k").await.unwrap();
+    let mut newcomers = Vec::new();
+    for old in 0..3 {
+        let newcomer = Newcomer::new();
+        let node = newcomer.join(&seeds[old..]).await;
+        let (id, is_voter) = (group.node(old).id(), node.id());
+        client.replace_member(id).with(is_voter).timeout(PATIENCE).await.unwrap();
+        assert_eq!(voters(&client).await.len(), 3);
+        // Its process goes on for a while, and says that it was removed.
+        assert!(matches!(fails(group.node(old)).await, Reason::MemberRemoved { .. }));
+        client.put("k", format!("{old}")).timeout(PATIENCE).await.unwrap();
+        assert_eq!(watch.recv().await.unwrap().events.len(), 1);
+        group.drop_node(old);
+        newcomers.push((newcomer, node));
+    }
+    client.put("k", "all").await.unwrap();
+    let seen = timeout(PATIENCE, watch.recv()).await.expect("the watch goes on").unwrap();
+    assert_eq!(seen.events.len(), 1);
+    assert_eq!(client.get("k").await.unwrap().unwrap().version, 4);
+    assert!(session.is_alive());
+    for (_, node) in newcomers {
+        node.shutdown().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_of_three_becomes_one_of_four() {
     let trio = Trio::start().await;

@@ -3,8 +3,8 @@
 use crate::kit::group::Nodes;
 use crate::kit::proxy::{Line, Proxy};
 use crate::kit::{HEARTBEAT, PATIENCE, addresses};
-use futures::TryStreamExt;
-use futures::future::{join_all, join5, try_join_all};
+use futures::future::{join_all, try_join_all};
+use futures::{FutureExt, TryStreamExt};
 use quorate::{Client, ErrorKind, Event, KeyRange, Node, Op, Reason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,13 +83,14 @@ async fn an_endpoint_that_hangs_is_left() {
 /// What takes its time to be noticed, and little else, at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_of_no_use_is_noticed() {
-    join5(
-        watches_leave_an_endpoint_that_hangs(),
-        short_calls_leave_an_endpoint_that_hangs(),
-        an_endpoint_that_is_cut_off_is_left(),
-        connections_that_are_forgotten_are_replaced(),
-        when_nobody_answers_in_time_all_are_named(),
-    )
+    join_all([
+        watches_leave_an_endpoint_that_hangs().boxed(),
+        short_calls_leave_an_endpoint_that_hangs().boxed(),
+        short_sessions_outlive_an_endpoint_that_hangs().boxed(),
+        an_endpoint_that_is_cut_off_is_left().boxed(),
+        connections_that_are_forgotten_are_replaced().boxed(),
+        when_nobody_answers_in_time_all_are_named().boxed(),
+    ])
     .await;
 }
 
@@ -136,6 +137,19 @@ async fn short_calls_leave_an_endpoint_that_hangs() {
     let answered =
         async { while client.get("k").timeout(Duration::from_millis(200)).await.is_err() {} };
     timeout(PATIENCE / 2, answered).await.expect("another member answers");
+    group.shutdown().await;
+}
+
+/// What keeps a session alive has less time than a call that could tell a slow member from one that hangs.
+async fn short_sessions_outlive_an_endpoint_that_hangs() {
+    let group = Nodes::start(3).await;
+    let proxy = Proxy::to(&group.addresses[1]).await;
+    let client = Client::connect([proxy.address.clone()]).await.unwrap();
+    let ttl = Duration::from_millis(2400);
+    let session = client.session(ttl).await.unwrap();
+    proxy.set(Line::Dead);
+    assert!(timeout(ttl * 2, session.lost()).await.is_err(), "two others would have kept it");
+    assert!(session.is_alive());
     group.shutdown().await;
 }
 

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 /// The most reads that go together.
 pub(crate) const QUERIES_MAX: usize = 128;
-/// The most bytes of ranges that the watches of one caller may have. He counts himself, and stays below half of it: whoever was
+/// The most bytes of ranges that one stream of watches may have. Its caller counts himself, and stays below half of it: whoever was
 /// refused could only begin anew, with all of them.
 pub(crate) const RANGE_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 128 << 20 };
 /// A write of more bytes goes alone: its call costs little beside it.
@@ -61,7 +61,7 @@ pub(crate) enum Request {
     /// Push the deadlines of leases back. Answered by the leader from memory, after a quorum round.
     KeepAlive { leases: Vec<LeaseId>, forwarded: bool },
     /// What the leader knows about leases; `None` asks for all.
-    Leases { only: Option<Vec<LeaseId>>, forwarded: bool },
+    Leases { only: Option<Vec<LeaseId>>, keys: bool, forwarded: bool },
     /// The log index that a linearizable read on another member has to wait for. Only the leader answers.
     ReadIndex,
     /// Who this node is, and whom it follows.
@@ -347,7 +347,12 @@ pub(crate) fn check_command(command: &Command, ttl_floor: Duration) -> Result<()
 /// The rules of a transaction: its keys and ranges, its size, its number of operations, and that no key can change
 /// twice.
 pub(crate) fn check_txn(txn: &TxnOp) -> Result<(), Reason> {
-    let bytes = check_level(txn, limits::TXN_OPERATIONS_MAX, limits::TXN_DEPTH_MAX)?;
+    let mut all = 0;
+    let bytes = check_level(txn, limits::TXN_OPERATIONS_MAX, limits::TXN_DEPTH_MAX, &mut all)?;
+    within(all, limits::TXN_OPERATIONS_ALL_MAX, |actual, limit| Reason::TooManyOperations {
+        actual,
+        limit,
+    })?;
     within(bytes, limits::REQUEST_BYTES_MAX, |actual, limit| Reason::RequestTooLarge {
         actual,
         limit,
@@ -361,8 +366,10 @@ fn may_meet(ops: &[Op]) -> bool {
     ops.len() > 1 || ops.iter().any(|op| matches!(op.0, OpKind::Txn(_)))
 }
 
-/// Checks one level of a transaction, with what the levels above leave it, and returns its size in bytes.
-fn check_level(txn: &TxnOp, budget: usize, depth: usize) -> Result<usize, Reason> {
+/// Checks one level of a transaction, with what the levels above leave it, and returns its size in bytes. Counts `all`
+/// comparisons and operations.
+fn check_level(txn: &TxnOp, budget: usize, depth: usize, all: &mut usize) -> Result<usize, Reason> {
+    *all += txn.when.len() + txn.then.len() + txn.otherwise.len();
     let used = txn.when.len().max(txn.then.len()).max(txn.otherwise.len());
     within(used, budget, |actual, limit| Reason::TooManyOperations { actual, limit })?;
     let mut bytes = 0;
@@ -392,7 +399,7 @@ fn check_level(txn: &TxnOp, budget: usize, depth: usize) -> Result<usize, Reason
                 let limit = limits::TXN_DEPTH_MAX as u64;
                 return Err(Reason::TooManyOperations { actual: limit + 1, limit });
             }
-            OpKind::Txn(nested) => check_level(nested, budget - used, depth - 1)?,
+            OpKind::Txn(nested) => check_level(nested, budget - used, depth - 1, all)?,
         };
     }
     Ok(bytes)
@@ -609,7 +616,8 @@ mod tests {
         let nested = |ops: Vec<Op>| -> Vec<Op> {
             ops.chunks(13).map(|some| Op::txn([], some.to_vec(), [])).collect()
         };
-        let many = |op: &dyn Fn(u32) -> Op| nested(nested(nested((0..30_000).map(op).collect())));
+        let half = limits::TXN_OPERATIONS_ALL_MAX as u32 * 4 / 10;
+        let many = |op: &dyn Fn(u32) -> Op| nested(nested((0..half).map(op).collect()));
         let deletes = many(&|number| Op::delete([&b"a"[..], &number.to_be_bytes()].concat()));
         let puts = many(&|number| Op::put([&b"b"[..], &number.to_be_bytes()].concat(), ""));
         let all = |puts: Vec<Op>| [deletes.clone(), puts].concat();
@@ -665,6 +673,16 @@ mod tests {
             deep = Op::txn([], [deep], []);
         }
         assert!(matches!(check_ops([deep]), Err(Reason::TooManyOperations { .. })));
+        // Side by side, in both branches, with what they compare.
+        let limit = limits::TXN_OPERATIONS_ALL_MAX as u64;
+        let reads = |count: usize| (0..count).map(|_| Op::get("k"));
+        let nested = |_| Op::txn([crate::types::Compare::exists("k")], reads(31), reads(31));
+        let all = || (0..limit / 64).map(nested);
+        assert_eq!(check_ops(all()), Ok(()));
+        assert_eq!(
+            check_ops(all().chain([Op::get("k")])),
+            Err(Reason::TooManyOperations { actual: limit + 1, limit })
+        );
     }
 
     #[test]

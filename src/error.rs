@@ -148,6 +148,12 @@ pub enum Reason {
         /// The most allowed.
         limit: u64,
     },
+    /// The comparisons and ranges of the write go through more keys than those of a write may: read first, and compare what was
+    /// found.
+    TooManyKeysRead {
+        /// The most allowed.
+        limit: u64,
+    },
     /// The transaction has more comparisons or operations than a transaction may have.
     TooManyOperations {
         /// How many it has.
@@ -433,6 +439,7 @@ impl Reason {
             | Self::RequestTooLarge { .. }
             | Self::TooManyOperations { .. }
             | Self::TooManyKeys { .. }
+            | Self::TooManyKeysRead { .. }
             | Self::LeaseFull { .. }
             | Self::ResultTooLarge { .. }
             | Self::AnswerNotKept { .. }

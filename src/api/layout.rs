@@ -184,8 +184,9 @@ impl Request {
                 leases.write(out);
                 forwarded.write(out);
             }
-            Self::Leases { only, forwarded } => {
+            Self::Leases { only, keys, forwarded } => {
                 only.write(out);
+                keys.write(out);
                 forwarded.write(out);
             }
             Self::ReadIndex | Self::Status => {}
@@ -216,7 +217,11 @@ impl Request {
                 leases: read_list(input, limits::BATCH_MAX)?,
                 forwarded: bool::read(input)?,
             },
-            5 => Self::Leases { only: Option::read(input)?, forwarded: bool::read(input)? },
+            5 => Self::Leases {
+                only: Option::read(input)?,
+                keys: bool::read(input)?,
+                forwarded: bool::read(input)?,
+            },
             6 => Self::ReadIndex,
             7 => Self::Status,
             8 => Self::Founding(Bytes::read(input)?),
@@ -262,6 +267,14 @@ impl Layout for Reason {
         let text = String::read(input)?;
         let numbered = Numbered::from_bytes(Bytes::read(input)?);
         Ok(numbered.map_or(Self::Unrecognized { text }, |Numbered(reason)| reason))
+    }
+}
+
+impl Reason {
+    /// The same without a text, whose words may change from version to version: for what has to be the same on all members.
+    pub(crate) fn write_number(&self, out: &mut Vec<u8>) {
+        String::new().write(out);
+        Numbered::to_bytes(&Numbered(self.clone())).write(out);
     }
 }
 
@@ -354,6 +367,7 @@ reasons! {
     63 => TooManyOutstanding { limit },
     64 => Untrusted { detail },
     65 => LeaseFull { lease, limit },
+    66 => TooManyKeysRead { limit },
 }
 
 #[cfg(test)]

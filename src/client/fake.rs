@@ -126,13 +126,17 @@ impl Fake {
 
     /// A client of this group, with the usual timeout.
     pub(crate) fn client(&self) -> Client {
+        self.client_within(Duration::from_secs(10))
+    }
+
+    pub(crate) fn client_within(&self, timeout: Duration) -> Client {
         let fake = self.clone();
         let service = tower::service_fn(move |call| {
             let fake = fake.clone();
             async move { fake.call(call).await }
         });
         let home = Home::new(Handle::current());
-        Client::over(Service::new(service), home, Duration::from_secs(10), Arc::default())
+        Client::over(Service::new(service), home, timeout, Arc::default())
     }
 
     /// A client of several members, one of which is asked at a time. They have nothing in common but what a test does to all.
@@ -326,11 +330,15 @@ impl Fake {
                 };
                 Response::KeepAlive(leases.into_iter().map(renew).collect())
             }
-            Request::Leases { only, .. } => {
+            Request::Leases { only, keys, .. } => {
                 let world = self.world();
                 let all = || world.leases.keys().map(|id| LeaseId::from(*id)).collect();
                 let ids: Vec<_> = only.unwrap_or_else(all);
-                let leases = ids.into_iter().map(|id| world.lease_status(id)).collect();
+                let shown = |mut status: LeaseStatus| {
+                    status.keys.retain(|_| keys);
+                    status
+                };
+                let leases = ids.into_iter().map(|id| world.lease_status(id).map(shown)).collect();
                 Response::Leases { leases, revision: Revision::from(world.revision) }
             }
             Request::Status => Response::Status(Box::new(Self::status_of(self.world().revision))),

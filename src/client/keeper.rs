@@ -20,7 +20,7 @@ use super::life::Life;
 use super::link::{Link, is_of_state};
 use crate::api::{Applied, Command, Proposal, Request, Response};
 use crate::error::{Error, ErrorKind, Reason, Result};
-use crate::types::{Compare, KeyRange, LeaseId, Op, OpResult, Revision, TxnOp, TxnOutcome, limits};
+use crate::types::{Compare, KeyRange, LeaseId, Op, Revision, TxnOp, limits};
 use bytes::Bytes;
 use futures::future::{BoxFuture, poll_fn};
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -459,10 +459,9 @@ impl Chore {
     /// Whether there is nothing left to do, by what came of it.
     fn is_done(&self, outcome: &Result<Applied>, now: Instant) -> bool {
         match outcome {
-            Ok(Applied::Txn(TxnOutcome { results, .. })) => {
-                let found = matches!(results.first(), Some(OpResult::Deleted { count: 1.., .. }));
-                found || self.seek.is_none_or(|until| now >= until)
-            }
+            // What is looked for may be written once more after it was found: by a try that was not answered, and comes behind
+            // the one that was.
+            Ok(Applied::Txn(_)) => self.seek.is_none_or(|until| now >= until),
             Ok(_) => true,
             // What the state says will be the same next time: it is revoked or expired already. And after the end nothing can
             // be done. What is said on the way to the state is about something else.

@@ -78,7 +78,7 @@ impl Client {
     /// # Errors
     ///
     /// [`ResultTooLarge`](crate::Reason::ResultTooLarge) if the keys take more than
-    /// [`limits::ANSWER_BYTES_MAX`](crate::limits::ANSWER_BYTES_MAX).
+    /// [`limits::ANSWER_BYTES_MAX`](crate::limits::ANSWER_BYTES_MAX): ask [without them](LeaseTimeToLive::without_keys).
     ///
     /// ```
     /// # #[tokio::main]
@@ -96,7 +96,7 @@ impl Client {
     /// # Ok(()) }
     /// ```
     pub fn lease_time_to_live(&self, lease: LeaseId) -> LeaseTimeToLive<'_> {
-        LeaseTimeToLive { client: self, lease, timeout: None }
+        LeaseTimeToLive { client: self, lease, keys: true, timeout: None }
     }
 
     /// Lists all leases of the group, with their keys.
@@ -104,7 +104,8 @@ impl Client {
     /// # Errors
     ///
     /// [`ResultTooLarge`](crate::Reason::ResultTooLarge) if they take more than
-    /// [`limits::ANSWER_BYTES_MAX`](crate::limits::ANSWER_BYTES_MAX).
+    /// [`limits::ANSWER_BYTES_MAX`](crate::limits::ANSWER_BYTES_MAX): ask [without keys](LeaseList::without_keys), and then for
+    /// each.
     ///
     /// ```
     /// # #[tokio::main]
@@ -119,7 +120,7 @@ impl Client {
     /// # Ok(()) }
     /// ```
     pub fn lease_list(&self) -> LeaseList<'_> {
-        LeaseList { client: self, timeout: None }
+        LeaseList { client: self, keys: true, timeout: None }
     }
 }
 
@@ -245,13 +246,21 @@ impl LeaseRevoke<'_> {
 pub struct LeaseTimeToLive<'a> {
     client: &'a Client,
     lease: LeaseId,
+    keys: bool,
     timeout: Option<Duration>,
 }
 request!(LeaseTimeToLive -> Option<LeaseStatus>);
 
 impl LeaseTimeToLive<'_> {
+    /// Leaves the keys out.
+    pub fn without_keys(mut self) -> Self {
+        self.keys = false;
+        self
+    }
+
     async fn send(self) -> Result<Option<LeaseStatus>> {
-        let request = Request::Leases { only: Some(vec![self.lease]), forwarded: false };
+        let only = Some(vec![self.lease]);
+        let request = Request::Leases { only, keys: self.keys, forwarded: false };
         match self.client.link().ask(request, self.timeout).await? {
             Response::Leases { mut leases, revision } if leases.len() == 1 => {
                 self.client.link().saw(revision);
@@ -275,13 +284,20 @@ impl LeaseTimeToLive<'_> {
 #[must_use = "a request does nothing until it is awaited"]
 pub struct LeaseList<'a> {
     client: &'a Client,
+    keys: bool,
     timeout: Option<Duration>,
 }
 request!(LeaseList -> Vec<LeaseStatus>);
 
 impl LeaseList<'_> {
+    /// Leaves the keys out: then a quarter of a million leases fit into the answer, whatever hangs on them.
+    pub fn without_keys(mut self) -> Self {
+        self.keys = false;
+        self
+    }
+
     async fn send(self) -> Result<Vec<LeaseStatus>> {
-        let request = Request::Leases { only: None, forwarded: false };
+        let request = Request::Leases { only: None, keys: self.keys, forwarded: false };
         match self.client.link().ask(request, self.timeout).await? {
             Response::Leases { leases, revision } => {
                 self.client.link().saw(revision);

@@ -19,9 +19,10 @@
 use super::link::Link;
 use crate::error::{Error, Reason, Result};
 use crate::types::{LeaseId, limits};
-use futures::future::{Either, select};
+use futures::future::{poll_fn, select};
 use std::future::Future;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -121,16 +122,45 @@ fn deadline(sent: Instant, ttl: Duration) -> Instant {
 
 /// Runs `work` unless the session is lost first.
 pub(super) async fn unless_lost<F: Future>(life: &Life, link: &Link, work: F) -> Result<F::Output> {
-    // In this order, so that work does not go on for one more turn after the deadline.
-    match select(pin!(life.lost(link)), pin!(work)).await {
-        Either::Left(_) => Err(Error::new(Reason::SessionLost)),
-        Either::Right((output, _)) => Ok(output),
-    }
+    let (mut lost, mut work) = (pin!(life.lost(link)), pin!(work));
+    poll_fn(|context| {
+        // In this order, so that work does not go on for one more turn after the deadline. The clock is asked each time: after
+        // a pause of the process, whatever woke the work may have been faster than the timer.
+        let is_lost = !life.is_alive() || lost.as_mut().poll(context).is_ready();
+        match is_lost {
+            true => Poll::Ready(Err(Error::new(Reason::SessionLost))),
+            false => work.as_mut().poll(context).map(Ok),
+        }
+    })
+    .await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A process that was stopped goes on with whatever is woken first, which need not be a timer.
+    #[tokio::test(start_paused = true)]
+    async fn work_does_not_go_on_after_the_deadline_though_no_timer_has_said_so() {
+        let fake = crate::client::fake::Fake::new();
+        let client = fake.client();
+        let life = Life::new(LeaseId::from(1), Duration::from_secs(10), Instant::now());
+        let mut turns = 0;
+        let work = poll_fn(|_| {
+            turns += 1;
+            Poll::<()>::Pending
+        });
+        {
+            let mut run = pin!(unless_lost(&life, client.link(), work));
+            assert!(futures::poll!(run.as_mut()).is_pending());
+            // As after a stop: the time has passed, and the timers have not been looked at.
+            life.state.send_replace(State::Alive { until: Instant::now() });
+            life.state.subscribe().mark_unchanged();
+            let ended = futures::poll!(run.as_mut());
+            assert!(matches!(ended, Poll::Ready(Err(_))), "{ended:?}");
+        }
+        assert_eq!(turns, 1);
+    }
 
     /// Nobody looked between the deadline and an answer that would prolong it: it is lost all the same.
     #[tokio::test(start_paused = true)]

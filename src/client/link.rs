@@ -94,7 +94,7 @@ impl Link {
         Self {
             service,
             home,
-            timeout,
+            timeout: timeout.min(limits::CALL_TIMEOUT_MAX),
             seen: Arc::default(),
             names,
             repeats: false,

@@ -192,6 +192,9 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
             let found = self.client.get(&key).timeout(left()).await?;
             let old = found.as_ref().map(|kv| self.codec.decode(&key, &kv.value)).transpose()?;
             let new = edit(old);
+            if left().is_zero() {
+                return Err(Error::new(Reason::DeadlinePassed { waited: all }));
+            }
             let written = match (&found, &new) {
                 (None, None) => true,
                 (None, Some(new)) => {
@@ -213,11 +216,11 @@ impl<T: Serialize + DeserializeOwned + Send> Map<T> {
             if written {
                 return Ok(new);
             }
-            let waited = began.elapsed();
-            if waited >= all {
+            let (waited, pause) = (began.elapsed(), backoff.next());
+            if all <= waited + pause {
                 return Err(Error::new(Reason::DeadlinePassed { waited }));
             }
-            self.client.link().sleep(backoff.next()).await;
+            self.client.link().sleep(pause).await;
         }
     }
 

@@ -19,7 +19,7 @@ use super::link::{is_passing, late, unexpected};
 use super::ops::request;
 use crate::api::{Change, Request, Response};
 use crate::error::{Reason, Result};
-use crate::types::{Member, NodeId};
+use crate::types::{Member, NodeId, limits};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -48,10 +48,10 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// - [`Reason::NotCaughtUp`](crate::Reason::NotCaughtUp) if the time is up before the member has caught up: call again;
-    /// - [`Reason::MemberNotFound`](crate::Reason::MemberNotFound) if there is none of this id;
-    /// - [`Reason::QuorumAtRisk`](crate::Reason::QuorumAtRisk) if the voters that answer would be no majority any more;
-    /// - [`Reason::MembersAreChanging`](crate::Reason::MembersAreChanging) if another change is not finished: call again.
+    /// - [`Reason::NotCaughtUp`] if the time is up before the member has caught up: call again;
+    /// - [`Reason::MemberNotFound`] if there is none of this id;
+    /// - [`Reason::QuorumAtRisk`] if the voters that answer would be no majority any more;
+    /// - [`Reason::MembersAreChanging`] if another change is not finished: call again.
     ///
     /// ```
     /// # async fn f(client: quorate::Client, node: quorate::Node) -> quorate::Result<()> {
@@ -69,15 +69,15 @@ impl Client {
     /// This is what to do about a member whose data was lost or damaged, or whose host is gone: start a node with an empty
     /// folder and [`join`](crate::NodeBuilder::join), under the same address if that is free, and call this. The old id is
     /// never used again. If that member still runs, it hears of it and ends with
-    /// [`Reason::MemberRemoved`](crate::Reason::MemberRemoved).
+    /// [`Reason::MemberRemoved`].
     ///
     /// # Errors
     ///
-    /// Those of [`promote_member`](Self::promote_member), and [`Reason::BadMembers`](crate::Reason::BadMembers) if nobody has
+    /// Those of [`promote_member`](Self::promote_member), and [`Reason::BadMembers`] if nobody has
     /// joined, or [`with`](ReplaceMember::with) is missing and there are several who could be meant.
     ///
     /// If the outcome is unknown, call again with [`with`](ReplaceMember::with): it succeeds if that has happened already.
-    /// Without it, a member that is gone is [`Reason::MemberNotFound`](crate::Reason::MemberNotFound), whether it was replaced
+    /// Without it, a member that is gone is [`Reason::MemberNotFound`], whether it was replaced
     /// or [removed](Self::remove_member); [`members`](Self::members) says who votes.
     ///
     /// ```
@@ -110,14 +110,14 @@ impl Client {
     }
 
     /// Removes a member from the group, a voter or a learner. Its id is never used again, and if it still runs it ends with
-    /// [`Reason::MemberRemoved`](crate::Reason::MemberRemoved).
+    /// [`Reason::MemberRemoved`].
     ///
     /// # Errors
     ///
-    /// - [`Reason::QuorumAtRisk`](crate::Reason::QuorumAtRisk) if the voters that answer would be no majority any more, or
+    /// - [`Reason::QuorumAtRisk`] if the voters that answer would be no majority any more, or
     ///   none would be left. Replace members that are down, rather than remove members that are not;
-    /// - [`Reason::MemberNotFound`](crate::Reason::MemberNotFound) if there never was one of this id;
-    /// - [`Reason::MembersAreChanging`](crate::Reason::MembersAreChanging) if another change is not finished: call again.
+    /// - [`Reason::MemberNotFound`] if there never was one of this id;
+    /// - [`Reason::MembersAreChanging`] if another change is not finished: call again.
     ///
     /// ```
     /// # #[tokio::main]
@@ -137,7 +137,8 @@ impl Client {
 
     /// Each try has all the time that is left: it may have to wait until a learner has caught up.
     async fn change_members(&self, change: Change, timeout: Option<Duration>) -> Result<()> {
-        let (began, all) = (Instant::now(), timeout.unwrap_or(self.link().timeout()));
+        let all = timeout.unwrap_or(self.link().timeout()).min(limits::CALL_TIMEOUT_MAX);
+        let began = Instant::now();
         let (mut backoff, mut is_unknown) = (Backoff::retry(), false);
         loop {
             let left = all.saturating_sub(began.elapsed());
@@ -147,11 +148,10 @@ impl Client {
                 Ok(other) => return Err(unexpected(&other).unknown_outcome()),
                 Err(error) => error,
             };
-            // A change that is under way may be the one whose answer was lost. What has happened already is answered as done.
-            let is_own = is_unknown && *error.reason() == Reason::MembersAreChanging;
+            // What has happened already is answered as done, and what is under way waited for, whosever it is.
             is_unknown |= error.may_have_applied();
             let pause = backoff.next();
-            let may_pass = self.link().repeats() && (is_own || is_passing(&error));
+            let may_pass = self.link().repeats() && is_passing(&error);
             if !may_pass || all.saturating_sub(began.elapsed()) <= pause {
                 let error = late(error, all);
                 return Err(if is_unknown { error.unknown_outcome() } else { error });

@@ -13,7 +13,7 @@
 //! entries, once they are all there.
 
 use super::link::{Freshness, Link, late, malformed};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::types::{
     Consistency, KeyValue, OpKind, OpResult, Page, RangeOp, Revision, Shows, SortBy, TxnOp,
 };
@@ -25,8 +25,11 @@ use tokio::time::Instant;
 /// The most entries that are asked for at once.
 const PAGE_ENTRIES_MAX: u32 = 1000;
 
+/// How often all of a range is begun anew, if history has gone past what was read of it.
+const BEGUN_ANEW_MAX: usize = 4;
+
 /// What is left to read of a range.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pages {
     link: Link,
     op: RangeOp,
@@ -88,15 +91,33 @@ impl Pages {
         all.try_flatten().boxed()
     }
 
-    /// All of them at once, and the revision of the group at which they were read. A timeout that was said is for all.
-    pub(super) async fn read_all(mut self) -> Result<(Vec<KeyValue>, Revision)> {
+    /// All of them at once, and the revision of the group at which they were read. A timeout that was said is for all. If history
+    /// goes past that revision meanwhile, it is read at another.
+    pub(super) async fn read_all(self) -> Result<(Vec<KeyValue>, Revision)> {
         let total = self.timeout;
-        let deadline = total.map(|total| Instant::now() + total);
-        let say = |error| if let Some(total) = total { late(error, total) } else { error };
+        // One that never comes is as good as none.
+        let deadline = total.and_then(|total| Instant::now().checked_add(total));
+        let mut anew = 0;
+        loop {
+            match self.clone().read_once(deadline).await {
+                Err(error) if error.kind() == ErrorKind::Compacted && self.op.at.is_none() => {
+                    anew += 1;
+                    if anew > BEGUN_ANEW_MAX {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(total.map_or(error.clone(), |total| late(error, total))),
+                read => return read,
+            }
+        }
+    }
+
+    async fn read_once(mut self, deadline: Option<Instant>) -> Result<(Vec<KeyValue>, Revision)> {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let mut all = Vec::new();
-        while let Some(page) = self.next().await.map_err(say)? {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            self.timeout = left;
+        loop {
+            self.timeout = deadline.map(left).or(self.timeout);
+            let Some(page) = self.next().await? else { break };
             all.extend(page);
         }
         let revision = self.revision.ok_or_else(|| malformed("range read: no revision"))?;
@@ -146,7 +167,7 @@ impl Pages {
 }
 
 impl Order {
-    /// Equal entries stay in key order.
+    /// Equal entries are in the order of their keys, and in the opposite if all is, as in a page.
     fn arrange(&self, entries: &mut Vec<KeyValue>) {
         match self.by {
             SortBy::Key => {}
@@ -164,10 +185,9 @@ impl Order {
     }
 
     fn sort<K: Ord>(&self, entries: &mut [KeyValue], key: impl Fn(&KeyValue) -> K) {
+        entries.sort_by_key(key);
         if self.descending {
-            entries.sort_by_key(|kv| std::cmp::Reverse(key(kv)));
-        } else {
-            entries.sort_by_key(key);
+            entries.reverse();
         }
     }
 }

@@ -453,13 +453,14 @@ fn is_of_endpoint(error: &Error) -> bool {
 
 /// Whether more time could have made another answer of it.
 fn is_of_time(reason: &Reason) -> bool {
-    // Also a connection that was not made in time, and a leader that was waited for.
+    // Also a connection that was not made in time, and a leader that was waited for. One that is busy may be so for a moment.
     matches!(
         reason,
         Reason::DeadlinePassed { .. }
             | Reason::Unreachable { .. }
             | Reason::NoLeader
             | Reason::NotLeader { .. }
+            | Reason::TooManyRequests
     )
 }
 

@@ -105,7 +105,8 @@ impl fmt::Debug for Session {
 }
 
 impl Client {
-    /// Opens a session whose lease lives for `ttl`: that long after this process is gone, its keys are.
+    /// Opens a session whose lease lives for `ttl`: that long after this process is gone, its keys are. Each change of the leader
+    /// meanwhile gives it that long anew.
     ///
     /// Shorter is not better. The group refuses less than a change of its leader takes, and a pause of this process
     /// of about the time to live ends the session.

@@ -216,7 +216,8 @@ impl Watch {
 
     /// The first revision of which this watch has not been asked for everything yet: all before it was delivered.
     ///
-    /// It moves on although nothing in the range changes, and never goes back.
+    /// It moves on although nothing in the range changes, and never goes back. Until what existed was taken, of a watch
+    /// [with that](WatchBuilder::with_existing), it is where that was written, which history may not hold any more.
     ///
     /// ```
     /// # #[tokio::main]

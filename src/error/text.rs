@@ -29,6 +29,12 @@ impl fmt::Display for Reason {
                     "the transaction would delete more than {limit} keys: delete them in pieces"
                 )
             }
+            Self::TooManyKeysRead { limit } => {
+                write!(
+                    f,
+                    "the write goes through more than {limit} keys: read first, and compare what was found"
+                )
+            }
             Self::DuplicateKey => {
                 f.write_str("two operations of the transaction would change the same key")
             }

@@ -23,7 +23,7 @@ use super::dedup::Clients;
 use super::flush::Flush;
 use super::lease::Attached;
 use super::overlay::{Front, Moment, Overlay, Recent, Step as Change};
-use super::plan::{Plan, Step};
+use super::plan::{Effort, Plan, Step};
 use super::read::Reader;
 use super::records::{FIRST_TURN, Head, Image, Membership, Value, next_turn};
 use super::tables::Tables;
@@ -291,9 +291,10 @@ impl Writer<'_> {
         // at every start.
         check_txn(txn)?;
         let state = self.reader();
-        let plan = Plan::resolve(txn, &state)?;
+        let mut effort = Effort::of_write();
+        let plan = Plan::resolve(txn, &state, &mut effort)?;
         plan.check(&state)?;
-        budget::check(&plan, &state)?;
+        budget::check(&plan, &state, &mut effort)?;
         self.check_leases(&plan)?;
         let outcome = self.run(&plan)?;
         self.end_revision();

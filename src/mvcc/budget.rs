@@ -1,20 +1,21 @@
-//! What a transaction may take: how much its answer carries, and how many keys it deletes.
+//! What a transaction may take: how much its answer carries, how many keys it deletes, and, of a write, how many it goes through.
 //!
-//! Both follow from the state, so no gateway can check them, and once the first operation has run nothing may stop the rest.
+//! All of it follows from the state, so no gateway can check them, and once the first operation has run nothing may stop the rest.
 //! So they are computed before.
 //!
 //! ```text
 //! get, put or delete with prev     what is there now, or what the transaction itself has put there
 //! range                            its page as of now, and what the transaction itself has put into it
+//!   behind a change                as much of the next entries as that can have moved into the page
 //! ```
 //!
 //! Invariant: what a transaction may do depends on the state and itself alone, and is the same on each member.
 
 use super::Stop;
-use super::plan::{Plan, Step};
+use super::plan::{Effort, Plan, Step};
 use super::read::{Reader, Scanned};
 use crate::error::{Fault, Reason};
-use crate::types::{DeleteOp, KeyRange, Page, Revision, Shows, limits};
+use crate::types::{DeleteOp, KeyRange, KeyValue, RangeOp, Revision, Shows, limits};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -24,6 +25,7 @@ const ENTRY_BYTES: usize = 64;
 /// What the operations so far take.
 struct Budget<'a> {
     state: &'a Reader<'a>,
+    effort: &'a mut Effort,
     /// Of the answer.
     bytes: usize,
     /// The keys that were put, and what each takes.
@@ -32,12 +34,17 @@ struct Budget<'a> {
 }
 
 /// Refuses a plan whose answer would be too large, or that deletes too many keys.
-pub(super) fn check<'a>(plan: &'a Plan<'_>, state: &'a Reader<'a>) -> Result<(), Stop> {
-    // One key, or one page, is never too much.
-    if let [Step::Get(_) | Step::Put(_) | Step::Range(_)] = &plan.steps[..] {
-        return Ok(());
+pub(super) fn check<'a>(
+    plan: &'a Plan<'_>,
+    state: &'a Reader<'a>,
+    effort: &'a mut Effort,
+) -> Result<(), Stop> {
+    match &plan.steps[..] {
+        // One key, or one page, is never too much.
+        [Step::Get(_) | Step::Put(_)] => Ok(()),
+        [Step::Range(_)] if effort.has_no_end() => Ok(()),
+        _ => Budget { state, effort, bytes: 0, put: BTreeMap::new(), deleted: 0 }.take(plan),
     }
-    Budget { state, bytes: 0, put: BTreeMap::new(), deleted: 0 }.take(plan)
 }
 
 impl<'a> Budget<'a> {
@@ -56,16 +63,7 @@ impl<'a> Budget<'a> {
                     self.put.insert(&put.key, ENTRY_BYTES + put.key.len() + value);
                 }
                 Step::Delete(delete) => self.delete(delete)?,
-                Step::Range(range) => {
-                    let page = self.state.page(range)?;
-                    let own = self.put.iter().filter(|(key, _)| range.range.contains(key));
-                    self.bytes += bytes_of(&page);
-                    self.bytes += match (range.shows, range.keys_only) {
-                        (Shows::Count, _) => 0,
-                        (_, true) => own.map(|(key, _)| ENTRY_BYTES + key.len()).sum::<usize>(),
-                        _ => own.map(|(_, bytes)| bytes).sum::<usize>(),
-                    };
-                }
+                Step::Range(range) => self.bytes += self.page_bytes(range)?,
                 Step::Txn(nested) => self.take(nested)?,
             }
             self.check()?;
@@ -81,6 +79,31 @@ impl<'a> Budget<'a> {
         let now = image.map_or(0, |image| ENTRY_BYTES + key.len() + image.value.len());
         self.bytes += now.max(self.put.get(key).copied().unwrap_or(0));
         Ok(())
+    }
+
+    /// The most that the page of a range can take.
+    fn page_bytes(&mut self, range: &RangeOp) -> Result<usize, Stop> {
+        // What the transaction has deleted, or put elsewhere in the order, makes room for as many entries from behind a page
+        // that is cut off.
+        let moved = u32::try_from(self.deleted + self.put.len() as u64).unwrap_or(u32::MAX);
+        let limit = if range.limit == 0 { 0 } else { range.limit.saturating_add(moved) };
+        let page = self.state.page_within(&RangeOp { limit, ..range.clone() }, self.effort)?;
+        self.effort.check()?;
+        let is_cut_by_bytes = page.more && page.entries.len() as u64 != u64::from(limit);
+        if is_cut_by_bytes && moved > 0 {
+            return Ok(limits::PAGE_BYTES_MAX);
+        }
+        let mut each: Vec<usize> = page.entries.iter().map(bytes_of).collect();
+        each.sort_unstable_by(|one, other| other.cmp(one));
+        let most = if range.limit == 0 { each.len() } else { range.limit as usize };
+        let there: usize = each.into_iter().take(most).sum();
+        let own = self.put.iter().filter(|(key, _)| range.range.contains(key));
+        let own = match (range.shows, range.keys_only) {
+            (Shows::Count, _) => 0,
+            (_, true) => own.map(|(key, _)| ENTRY_BYTES + key.len()).sum::<usize>(),
+            _ => own.map(|(_, bytes)| bytes).sum::<usize>(),
+        };
+        Ok((there + own).min(limits::PAGE_BYTES_MAX))
     }
 
     fn delete(&mut self, delete: &DeleteOp) -> Result<(), Stop> {
@@ -113,6 +136,6 @@ impl<'a> Budget<'a> {
     }
 }
 
-fn bytes_of(page: &Page) -> usize {
-    page.entries.iter().map(|kv| ENTRY_BYTES + kv.key.len() + kv.value.len()).sum()
+fn bytes_of(kv: &KeyValue) -> usize {
+    ENTRY_BYTES + kv.key.len() + kv.value.len()
 }

@@ -209,7 +209,7 @@ impl Clients {
     pub(super) fn keep(&mut self, head: &mut Head, origin: &Origin, outcome: &Outcome) {
         let Origin { client: id, sequence, .. } = *origin;
         let Some(client) = self.all.get_mut(&id) else { return };
-        let mut answer = outcome.to_bytes();
+        let mut answer = bytes_of(outcome);
         // Small ones have a room of their own, that large ones cannot take.
         let is_small = answer.len() <= SMALL_BYTES;
         let is_room = client.bytes + cost(&answer) <= CLIENT_BYTES_MAX
@@ -218,7 +218,7 @@ impl Clients {
             && (answer.len() > ANSWER_BYTES_MAX || !is_small && !is_room)
         {
             let revision = applied.revision();
-            answer = Outcome::Err(Reason::AnswerNotKept { revision }).to_bytes();
+            answer = bytes_of(&Outcome::Err(Reason::AnswerNotKept { revision }));
         }
         head.add(hash::of_answer(id, sequence, &answer));
         client.bytes += cost(&answer);
@@ -251,5 +251,18 @@ impl Clients {
     pub(super) fn take_changed(&mut self) -> Changed {
         let changed = std::mem::take(&mut self.changed).into_iter();
         changed.map(|id| (id, self.all.get(&id).map(Client::row))).collect()
+    }
+}
+
+/// An answer as it is kept, and hashed: a refusal without its words.
+fn bytes_of(outcome: &Outcome) -> Bytes {
+    match outcome {
+        Ok(_) => outcome.to_bytes(),
+        Err(reason) => {
+            let mut bytes = Vec::new();
+            false.write(&mut bytes);
+            reason.write_number(&mut bytes);
+            bytes.into()
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::types::LeaseId;
 
 /// What members compare that have the same. It goes up whenever a state of the same rows gets another hash, so that a group
 /// whose members are replaced by those of another version, one after the other, does not take that for damage.
-pub(crate) const HASH_FORMAT: u8 = 3;
+pub(crate) const HASH_FORMAT: u8 = 4;
 
 const KEY: u8 = 1;
 const LEASE: u8 = 2;

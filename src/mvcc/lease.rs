@@ -30,6 +30,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
+/// What a key takes in a list of them, beside itself; roughly.
+pub(crate) const KEY_BYTES: usize = 8;
 /// After how many keys an expiry ends no further lease.
 const ENDED_KEYS_MAX: u64 = if cfg!(test) { 1000 } else { limits::DELETED_KEYS_MAX };
 
@@ -73,9 +75,23 @@ impl Reader<'_> {
     }
 
     fn lease_keys(&self, id: LeaseId) -> Result<Vec<Bytes>, Fault> {
-        let mut keys = Vec::new();
-        self.each_lease_key(id, &mut |key| keys.push(Bytes::copy_from_slice(key)))?;
-        Ok(keys)
+        Ok(self.lease_keys_within(id, usize::MAX)?.unwrap_or_default())
+    }
+
+    /// The keys of a lease, if they take no more than `room`, each [`KEY_BYTES`] more than it has.
+    pub(super) fn lease_keys_within(
+        &self,
+        id: LeaseId,
+        room: usize,
+    ) -> Result<Option<Vec<Bytes>>, Fault> {
+        let (mut keys, mut left) = (Vec::new(), Some(room));
+        self.each_lease_key(id, &mut |key| {
+            left = left.and_then(|left| left.checked_sub(KEY_BYTES + key.len()));
+            if left.is_some() {
+                keys.push(Bytes::copy_from_slice(key));
+            }
+        })?;
+        Ok(left.map(|_| keys))
     }
 
     fn each_lease_key(&self, id: LeaseId, visit: &mut dyn FnMut(&[u8])) -> Result<(), Fault> {

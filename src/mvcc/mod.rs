@@ -71,6 +71,7 @@ pub(crate) use events::Events;
 pub(crate) use flush::Flush;
 pub(crate) use generation::{Generations, Restoring};
 pub(crate) use hash::HASH_FORMAT;
+pub(crate) use lease::KEY_BYTES;
 pub(crate) use overlay::{Moment, Recent};
 pub(crate) use restore::Restorer;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};

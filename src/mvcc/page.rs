@@ -9,6 +9,7 @@
 //! has no use for it, and each page would go through all that is left of the range: he says so, and a page in the
 //! order of keys ends where it is full.
 
+use super::plan::Effort;
 use super::read::{Reader, key_value};
 use super::records::Image;
 use crate::error::Fault;
@@ -23,6 +24,11 @@ const ENTRY_BYTES: usize = 64;
 impl Reader<'_> {
     /// One page of a range.
     pub(super) fn page(&self, op: &RangeOp) -> Result<Page, Fault> {
+        self.page_within(op, &mut Effort::of_read())
+    }
+
+    /// The same, or as much of it as may be gone through.
+    pub(super) fn page_within(&self, op: &RangeOp, effort: &mut Effort) -> Result<Page, Fault> {
         let mut count = 0;
         let mut listing = Listing::new(op, self);
         self.scan(&op.range, op.at, &mut |key, found| {
@@ -32,7 +38,7 @@ impl Reader<'_> {
             }
             Ok(match op.shows == Shows::Entries && listing.is_decided() {
                 true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+                false => effort.step(),
             })
         })?;
         let (entries, more) = listing.finish()?;

@@ -17,9 +17,46 @@ use super::read::{Reader, Scanned};
 use super::records::Image;
 use crate::error::{Fault, Reason};
 use crate::types::{
-    Compare, DeleteOp, GetOp, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation, TxnOp,
+    Compare, DeleteOp, GetOp, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation, TxnOp, limits,
 };
 use std::ops::ControlFlow;
+
+/// The most keys that a write goes through.
+pub(super) const READ_KEYS_MAX: u64 = if cfg!(test) { 20_000 } else { limits::READ_KEYS_MAX };
+
+/// How many keys a transaction may still go through. What a write goes through, all members do, on the thread that applies.
+pub(super) struct Effort {
+    left: Option<u64>,
+}
+
+impl Effort {
+    pub(super) fn of_write() -> Self {
+        Self { left: Some(READ_KEYS_MAX) }
+    }
+
+    /// Reads keep nobody else from anything.
+    pub(super) fn of_read() -> Self {
+        Self { left: Some(u64::MAX) }
+    }
+
+    pub(super) fn has_no_end(&self) -> bool {
+        self.left.is_some_and(|left| left > READ_KEYS_MAX)
+    }
+
+    /// Goes through one more, if it may.
+    pub(super) fn step(&mut self) -> ControlFlow<()> {
+        self.left = self.left.and_then(|left| left.checked_sub(1));
+        match self.left {
+            Some(_) => ControlFlow::Continue(()),
+            None => ControlFlow::Break(()),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Reason> {
+        let limit = READ_KEYS_MAX;
+        self.left.map(drop).ok_or(Reason::TooManyKeysRead { limit })
+    }
+}
 
 /// The operations that a transaction will carry out.
 pub(super) struct Plan<'op> {
@@ -39,14 +76,18 @@ pub(super) enum Step<'op> {
 
 impl<'op> Plan<'op> {
     /// Decides which branches run.
-    pub(super) fn resolve(txn: &'op TxnOp, state: &Reader<'_>) -> Result<Self, Fault> {
+    pub(super) fn resolve(
+        txn: &'op TxnOp,
+        state: &Reader<'_>,
+        effort: &mut Effort,
+    ) -> Result<Self, Stop> {
         let mut succeeded = true;
         for compare in &txn.when {
-            succeeded = succeeded && holds(compare, state)?;
+            succeeded = succeeded && holds(compare, state, effort)?;
         }
         let branch = if succeeded { &txn.then } else { &txn.otherwise };
-        let steps = branch.iter().map(|op| Step::resolve(op, state));
-        Ok(Self { succeeded, steps: steps.collect::<Result<_, Fault>>()? })
+        let steps = branch.iter().map(|op| Step::resolve(op, state, effort));
+        Ok(Self { succeeded, steps: steps.collect::<Result<_, Stop>>()? })
     }
 
     /// Checks whatever depends on the state. The first operation that cannot run is the one that is reported.
@@ -62,13 +103,13 @@ impl<'op> Plan<'op> {
 }
 
 impl<'op> Step<'op> {
-    fn resolve(op: &'op Op, state: &Reader<'_>) -> Result<Self, Fault> {
+    fn resolve(op: &'op Op, state: &Reader<'_>, effort: &mut Effort) -> Result<Self, Stop> {
         Ok(match &op.0 {
             OpKind::Put(put) => Self::Put(put),
             OpKind::Get(get) => Self::Get(get),
             OpKind::Delete(delete) => Self::Delete(delete),
             OpKind::Range(range) => Self::Range(range),
-            OpKind::Txn(nested) => Self::Txn(Plan::resolve(nested, state)?),
+            OpKind::Txn(nested) => Self::Txn(Plan::resolve(nested, state, effort)?),
         })
     }
 }
@@ -87,18 +128,19 @@ fn check_put(put: &PutOp, state: &Reader<'_>) -> Result<(), Stop> {
 }
 
 /// Whether a comparison holds: for all keys of its range, or for a missing key if there is none.
-fn holds(compare: &Compare, state: &Reader<'_>) -> Result<bool, Fault> {
+fn holds(compare: &Compare, state: &Reader<'_>, effort: &mut Effort) -> Result<bool, Stop> {
     if let Some(key) = compare.range.as_key() {
         let image = state.image(key)?;
-        return key_holds(compare, key, image.as_ref(), state);
+        return Ok(key_holds(compare, key, image.as_ref(), state)?);
     }
     let (mut all, mut any) = (true, false);
     state.scan(&compare.range, None, &mut |key, found: Scanned<'_>| {
         any = true;
         all = key_holds(compare, key, Some(&found.image(key)?), state)?;
-        Ok(if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok(if all { effort.step() } else { ControlFlow::Break(()) })
     })?;
-    if any { Ok(all) } else { key_holds(compare, &[], None, state) }
+    effort.check()?;
+    if any { Ok(all) } else { Ok(key_holds(compare, &[], None, state)?) }
 }
 
 fn key_holds(

@@ -15,9 +15,10 @@
 
 use super::budget;
 use super::events::Events;
+#[cfg(any(test, feature = "fuzz"))]
 use super::lease::Lease;
 use super::overlay::Moment;
-use super::plan::Plan;
+use super::plan::{Effort, Plan};
 use super::read::{Reader, key_value};
 use super::records::{Head, Value};
 use super::tables::Tables;
@@ -146,9 +147,10 @@ impl View {
         }
         check_txn(txn)?;
         let state = self.reader();
-        let plan = Plan::resolve(txn, &state)?;
+        let mut effort = Effort::of_read();
+        let plan = Plan::resolve(txn, &state, &mut effort)?;
         plan.check(&state)?;
-        budget::check(&plan, &state)?;
+        budget::check(&plan, &state, &mut effort)?;
         Ok(state.run(&plan)?)
     }
 
@@ -163,8 +165,22 @@ impl View {
     }
 
     /// A lease with its keys.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn lease(&self, id: LeaseId) -> Result<Option<Lease>, Fault> {
         self.reader().lease_with_keys(id)
+    }
+
+    pub(crate) fn has_lease(&self, id: LeaseId) -> Result<bool, Fault> {
+        Ok(self.reader().lease(id)?.is_some())
+    }
+
+    /// The keys of a lease, if they take no more than `room`, each [`KEY_BYTES`](super::KEY_BYTES) more than it has.
+    pub(crate) fn lease_keys_within(
+        &self,
+        id: LeaseId,
+        room: usize,
+    ) -> Result<Option<Vec<Bytes>>, Fault> {
+        self.reader().lease_keys_within(id, room)
     }
 
     /// Every lease with its time to live, in the order of their ids.

@@ -171,21 +171,6 @@ async fn a_shutdown_that_is_given_up_does_not_keep_the_folder_open_for_clients()
 }
 
 #[tokio::test]
-async fn a_transaction_that_is_large_by_nesting_alone_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let node = solo(folder.path()).await.unwrap();
-    let mut op = Op::range(KeyRange::all());
-    for width in [16, 16, 32] {
-        op = Op::txn([], vec![op.clone(); width], vec![op; width]);
-    }
-    let client = node.client();
-    let write = client.txn().then(Op::put("k", "v")).then(Op::txn([], vec![op; 16], []));
-    let error = write.await.unwrap_err();
-    assert!(matches!(error.reason(), Reason::RequestTooLarge { .. }), "{error:?}");
-    node.shutdown().await.unwrap();
-}
-
-#[tokio::test]
 async fn options_without_bound_mean_never() {
     let folder = tempfile::tempdir().unwrap();
     let never = || Node::builder(folder.path()).heartbeat(HEARTBEAT).snapshot_every(u64::MAX);

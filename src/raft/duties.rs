@@ -52,7 +52,8 @@ pub(super) async fn reign(shared: Arc<Shared>) {
 async fn begin_reign(shared: &Arc<Shared>, term: u64) -> bool {
     point(Point::ReignBegins);
     let Ok(confirmed) = shared.reads.round().await else { return false };
-    if confirmed.term != term || shared.applied(confirmed.index).await.is_err() {
+    let is_own = confirmed.term == term && confirmed.node == shared.identity.node;
+    if !is_own || shared.applied(confirmed.index).await.is_err() {
         return false;
     }
     let grace = shared.timing.election_max();

@@ -28,7 +28,7 @@ use super::watch::Watchers;
 use crate::api::{self, Applied, Call, Command, Proposal, Query, Request, Response};
 use crate::error::{Error, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::mvcc::View;
+use crate::mvcc::{KEY_BYTES, View};
 use crate::types::{
     Consistency, LeaseId, LeaseStatus, NodeId, Op, OpKind, OpResult, Revision, TxnOp, TxnOutcome,
     limits,
@@ -39,21 +39,19 @@ use openraft::errors::ClientWriteError;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 /// How long to wait before asking again who leads, if nobody says that it changed.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
-
-/// The largest entry. A transaction is bounded by its keys, values and operations, but operations that are nested in each
-/// other are many; an entry that no message to a follower can carry would stand in the way of all that follow.
-const ENTRY_BYTES_MAX: usize = 8 << 20;
 
 /// One caller's way into a node: a connection, or a client in this process. Clones share their watches.
 #[derive(Clone, Debug)]
 pub(crate) struct Gateway {
     shared: Arc<Shared>,
     watchers: Arc<Watchers>,
+    /// Long reads of this caller that may be carried out.
+    own_reads: Arc<Semaphore>,
     /// Its requests are carried out on the node's own threads, and not on those of whoever asks.
     is_remote: bool,
 }
@@ -96,7 +94,8 @@ impl Gateway {
     /// The way of a client in this process.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let watchers = Arc::new(Watchers::new(Arc::clone(&shared.state)));
-        Self { shared, watchers, is_remote: false }
+        let own_reads = Arc::new(Semaphore::new(OWN_READS_MAX));
+        Self { shared, watchers, own_reads, is_remote: false }
     }
 
     /// The way of a connection.
@@ -144,9 +143,9 @@ impl Gateway {
                 let own = || self.keep_alive(&leases, deadline);
                 self.on_leader(own, again, forwarded, deadline).await
             }),
-            Request::Leases { only, forwarded } => Box::pin(async move {
-                let again = Request::Leases { only: only.clone(), forwarded: true };
-                let own = || self.leases(only.as_deref(), deadline);
+            Request::Leases { only, keys, forwarded } => Box::pin(async move {
+                let again = Request::Leases { only: only.clone(), keys, forwarded: true };
+                let own = || self.leases(only.as_deref(), keys, deadline);
                 self.on_leader(own, again, forwarded, deadline).await
             }),
             Request::ReadIndex => Box::pin(async move { self.read_index(deadline).await }),
@@ -190,10 +189,6 @@ impl Gateway {
             .into());
         }
         let payloads: Vec<Payload> = proposals.into_iter().map(Payload::from).collect();
-        if let Some(large) = payloads.iter().find(|it| it.bytes.len() > ENTRY_BYTES_MAX) {
-            let (actual, limit) = (large.bytes.len() as u64, ENTRY_BYTES_MAX as u64);
-            return Err(Reason::RequestTooLarge { actual, limit }.into());
-        }
         let _admitted = self.admit(&payloads, deadline).await?;
         let mut outcomes = self.without_room(&payloads);
         let mut waiting: Vec<usize> = (0..payloads.len()).collect();
@@ -522,58 +517,72 @@ impl Gateway {
         point(Point::LeaseRenew);
         let confirmed = self.round(deadline).await?;
         self.applied(confirmed.index, deadline).await?;
+        // A term may have two leaders, one after the other, and it may be the other that was confirmed.
+        if confirmed.node != self.shared.identity.node {
+            return Err(Reason::NoLeader.into());
+        }
         point(Point::LeaseConfirmed);
         let renewed = self.shared.state.lessor.renew(confirmed.term, leases);
         point(Point::LeaseRenewed);
         renewed.map(Response::KeepAlive).ok_or_else(|| Reason::NoLeader.into())
     }
 
-    async fn leases(&self, only: Option<&[LeaseId]>, deadline: Instant) -> Result<Response, Error> {
+    async fn leases(
+        &self,
+        only: Option<&[LeaseId]>,
+        keys: bool,
+        deadline: Instant,
+    ) -> Result<Response, Error> {
         let confirmed = self.round(deadline).await?;
         self.applied(confirmed.index, deadline).await?;
         let lessor = &self.shared.state.lessor;
         let remaining = lessor.remaining(only).ok_or_else(|| Error::from(Reason::NoLeader))?;
         let gateway = self.clone();
-        let read = move || gateway.with_keys(remaining);
+        let read = move || gateway.lease_status(remaining, keys);
         if self.is_remote { self.aside(read, deadline).await? } else { read() }
     }
 
-    /// What is known of leases, with the keys of each.
-    fn with_keys(&self, remaining: Vec<(LeaseId, Option<Remaining>)>) -> Result<Response, Error> {
+    /// What is known of leases, with the keys of each if they are wanted.
+    fn lease_status(
+        &self,
+        remaining: Vec<(LeaseId, Option<Remaining>)>,
+        keys: bool,
+    ) -> Result<Response, Error> {
         let fail = |fault| self.shared.state.fail(fault);
         let view = self.view()?;
-        let (mut leases, mut bytes) = (Vec::with_capacity(remaining.len()), 0);
+        let limit = limits::ANSWER_BYTES_MAX;
+        let too_large = || Error::from(Reason::ResultTooLarge { limit: limit as u64 });
+        let (mut leases, mut room) = (Vec::with_capacity(remaining.len()), limit);
         for (id, remaining) in remaining {
-            let lease = view.lease(id).map_err(fail)?;
-            let status = lease.zip(remaining).map(|(lease, Remaining { ttl, left })| LeaseStatus {
-                id,
-                ttl,
-                remaining: left,
-                keys: lease.keys,
-            });
-            let keys = status.iter().flat_map(|status| &status.keys);
-            bytes += LEASE_BYTES + keys.map(|key| KEY_BYTES + key.len()).sum::<usize>();
-            if bytes > limits::ANSWER_BYTES_MAX {
-                let limit = limits::ANSWER_BYTES_MAX as u64;
-                return Err(Reason::ResultTooLarge { limit }.into());
-            }
-            leases.push(status);
+            room = room.checked_sub(LEASE_BYTES).ok_or_else(too_large)?;
+            let is_there = view.has_lease(id).map_err(fail)?;
+            let Some(Remaining { ttl, left }) = remaining.filter(|_| is_there) else {
+                leases.push(None);
+                continue;
+            };
+            let keys = match keys {
+                true => view.lease_keys_within(id, room).map_err(fail)?.ok_or_else(too_large)?,
+                false => Vec::new(),
+            };
+            room -= keys.iter().map(|key| KEY_BYTES + key.len()).sum::<usize>();
+            leases.push(Some(LeaseStatus { id, ttl, remaining: left, keys }));
         }
         Ok(Response::Leases { leases, revision: view.revision() })
     }
 
-    /// Reads beside the node's own thread. A few at a time: each may hold as much as an answer may have, from when it is begun
-    /// until its connection has taken that over.
+    /// Reads beside the node's own thread. A few at a time, and of each caller fewer: each may hold as much as an answer may
+    /// have, from when it is begun until its connection has taken that over, and go on though its caller has gone.
     async fn aside<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> T + Send + 'static,
         deadline: Instant,
     ) -> Result<T, Error> {
         let started = Instant::now();
-        let turn = Arc::clone(&self.shared.long_reads).acquire_owned();
-        let turn = timeout_at(deadline, turn).await.map_err(|_| late(started))?;
-        let turn = Arc::new(turn);
-        // It goes on though nobody waits for it any more.
+        let turn = async {
+            let own = Arc::clone(&self.own_reads).acquire_owned().await;
+            (own, Arc::clone(&self.shared.long_reads).acquire_owned().await)
+        };
+        let turn = Arc::new(timeout_at(deadline, turn).await.map_err(|_| late(started))?);
         let kept = Arc::clone(&turn);
         let work = move || {
             let done = read();
@@ -588,9 +597,10 @@ impl Gateway {
 
 /// After so many bytes the answers to several reads take no more: what is left has to fit as well.
 const QUERIES_BYTES: usize = 4 << 20;
-/// What a lease takes in an answer, and each of its keys, beside the key itself; roughly.
+/// What a lease takes in an answer, roughly.
 const LEASE_BYTES: usize = 48;
-const KEY_BYTES: usize = 8;
+/// How many long reads of one caller are carried out at a time.
+const OWN_READS_MAX: usize = 2;
 /// Keys that a read may name without being called long.
 const FEW: usize = 8;
 
@@ -656,8 +666,11 @@ fn named_leases(command: &Command) -> Vec<LeaseId> {
         }
     }
     let mut leases = Vec::new();
-    if let Command::Txn(txn) = command {
-        collect(txn, &mut leases);
+    match command {
+        Command::Txn(txn) => collect(txn, &mut leases),
+        // One that is granted anew must not meet the end of the one before it.
+        Command::Grant { id: Some(id), .. } => leases.push(*id),
+        _ => {}
     }
     leases
 }

@@ -32,6 +32,7 @@ use openraft::storage::{
     EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
 };
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(super) type SnapshotOf = openraft::alias::SnapshotOf<Types, SnapshotData>;
@@ -71,8 +72,6 @@ pub(super) fn meta(view: &View) -> Result<SnapshotMetaOf, Fault> {
 pub(crate) struct Machine {
     state: Arc<State>,
     log: Option<LogStore>,
-    /// What the log may take while it is not cut.
-    log_bytes_max: u64,
     /// The log index that was handed in last.
     handed_in: Option<u64>,
 }
@@ -82,18 +81,14 @@ impl Machine {
     pub(crate) fn new(state: Arc<State>, log: Option<LogStore>) -> Self {
         let handed_in = state.head().borrow().applied;
         state.follow(log.clone());
-        Self { state, log, log_bytes_max: 0, handed_in }
-    }
-
-    /// The log may take so many bytes before it is cut although somebody is going to need it.
-    pub(crate) fn sparing(self, log_bytes_max: u64) -> Self {
-        Self { log_bytes_max, ..self }
+        Self { state, log, handed_in }
     }
 
     /// Whether the log had better not be cut now: whoever gets a snapshot that is being sent needs what comes behind it, and
     /// would need another snapshot if that were gone. As many bytes as a log has anyway are kept for that.
     fn spares_log(&self) -> bool {
-        let has_room = |log: &LogStore| log.bytes() <= self.log_bytes_max;
+        let most = self.state.log_bytes_max.load(Ordering::Relaxed);
+        let has_room = |log: &LogStore| log.bytes() <= most;
         self.state.sending.is_any() && self.log.as_ref().is_some_and(has_room)
     }
 
@@ -352,16 +347,16 @@ mod tests {
     #[tokio::test]
     async fn the_log_is_not_cut_while_a_snapshot_is_sent() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut log, machine) = open(folder.path());
-        let mut machine = machine.sparing(1 << 30);
+        let (mut log, mut machine) = open(folder.path());
+        machine.state.log_bytes_max.store(1 << 30, Ordering::Relaxed);
         log.append([put(0)], IOFlushed::noop()).await.unwrap();
         apply(&mut machine, vec![put(0)]).await.unwrap();
         assert!(machine.try_create_snapshot_builder(false).await.is_some());
         let sending = machine.state.sending.begin();
         assert!(machine.try_create_snapshot_builder(false).await.is_none());
         assert!(machine.try_create_snapshot_builder(true).await.is_some());
-        let mut strict = machine.clone().sparing(0);
-        assert!(strict.try_create_snapshot_builder(false).await.is_some(), "it takes too much");
+        machine.state.log_bytes_max.store(0, Ordering::Relaxed);
+        assert!(machine.try_create_snapshot_builder(false).await.is_some(), "it takes too much");
         drop(sending);
         assert!(machine.try_create_snapshot_builder(false).await.is_some());
     }

@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_report_are_golden() {
         let golden: &[u8] = &[
-            3, 0, 0, 0, 1, // format, one mark
+            4, 0, 0, 0, 1, // format, one mark
             0, 0, 0, 0, 0, 0, 0, 16, // index
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, // hash
         ];

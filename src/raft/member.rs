@@ -281,7 +281,6 @@ impl Member {
         let bulk = Bulk { pace: pace.clone(), state: Arc::clone(&state) };
         let network = Network::new(identity, timing, security.clone(), refusals.clone(), bulk);
         let machine = Machine::new(Arc::clone(&state), Some(log.clone()));
-        let machine = machine.sparing(retention.bytes);
         let config = Arc::new(config(timing, retention));
         let raft = Raft::new(identity.node, config, network, log.clone(), machine).await;
         let raft = raft.map_err(|fatal| {
@@ -330,7 +329,7 @@ impl Member {
         tasks.spawn(members::reconcile(Arc::clone(&shared)));
         tasks.spawn(members::leave(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));
-        tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention.bytes));
+        tasks.spawn(bound_log(Arc::clone(&shared), log.clone(), retention));
         Ok(Self { shared, log, tasks })
     }
 
@@ -468,39 +467,55 @@ async fn flush_in_time(shared: Arc<Shared>) {
 }
 
 /// Cuts the log when it takes too many bytes. openraft counts entries only, and thirty thousand large ones are many
-/// gigabytes. On a disk that is nearly full a sixteenth is too much: nobody writes then who would cut it by what he adds.
-async fn bound_log(shared: Arc<Shared>, log: LogStore, bytes_max: u64) {
+/// gigabytes. Of a small disk it has an eighth, so that it is not the log that fills it. While a disk is nearly full a sixteenth
+/// of all that is too much: nobody writes then who would cut it by what he adds.
+///
+/// openraft cuts nothing that a member reads which is behind. So long as it is slow, but answers, that would be for ever: it is
+/// told that it cannot be reached, and gets a snapshot ([`network`](super::network)).
+async fn bound_log(shared: Arc<Shared>, log: LogStore, retention: Retention) {
+    let state = &shared.state;
+    // Only whole files are given back.
+    let least = 2 * retention.segment_bytes();
     loop {
-        tokio::time::sleep(LOG_CHECK_EVERY).await;
-        let most = if shared.is_disk_short() { bytes_max / 16 } else { bytes_max };
-        if log.bytes() > most {
-            cut_log(&shared).await;
+        let disk = state.disk().map_or(u64::MAX, |(disk, _)| disk.all);
+        let most = retention.bytes.min((disk / 8).max(least));
+        let most = if shared.is_disk_short() { most.min((most / 16).max(least)) } else { most };
+        state.log_bytes_max.store(most, Ordering::Relaxed);
+        let upto = match log.bytes() > most {
+            true => cut_log(&shared).await,
+            false => Some(0),
+        };
+        if let Some(upto) = upto {
+            state.log_cut.store(upto, Ordering::Relaxed);
         }
+        tokio::time::sleep(LOG_CHECK_EVERY).await;
     }
 }
 
-/// Has a snapshot made of what is applied, and the older three quarters of the log removed.
-pub(super) async fn cut_log(shared: &Shared) {
-    let Some(applied) = shared.head().applied else { return };
-    if shared.raft.trigger().snapshot().await.is_err() {
-        return;
-    }
+/// Has a snapshot made of what is applied, and the older three quarters of the log removed. Returns up to where, if that is
+/// under way.
+pub(super) async fn cut_log(shared: &Shared) -> Option<u64> {
+    let applied = shared.head().applied?;
+    shared.raft.trigger().snapshot().await.ok()?;
     let mut metrics = shared.raft.metrics();
-    let purged = loop {
-        let (snapshot, purged) = {
-            let metrics = metrics.borrow_watched();
-            (metrics.snapshot.map(|id| id.index), metrics.purged.map(|id| id.index))
-        };
-        if snapshot >= Some(applied) {
-            break purged.unwrap_or(0);
-        }
-        if !matches!(timeout(SNAPSHOT_PATIENCE, metrics.changed()).await, Ok(Ok(()))) {
-            return;
+    let made = async {
+        loop {
+            let (snapshot, purged) = {
+                let metrics = metrics.borrow_watched();
+                (metrics.snapshot.map(|id| id.index), metrics.purged.map(|id| id.index))
+            };
+            if snapshot >= Some(applied) {
+                return Some(purged.unwrap_or(0));
+            }
+            metrics.changed().await.ok()?;
         }
     };
+    // It may not be made at all, if the log is spared for somebody: then it is asked for again.
+    let purged = timeout(SNAPSHOT_PATIENCE, made).await.ok()??;
     let upto = applied - applied.saturating_sub(purged) / 4;
     // It fails only if openraft has ended.
-    let _ = shared.raft.trigger().purge_log(upto).await;
+    shared.raft.trigger().purge_log(upto).await.ok()?;
+    Some(upto)
 }
 
 /// Reports the first cause that ends this member.

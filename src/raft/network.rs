@@ -37,6 +37,7 @@ use openraft::raft::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -241,6 +242,19 @@ impl Connection {
         answer.and_then(read_answer).map_err(|error| rpc_error(&error))
     }
 
+    /// Whoever is slow keeps what he reads of the log from being cut, as long as no call to him fails. One that would read what
+    /// is to go does: then it goes, and he gets a snapshot.
+    fn may_still_read(&self, rpc: &AppendEntriesRequest<Types>) -> Result<(), RPCError<Types>> {
+        let before = rpc.prev_log_id.as_ref().map_or(0, |id| id.index);
+        let cut = self.bulk.state.log_cut.load(Ordering::Relaxed);
+        if rpc.entries.is_empty() || before >= cut {
+            return Ok(());
+        }
+        tracing::debug!(to = self.target, before, cut, "the log is cut ahead of a member");
+        let detail = "what it lacks is about to be cut from the log".to_owned();
+        Err(RPCError::Unreachable(Unreachable::new(&Error::from(Reason::Unreachable { detail }))))
+    }
+
     /// Sends the view as chunks, in order.
     async fn send(&mut self, vote: Vote, snapshot: SnapshotOf) -> Result<Vote, Error> {
         let SnapshotData::View(view) = snapshot.snapshot else {
@@ -387,6 +401,7 @@ impl RaftNetworkV2<Types> for Connection {
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        self.may_still_read(&rpc)?;
         self.call(method::APPEND, &rpc, &option).await
     }
 

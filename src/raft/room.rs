@@ -31,7 +31,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(250);
 /// What there has to be to write to, in bytes: for what is under way, the log, and all that goes on without room. Of a small
 /// disk it is a sixteenth, but not less than a few files of the log take, and of a tiny one a quarter.
 const SPARE: u64 = 256 << 20;
-const SPARE_MIN: u64 = 96 << 20;
+pub(super) const SPARE_MIN: u64 = 96 << 20;
 
 /// What there is too little room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
 use super::marks::Verdict;
 use super::member::Shared;
 use super::network::{can_be_spared, method};
+use super::room::SPARE_MIN;
 use super::state::{Draft, Loaded};
 use super::{LogId, Types, Vote, aside, drop_aside};
 use crate::codec::layout::{Input, Layout};
@@ -197,6 +198,7 @@ impl PeerServer {
 
     async fn begin(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         point(Point::SnapshotBegin);
+        self.has_room_for_another()?;
         // An older version gives it no name.
         let transfer = if body.is_empty() { None } else { Some(read(body)?) };
         // A draft that a broken transfer left behind goes first: there is room for one of each member.
@@ -208,6 +210,19 @@ impl PeerServer {
         });
         self.drafts.put(from, Receiving::new(transfer, draft.await?));
         Ok(Bytes::new())
+    }
+
+    /// A second state takes about as much as the first. Who has no room for it would fail when it is half there, and again after
+    /// each start; like this he stays a voter.
+    fn has_room_for_another(&self) -> Result<(), Error> {
+        let state = &self.shared.state;
+        let Some((disk, _)) = state.disk() else { return Ok(()) };
+        let needed = state.used().saturating_add(SPARE_MIN.min(disk.all / 4));
+        if disk.left >= needed {
+            return Ok(());
+        }
+        tracing::warn!(left = disk.left, needed, "there is no room on the disk for a snapshot");
+        Err(Reason::TooManyRequests.into())
     }
 
     async fn chunk(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {

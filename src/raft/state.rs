@@ -135,6 +135,10 @@ pub(crate) struct State {
     /// Bytes of the tables that are in use, and of their file that are not.
     used: AtomicU64,
     free: AtomicU64,
+    /// What the log may take before it is cut although a snapshot is being sent, whose receiver is going to need it.
+    pub(crate) log_bytes_max: AtomicU64,
+    /// Up to where it is being cut because of its bytes, whoever is still reading it.
+    pub(crate) log_cut: AtomicU64,
     /// What a test says of the disk.
     #[cfg(test)]
     pub(crate) pretended: Mutex<Option<lmdb::Room>>,
@@ -195,6 +199,8 @@ impl State {
             room: Arc::new(Semaphore::new(ROOM_UNITS as usize)),
             used: AtomicU64::new(used),
             free: AtomicU64::new(free),
+            log_bytes_max: AtomicU64::new(0),
+            log_cut: AtomicU64::new(0),
             #[cfg(test)]
             pretended: Mutex::default(),
             head: watch::Sender::new(head),

@@ -294,7 +294,12 @@ impl Watchers {
         for id in follow.removed {
             cursors.remove(number, id, &mut ranges);
         }
-        for (id, cursor) in follow.added {
+        for (id, mut cursor) in follow.added {
+            // Its bounds are slices of a request that may be thousands of times as large, and would be kept with them.
+            cursor.range = KeyRange {
+                start: Bytes::copy_from_slice(&cursor.range.start),
+                end: cursor.range.end.map(|end| Bytes::copy_from_slice(&end)),
+            };
             let bytes = cursors.range_bytes + cursor.range.bytes();
             if cursors.waiting.len() >= CURSORS_MAX || bytes > RANGE_BYTES_MAX {
                 return Err(Reason::TooManyRequests.into());

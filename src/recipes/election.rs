@@ -18,7 +18,7 @@ use super::line::{Line, Place};
 use super::mirror::{Source, Update};
 use crate::client::Session;
 use crate::client::backoff::Backoff;
-use crate::error::{Reason, Result};
+use crate::error::{Error, Reason, Result};
 use crate::types::{Compare, Event, FencingToken, KeyValue, OpResult, Revision};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -178,6 +178,10 @@ impl Election {
                     election = election.revived().await?;
                     continue;
                 }
+                Err(error) if is_passing(&error) => {
+                    self.session.client().link().sleep(backoff.next()).await;
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             backoff.reset();
@@ -250,13 +254,18 @@ impl Election {
         loop {
             match self.session.client().session(self.session.ttl()).await {
                 Ok(session) => return Ok(session.election(&self.name)),
-                Err(error) if error.is_retryable() => {
+                Err(error) if error.is_retryable() || is_passing(&error) => {
                     self.session.client().link().sleep(backoff.next()).await;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
+}
+
+/// A group without room has some again without anybody else's doing.
+fn is_passing(error: &Error) -> bool {
+    *error.reason() == Reason::NoSpace
 }
 
 /// Proof of a reign. Never `Clone`: dropping it resigns.

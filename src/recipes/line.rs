@@ -79,7 +79,7 @@ impl Line {
                 true => None,
             };
         }
-        Ok(place)
+        place.if_alive()
     }
 
     /// Takes the head of the line if nobody is in it.
@@ -94,13 +94,13 @@ impl Line {
         let outcome = place.line_up(Compare::absent(self.places()), vec![mine]).await?;
         if outcome.succeeded {
             place.created = Some(outcome.revision);
-            return Ok(Some(place));
+            return place.if_alive().map(Some);
         }
         match outcome.results.first() {
             // A try before this one got through, and only its answer did not.
             Some(OpResult::Get(Some(kv))) => {
                 place.created = Some(kv.create_revision);
-                Ok(Some(place))
+                place.if_alive().map(Some)
             }
             _ => {
                 place.gone.store(!place.doubt, Ordering::Relaxed);
@@ -168,6 +168,12 @@ impl Place {
 
     pub(super) fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// The last word before it is handed out, by the session's clock: what was read may be as old as this process was stopped
+    /// for.
+    fn if_alive(self) -> Result<Self> {
+        if self.session.is_alive() { Ok(self) } else { Err(Error::new(Reason::SessionLost)) }
     }
 
     pub(super) fn token(&self) -> FencingToken {

@@ -370,7 +370,8 @@ impl Form {
     }
 }
 
-/// A key without the prefix. Bytes that are no text are shown as escapes, so that keys stay different.
+/// A key without the prefix. One that is no text is shown with escapes, and would be taken for another that is text and spelled
+/// like that.
 fn name(prefix: &[u8], key: &[u8]) -> String {
     let rest = &key[prefix.len().min(key.len())..];
     match std::str::from_utf8(rest) {

@@ -20,8 +20,10 @@
 //!
 //! # Where the keys are
 //!
-//! Locks, elections and services live below `quorate/lock/`, `quorate/election/` and `quorate/service/`; an operator can
-//! read them there, and delete one to force its holder out. Configuration and mirrors live where you say.
+//! Locks, elections and services live below `quorate/lock/`, `quorate/election/` and `quorate/service/`, where an operator can
+//! read them. To force a holder out, revoke its lease, whose id its key says, in hexadecimal digits: its session is lost with all
+//! that it holds. To delete the key lets the next one in beside it, for it hears of that only from what carries `held()` or the
+//! token. Configuration and mirrors live where you say.
 
 pub mod config;
 #[cfg(feature = "discover")]

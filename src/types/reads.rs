@@ -20,7 +20,8 @@ pub enum Consistency {
     Serializable,
 }
 
-/// What the entries of a range read are sorted by. All but the key need the whole range to be read first.
+/// What the entries of a range read are sorted by. All but the key need the whole range to be read first. Equal ones are in the
+/// order of their keys; descending turns all of it round, them included.
 ///
 /// ```
 /// # #[tokio::main]
@@ -42,13 +43,13 @@ pub enum SortBy {
     /// The bytes of the key.
     #[default]
     Key,
-    /// The bytes of the value, equal values by key.
+    /// The bytes of the value.
     Value,
     /// The revision that created the key.
     CreateRevision,
     /// The revision of the last put.
     ModRevision,
-    /// The number of puts, equal numbers by key.
+    /// The number of puts.
     Version,
 }
 
@@ -76,6 +77,7 @@ pub struct Page {
     pub more: bool,
     /// How many keys the range holds, whatever the limit and the revision filters say.
     pub count: u64,
-    /// The revision of the group at the time of the read: watch from the one after it.
+    /// The revision of the group at the time of the read: watch from the one after it; after a read of the past, from the one
+    /// after that.
     pub revision: Revision,
 }

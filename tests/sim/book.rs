@@ -7,7 +7,7 @@ use crate::history::{Mode, Moment, Operation, Outcome, Txn};
 use crate::net::HostId;
 use quorate::{Changes, KeyValue};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ pub struct Book(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     pages: Mutex<Pages>,
+    clients: AtomicU32,
     is_closing: AtomicBool,
     is_tight: AtomicBool,
     speaks: AtomicBool,
@@ -184,6 +185,11 @@ impl Book {
 
     pub fn is_tight(&self) -> bool {
         self.0.is_tight.load(Ordering::Relaxed)
+    }
+
+    /// A number that no other client has.
+    pub fn client(&self) -> u32 {
+        self.0.clients.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Nobody is to begin anything new.

@@ -90,7 +90,7 @@ pub fn embedded(worker: Worker, client: Client) {
 /// Writes once, at once.
 pub fn greet(mut worker: Worker, client: Client) {
     tokio::spawn(async move {
-        worker.client = worker.dice.next() as u32;
+        worker.client = worker.book.client();
         let put = Txn::single(Do::Put(worker.key(), worker.value()));
         worker.carry_out(&client, put, Mode::Linearizable).await;
     });
@@ -128,7 +128,7 @@ pub async fn replace(
 /// Reads again and again, for a while.
 pub fn stare(mut worker: Worker, client: Client) {
     tokio::spawn(async move {
-        worker.client = worker.dice.next() as u32;
+        worker.client = worker.book.client();
         for _ in 0..100 {
             worker.read_key(&client).await;
             sleep(Duration::from_millis(worker.dice.within(1, 10))).await;
@@ -140,7 +140,7 @@ pub fn stare(mut worker: Worker, client: Client) {
 pub fn probe(mut worker: Worker, client: Client) {
     tokio::spawn(async move {
         loop {
-            worker.client = worker.dice.next() as u32;
+            worker.client = worker.book.client();
             let put = Txn::single(Do::Put(worker.key(), worker.value()));
             if worker.carry_out(&client, put, Mode::Linearizable).await {
                 worker.book.pages().probed += 1;
@@ -178,7 +178,7 @@ async fn work(mut worker: Worker, client: Client) {
 
 /// Works until something goes wrong.
 async fn work_for_a_while(mut worker: Worker, client: Client) -> Worker {
-    worker.client = worker.dice.next() as u32;
+    worker.client = worker.book.client();
     // Connections break for those far away only, so that most watches are theirs.
     let watchers = if worker.host >= CLIENT_HOSTS { 40 } else { 10 };
     let role = if worker.dice.percent(watchers) { 0 } else { worker.dice.within(10, 99) };

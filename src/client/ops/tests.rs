@@ -280,6 +280,65 @@ async fn a_serializable_read_asks_for_what_the_client_has_seen() {
     assert_eq!(fake.world().revision_min, Some(written));
 }
 
+/// What is equal by what is asked for comes in the order of a page, however it is read.
+#[tokio::test(start_paused = true)]
+async fn a_stream_has_the_order_of_a_page() {
+    let fake = Fake::new();
+    let client = fake.client();
+    fake.commit(vec![Op::put("a", "1"), Op::put("b", "1"), Op::put("c", "0")]);
+    for by in [SortBy::Value, SortBy::Version, SortBy::CreateRevision, SortBy::ModRevision] {
+        let down = || client.range(..).sort(by).descending().limit(2);
+        let page = down().await.unwrap().entries;
+        let stream: Vec<_> = down().stream().try_collect().await.unwrap();
+        assert_eq!(page, stream, "{by:?}");
+    }
+}
+
+/// A range that takes longer to be read than history is kept can only be read anew.
+#[tokio::test(start_paused = true)]
+async fn all_of_a_range_is_read_anew_if_history_goes_past_it() {
+    let fake = Fake::new();
+    let client = fake.client();
+    for n in 0..4 {
+        fake.put(&format!("k{n}"), "v");
+    }
+    fake.world().page = 2;
+    let compacted = async {
+        // When the first page has come, and the second is on its way.
+        fake.settle().await;
+        let last = fake.put("k9", "v");
+        fake.compact(last);
+        last
+    };
+    fake.next(Kind::Query, Fault::DelayAnswer(Duration::ZERO));
+    fake.next(Kind::Query, Fault::Delay(Duration::from_secs(1)));
+    let read = client.read_all(KeyRange::prefix("k"));
+    let (read, last) = futures::future::join(read, compacted).await;
+    let (entries, revision) = read.unwrap();
+    assert_eq!((entries.len(), revision), (5, last));
+    // Which a read of the past cannot.
+    let past = client.range(KeyRange::prefix("k")).at(Revision::from(3)).await.unwrap_err();
+    assert_eq!(past.kind(), ErrorKind::Compacted);
+}
+
+/// A time that no clock can show is a long one.
+#[tokio::test(start_paused = true)]
+async fn the_longest_time_is_no_reason_to_panic() {
+    let fake = Fake::new();
+    let client = fake.client_within(Duration::MAX);
+    fake.put("k", "v");
+    let longest = Duration::MAX;
+    client.get("k").timeout(longest).await.unwrap();
+    client.put("k", "w").timeout(longest).await.unwrap();
+    let read = client.range(..).timeout(longest).sort(SortBy::Version).stream();
+    assert_eq!(read.try_collect::<Vec<_>>().await.unwrap().len(), 1);
+    let mut watch = client.watch("k").with_existing().timeout(longest).await.unwrap();
+    watch.recv().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    client.put("k", "x").await.unwrap();
+    watch.recv().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn leases_can_be_kept_by_hand() {
     let fake = Fake::new();

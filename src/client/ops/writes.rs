@@ -52,7 +52,7 @@ impl Client {
     }
 
     /// Writes a key if its last write was at `revision`. Yields the new revision, or `None` if somebody else wrote or
-    /// deleted it since.
+    /// deleted it since. Revision 0 is that of a key that is not there.
     ///
     /// ```
     /// # #[tokio::main]

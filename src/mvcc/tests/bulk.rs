@@ -5,8 +5,8 @@ use crate::api::{Applied, Command, Position};
 use crate::error::Reason;
 use crate::mvcc::View;
 use crate::types::{
-    Changes, Compare, KeyRange, LeaseId, Op, OpKind, OpResult, Page, Revision, SortBy, TxnOp,
-    limits,
+    Changes, Compare, KeyRange, LeaseId, Op, OpKind, OpResult, Page, RangeOp, Revision, SortBy,
+    TxnOp, limits,
 };
 use bytes::Bytes;
 
@@ -302,6 +302,65 @@ fn an_answer_that_is_too_large_is_refused_before_anything_happened() {
     }
     too_large(lab.txn([], [Op::delete(KeyRange::prefix("p")).prev()], []));
     assert_eq!(lab.run(Op::delete(KeyRange::prefix("p"))).unwrap().0, deleted(12));
+}
+
+/// A page that is cut off shows what was behind it, once the transaction has moved what was on it.
+#[test]
+fn an_answer_is_not_larger_than_it_was_reckoned_because_of_what_the_transaction_moves() {
+    let mut lab = Lab::with_map(MAP_BYTES);
+    let value = "v".repeat(limits::VALUE_BYTES_MAX - 100);
+    lab.put("k0", "small");
+    lab.put("k1", &value);
+    let revision = lab.view().revision();
+    let limit = limits::ANSWER_BYTES_MAX as u64;
+    let first = || Op::range(KeyRange::prefix("k")).limit(1);
+    let range =
+        || RangeOp { limit: 1, sort: SortBy::ModRevision, ..RangeOp::new(KeyRange::prefix("k")) };
+    let youngest = || Op(OpKind::Range(range()));
+    let shifts: [(Op, &dyn Fn() -> Op); 3] = [
+        (Op::delete("k0"), &first),
+        (Op::delete("k0".."k1"), &first),
+        (Op::put("k0", "again"), &youngest),
+    ];
+    for (shift, page) in shifts {
+        let all = |pages: usize| [shift.clone()].into_iter().chain((0..pages).map(|_| page()));
+        let refused = lab.txn([], all(13), []).map(|_| ());
+        assert_eq!(refused, Err(Reason::ResultTooLarge { limit }), "{shift:?}");
+        let nested = (0..13).map(|_| Op::txn([], [page()], []));
+        let refused = lab.txn([], [shift.clone()].into_iter().chain(nested), []).map(|_| ());
+        assert_eq!(refused, Err(Reason::ResultTooLarge { limit }), "{shift:?}");
+        assert_eq!(lab.view().revision(), revision, "nothing has changed");
+    }
+    let all = [Op::delete("k0")].into_iter().chain((0..11).map(|_| first()));
+    lab.txn([], all, []).expect("it is not reckoned larger than it can be");
+}
+
+/// All members go through what a write compares and reads, and nothing else is applied meanwhile.
+#[test]
+fn a_write_goes_through_so_many_keys_and_not_more() {
+    let mut lab = Lab::with_map(MAP_BYTES);
+    let limit = super::super::plan::READ_KEYS_MAX;
+    for chunk in 0..limit / 100 {
+        let puts = (0..100).map(|n| Op::put(format!("k{chunk:05}/{n:02}"), "v"));
+        lab.txn([], puts, []).unwrap();
+    }
+    let all = || KeyRange::prefix("k");
+    let exist = || Compare::version(all()).above(0u64);
+    let put = || Op::put("put", "v");
+    let refused = Err(Reason::TooManyKeysRead { limit });
+    lab.txn([exist()], [put()], []).unwrap();
+    lab.txn([], [put(), Op::range(all()).count_only()], []).unwrap();
+    let revision = lab.view().revision();
+    assert_eq!(lab.txn([exist()], [put(), Op::range(all()).limit(1)], []).map(drop), refused);
+    assert_eq!(lab.txn([exist(), exist()], [put()], []).map(drop), refused);
+    let nested = [put(), Op::txn([exist()], [Op::range(all()).count_only()], [])];
+    assert_eq!(lab.txn([], nested, []).map(drop), refused);
+    // Whichever branch it is that only reads.
+    assert_eq!(lab.txn([exist()], [Op::range(all()).count_only()], [put()]).map(drop), refused);
+    assert_eq!(lab.view().revision(), revision, "nothing has changed");
+    // Reads keep nobody from anything.
+    let read = txn([exist(), exist()], [Op::range(all()).count_only()], []);
+    assert!(lab.view().query(&read).unwrap().is_ok());
 }
 
 fn deleted(count: u64) -> OpResult {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::lmdb::Room;
+use futures::future::try_join_all;
 
 /// As if a large disk had so many mebibytes left.
 fn pretend(node: &Node, mebibytes: u64) {
@@ -27,7 +28,7 @@ async fn until_it_is(client: &Client, refused: bool) {
 #[tokio::test]
 async fn a_disk_that_is_nearly_full_stops_what_takes_room_until_there_is_some() {
     let folder = tempfile::tempdir().unwrap();
-    let mut builder = Node::builder(folder.path()).heartbeat(HEARTBEAT);
+    let mut builder = Node::builder(folder.path()).heartbeat(HEARTBEAT).snapshot_every(1000);
     builder.retention.bytes = 16 << 20;
     let node = timeout(LONG, builder.solo()).await.expect("it hangs").unwrap();
     let client = node.client();
@@ -68,6 +69,88 @@ async fn a_disk_that_is_nearly_full_stops_what_takes_room_until_there_is_some() 
     until_it_is(&client, false).await;
     assert!(!node.status().is_short_of_room);
     node.shutdown().await.unwrap();
+}
+
+async fn three(folder: &Path, edit: impl Fn(NodeBuilder) -> NodeBuilder) -> Vec<Node> {
+    let ports: Vec<_> =
+        (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<String> =
+        ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+    drop(ports);
+    let start = |index: usize| {
+        let builder = Node::builder(folder.join(index.to_string())).heartbeat(HEARTBEAT);
+        edit(builder.listen(&*addresses[index])).form(addresses.clone())
+    };
+    let nodes = timeout(LONG, try_join_all((0..3).map(start))).await.expect("it hangs").unwrap();
+    timeout(LONG, try_join_all(nodes.iter().map(Node::ready))).await.expect("it hangs").unwrap();
+    nodes
+}
+
+fn is_leader(node: &Node) -> bool {
+    node.status().leader == Some(node.id())
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let waited = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(3 * LONG, waited).await.expect(what);
+}
+
+/// A member that is slow, and answers, is no reason to keep all that it lacks: it gets a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_member_does_not_keep_the_log_from_being_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = |mut builder: NodeBuilder| {
+        builder.retention.bytes = 8 << 20;
+        builder.snapshot_rate(200 << 20)
+    };
+    let nodes = three(folder.path(), small).await;
+    let slow = nodes.iter().position(|node| !is_leader(node)).unwrap();
+    let log = folder.path().join(slow.to_string()).join("raft");
+    seam::of(&log).set(Disk::Slow(Duration::from_millis(150)));
+    let leader = nodes.iter().find(|node| is_leader(node)).unwrap();
+    let (client, value) = (leader.client(), vec![7; 512 << 10]);
+    for number in 0..64 {
+        client.put(format!("k{number}"), value.clone()).await.unwrap();
+    }
+    let applied = |node: &Node| node.status().applied_index.unwrap_or(0);
+    let last = applied(leader);
+    until("the log is cut", || leader.shared().purged() >= Some(last / 2)).await;
+    assert!(applied(&nodes[slow]) < last / 2, "before it has read that");
+    until("it comes as far", || applied(&nodes[slow]) >= last).await;
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
+}
+
+/// A member that has no room for a second state goes on with the one that it has, votes, and catches up when there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_room_for_a_snapshot_stays_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = three(folder.path(), |builder| builder.snapshot_every(50)).await;
+    let away = nodes.iter().position(|node| !is_leader(node)).unwrap();
+    let log = folder.path().join(away.to_string()).join("raft");
+    pretend(&nodes[away], 90);
+    seam::of(&log).set(Disk::Holds);
+    let leader = nodes.iter().find(|node| is_leader(node)).unwrap();
+    for number in 0..300 {
+        leader.client().put(format!("k{number}"), "v").await.unwrap();
+    }
+    let last = leader.status().applied_index;
+    until("the log is cut", || leader.shared().purged() > Some(150)).await;
+    seam::of(&log).set(Disk::Works);
+    // It is offered a snapshot some times meanwhile.
+    let failed = timeout(HEARTBEAT * 20, nodes[away].failed()).await;
+    assert!(failed.is_err(), "{failed:?}");
+    assert!(nodes[away].status().applied_index < last);
+    pretend(&nodes[away], 900);
+    until("it comes as far", || nodes[away].status().applied_index >= last).await;
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
 }
 
 /// What takes room is refused, all else goes on, and when there is room again so do writes.

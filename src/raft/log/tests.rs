@@ -21,6 +21,8 @@ pub(crate) mod seam {
         Works,
         /// Nothing reaches the disk; whoever waits for it waits.
         Holds,
+        /// Each write takes so long.
+        Slow(std::time::Duration),
         /// The next write fails.
         Fails,
         /// Power is lost: what was not written is gone.
@@ -75,6 +77,12 @@ pub(crate) mod seam {
         let disk = seam.changed.wait_while(disk, |disk| *disk == Disk::Holds).unwrap();
         match *disk {
             Disk::Works | Disk::Holds => Ok(()),
+            Disk::Slow(time) => {
+                drop(disk);
+                #[expect(clippy::disallowed_methods, reason = "a slow disk is what this is about")]
+                std::thread::sleep(time);
+                Ok(())
+            }
             Disk::Fails => Err(Fault::disk("a test", std::io::Error::other("the disk fails"))),
             Disk::Crashed => Err(Fault::disk("a test", std::io::Error::other("the power is gone"))),
         }

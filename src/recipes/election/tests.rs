@@ -162,6 +162,17 @@ async fn leading_goes_on_under_a_new_session_and_never_overlaps_itself() {
     assert!(fake.keys().is_empty(), "and it has resigned");
 }
 
+/// A group that is short of room for a while does not end a service's candidacy.
+#[tokio::test(start_paused = true)]
+async fn leading_waits_for_room() {
+    let fake = Fake::new();
+    let session = open(&fake.client()).await;
+    for _ in 0..5 {
+        fake.next(Kind::Propose, Fault::Refuse(Reason::NoSpace));
+    }
+    session.election("e").lead("me", async |_| Ok(())).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn leading_ends_well_with_its_work_and_when_the_session_is_closed() {
     let fake = Fake::new();

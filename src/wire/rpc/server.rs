@@ -38,6 +38,8 @@ type Service = BoxCloneSyncService<Call, Response, Error>;
 
 /// Bytes are counted by this unit, since a semaphore counts up to 32 bits at once.
 const BUDGET_UNIT: usize = 1024;
+/// A response that is no larger is not refused.
+const SMALL: usize = 4 * 1024;
 /// Finished responses that may wait for the connection's task; the handlers of more wait.
 const RESPONSES_WAITING_MAX: usize = 64;
 
@@ -151,7 +153,8 @@ impl Shared {
             return Reply { payload, _share: Some(share) };
         }
         let place = self.waiting.try_take(payload.len());
-        if place.is_none() {
+        // To refuse what is small would spare nothing.
+        if place.is_none() && payload.len() > SMALL {
             payload = encode(&Err(unknown_if(is_write, Reason::TooManyRequests)));
         }
         let share = self.budget.take(payload.len()).await;

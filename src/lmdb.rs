@@ -203,7 +203,7 @@ pub(crate) struct Room {
 
 /// The room on the file system of a folder; nothing, if it does not say.
 pub(crate) fn room(folder: &Path) -> Option<Room> {
-    let found = rustix::fs::statvfs(folder).ok()?;
+    let found = rustix::fs::statvfs(folder).ok().filter(|found| found.f_blocks > 0)?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
     Some(Room { all: bytes(found.f_blocks), left: bytes(found.f_bavail) })
 }

@@ -15,12 +15,13 @@ use super::Stop;
 use super::plan::{Effort, Plan, Step};
 use super::read::{Reader, Scanned};
 use crate::error::{Fault, Reason};
-use crate::types::{DeleteOp, KeyRange, KeyValue, RangeOp, Revision, Shows, limits};
+use crate::types::{DeleteOp, KeyRange, RangeOp, Revision, Shows, limits};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// What a key-value takes beside its key and its value.
+/// What a key-value takes beside its key and its value, and at most.
 const ENTRY_BYTES: usize = 64;
+const ENTRY_BYTES_MAX: usize = ENTRY_BYTES + limits::KEY_BYTES_MAX + limits::VALUE_BYTES_MAX;
 
 /// What the operations so far take.
 struct Budget<'a> {
@@ -84,18 +85,20 @@ impl<'a> Budget<'a> {
     /// The most that the page of a range can take.
     fn page_bytes(&mut self, range: &RangeOp) -> Result<usize, Stop> {
         // What the transaction has deleted, or put elsewhere in the order, makes room for as many entries from behind a page
-        // that is cut off.
-        let moved = u32::try_from(self.deleted + self.put.len() as u64).unwrap_or(u32::MAX);
+        // that is cut off. The past stays as it is.
+        let is_past = range.at.is_some_and(|at| at < self.state.revision);
+        let moved = if is_past { 0 } else { self.deleted + self.put.len() as u64 };
+        let moved = u32::try_from(moved).unwrap_or(u32::MAX);
         let limit = if range.limit == 0 { 0 } else { range.limit.saturating_add(moved) };
-        let page = self.state.page_within(&RangeOp { limit, ..range.clone() }, self.effort)?;
+        let wide = RangeOp { limit, ..range.clone() };
+        let (mut each, more) = self.state.page_sizes(&wide, self.effort)?;
         self.effort.check()?;
-        let is_cut_by_bytes = page.more && page.entries.len() as u64 != u64::from(limit);
-        if is_cut_by_bytes && moved > 0 {
-            return Ok(limits::PAGE_BYTES_MAX);
+        let most = if range.limit == 0 { usize::MAX } else { range.limit as usize };
+        if more && each.len() as u64 != u64::from(limit) && moved > 0 {
+            // It is cut off by its bytes: of what may move into it nothing is known.
+            return Ok(most.saturating_mul(ENTRY_BYTES_MAX).min(limits::PAGE_BYTES_MAX));
         }
-        let mut each: Vec<usize> = page.entries.iter().map(bytes_of).collect();
         each.sort_unstable_by(|one, other| other.cmp(one));
-        let most = if range.limit == 0 { each.len() } else { range.limit as usize };
         let there: usize = each.into_iter().take(most).sum();
         let own = self.put.iter().filter(|(key, _)| range.range.contains(key));
         let own = match (range.shows, range.keys_only) {
@@ -134,8 +137,4 @@ impl<'a> Budget<'a> {
         let limit = limits::DELETED_KEYS_MAX;
         if self.deleted > limit { Err(Reason::TooManyKeys { limit }) } else { Ok(()) }
     }
-}
-
-fn bytes_of(kv: &KeyValue) -> usize {
-    ENTRY_BYTES + kv.key.len() + kv.value.len()
 }

@@ -24,11 +24,32 @@ const ENTRY_BYTES: usize = 64;
 impl Reader<'_> {
     /// One page of a range.
     pub(super) fn page(&self, op: &RangeOp) -> Result<Page, Fault> {
-        self.page_within(op, &mut Effort::of_read())
+        let (listing, count) = self.list(op, &mut Effort::of_read())?;
+        let (entries, more) = listing.finish()?;
+        Ok(Page { entries, more, count, revision: self.revision })
     }
 
-    /// The same, or as much of it as may be gone through.
-    pub(super) fn page_within(&self, op: &RangeOp, effort: &mut Effort) -> Result<Page, Fault> {
+    /// What each entry of it takes, and whether there are more; or as much of that as may be gone through.
+    pub(super) fn page_sizes(
+        &self,
+        op: &RangeOp,
+        effort: &mut Effort,
+    ) -> Result<(Vec<usize>, bool), Fault> {
+        if self.past(op.at).is_some() && !effort.has_no_end() {
+            // What is there now is looked at as well, whether or not it was there then.
+            self.scan(&op.range, None, &mut |_, _| Ok(effort.step()))?;
+        }
+        let (mut listing, _) = self.list(op, effort)?;
+        listing.trim();
+        Ok((listing.kept.iter().map(|entry| entry.bytes).collect(), listing.dropped))
+    }
+
+    /// What is on the page, and how many keys the range holds.
+    fn list<'op>(
+        &'op self,
+        op: &'op RangeOp,
+        effort: &mut Effort,
+    ) -> Result<(Listing<'op, 'op>, u64), Fault> {
         let mut count = 0;
         let mut listing = Listing::new(op, self);
         self.scan(&op.range, op.at, &mut |key, found| {
@@ -41,8 +62,7 @@ impl Reader<'_> {
                 false => effort.step(),
             })
         })?;
-        let (entries, more) = listing.finish()?;
-        Ok(Page { entries, more, count, revision: self.revision })
+        Ok((listing, count))
     }
 }
 

@@ -160,7 +160,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The revision to read at, if it is not the newest one.
-    fn past(&self, at: Option<Revision>) -> Option<Revision> {
+    pub(super) fn past(&self, at: Option<Revision>) -> Option<Revision> {
         at.filter(|at| *at < self.revision)
     }
 

@@ -32,7 +32,7 @@ use crate::wire::{Endpoint, RpcClient, Security};
 use futures::future::{Either, select};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use openraft::{Instant as _, ServerState};
+use openraft::{Instant as _, RaftMetrics, ServerState};
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
 use std::pin::pin;
@@ -481,12 +481,21 @@ async fn bound_log(shared: Arc<Shared>, log: LogStore, retention: Retention) {
         let most = retention.bytes.min((disk / 8).max(least));
         let most = if shared.is_disk_short() { most.min((most / 16).max(least)) } else { most };
         state.log_bytes_max.store(most, Ordering::Relaxed);
-        let upto = match log.bytes() > most {
-            true => cut_log(&shared).await,
-            false => Some(0),
-        };
-        if let Some(upto) = upto {
+        if log.bytes() <= most {
+            state.log_cut.store(0, Ordering::Relaxed);
+        } else if let Some(upto) = cut_log(&shared).await {
             state.log_cut.store(upto, Ordering::Relaxed);
+            // Before it is gone there is nothing more to cut: openraft would be told to cut less than it was told before.
+            let mut metrics = shared.raft.metrics();
+            let is_cut = async {
+                let is_behind =
+                    |it: &RaftMetrics<Types>| it.purged.as_ref().is_none_or(|id| id.index < upto);
+                while is_behind(&metrics.borrow_watched()) {
+                    metrics.changed().await.ok()?;
+                }
+                Some(())
+            };
+            let _ = timeout(SNAPSHOT_PATIENCE, is_cut).await;
         }
         tokio::time::sleep(LOG_CHECK_EVERY).await;
     }

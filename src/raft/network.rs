@@ -49,7 +49,8 @@ pub(crate) mod method {
     pub(crate) const VOTE: u16 = 2;
     pub(crate) const PRE_VOTE: u16 = 3;
     pub(crate) const TRANSFER: u16 = 4;
-    /// `transfer u64`: begin a snapshot that is called so; whatever was received of another is dropped.
+    /// `transfer u64 | bytes u64`: begin a snapshot that is called so, of about so many bytes; whatever was received of another is
+    /// dropped. Refused where there is no room for it.
     pub(crate) const SNAPSHOT_BEGIN: u16 = 5;
     /// `offset u64 | bytes`
     pub(crate) const SNAPSHOT_CHUNK: u16 = 6;
@@ -75,6 +76,8 @@ pub(crate) const SNAPSHOT_RATE: NonZeroU64 =
     NonZeroU64::new(16 << 20).expect("it is more than nothing");
 /// For how long it is tried to go on with a snapshot whose connection broke. Its view keeps pages from being reused.
 const RESUME_PATIENCE: Duration = Duration::from_secs(30);
+/// How long whoever takes no snapshot now is not asked again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// How long the receiver of a snapshot may take for one chunk, and for the installation.
 pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -265,7 +268,16 @@ impl Connection {
         point(Point::SnapshotSend);
         let sending = self.bulk.state.sending.begin();
         let transfer = name()?;
-        self.client.call(method::SNAPSHOT_BEGIN, transfer.to_bytes(), CHUNK_TIMEOUT).await?;
+        let begin = [transfer.to_bytes(), self.bulk.state.used().to_bytes()].concat();
+        let begun = self.client.call(method::SNAPSHOT_BEGIN, begin.into(), CHUNK_TIMEOUT).await;
+        if let Err(error) = begun {
+            // To ask costs a flush, and openraft would do that all the time.
+            if *error.reason() == Reason::TooManyRequests {
+                tracing::warn!(to = self.target, "it takes no snapshot now");
+                sleep(REFUSED_PAUSE).await;
+            }
+            return Err(error);
+        }
         let members = snapshot.meta.last_membership.membership().clone();
         let mut reader = SnapshotReader::new(*view);
         let (mut offset, mut under_way) = (0u64, Transfer::begin());

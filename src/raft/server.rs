@@ -16,7 +16,7 @@ use super::marks::Verdict;
 use super::member::Shared;
 use super::network::{can_be_spared, method};
 use super::room::SPARE_MIN;
-use super::state::{Draft, Loaded};
+use super::state::{Draft, Loaded, State};
 use super::{LogId, Types, Vote, aside, drop_aside};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
@@ -198,31 +198,18 @@ impl PeerServer {
 
     async fn begin(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         point(Point::SnapshotBegin);
-        self.has_room_for_another()?;
-        // An older version gives it no name.
-        let transfer = if body.is_empty() { None } else { Some(read(body)?) };
+        let (transfer, bytes) = read_begin(body)?;
+        let bytes = bytes.unwrap_or_else(|| self.shared.state.used());
         // A draft that a broken transfer left behind goes first: there is room for one of each member.
         let old = self.drafts.make_room(from);
         let state = Arc::clone(&self.shared.state);
         let draft = self.blocking(move || {
             drop(old);
-            Ok(state.draft()?)
+            has_room_for(&state, bytes).then(|| state.draft()).transpose().map_err(LoadError::from)
         });
-        self.drafts.put(from, Receiving::new(transfer, draft.await?));
+        let draft = draft.await?.ok_or(Reason::TooManyRequests)?;
+        self.drafts.put(from, Receiving::new(transfer, draft));
         Ok(Bytes::new())
-    }
-
-    /// A second state takes about as much as the first. Who has no room for it would fail when it is half there, and again after
-    /// each start; like this he stays a voter.
-    fn has_room_for_another(&self) -> Result<(), Error> {
-        let state = &self.shared.state;
-        let Some((disk, _)) = state.disk() else { return Ok(()) };
-        let needed = state.used().saturating_add(SPARE_MIN.min(disk.all / 4));
-        if disk.left >= needed {
-            return Ok(());
-        }
-        tracing::warn!(left = disk.left, needed, "there is no room on the disk for a snapshot");
-        Err(Reason::TooManyRequests.into())
     }
 
     async fn chunk(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
@@ -307,6 +294,29 @@ fn nothing_after(vote: Vote, entry: LogId) -> AppendEntriesRequest<Types> {
         entries: Vec::new(),
         leader_commit: None,
     }
+}
+
+/// What a transfer is called, and about how many bytes it has. Older versions do not say both.
+pub(super) fn read_begin(body: Bytes) -> Result<(Option<u64>, Option<u64>), Error> {
+    let mut input = Input::new(body);
+    let mut next = || match input.remaining() {
+        0 => Ok(None),
+        _ => u64::read(&mut input).map(Some).map_err(|_| malformed("snapshot: how it begins")),
+    };
+    let said = (next()?, next()?);
+    if input.remaining() == 0 { Ok(said) } else { Err(malformed("snapshot: how it begins")) }
+}
+
+/// Whether there is room for a second state of so many bytes. Who has none would fail when it is half there, and again after
+/// each start; like this he stays a voter.
+fn has_room_for(state: &State, bytes: u64) -> bool {
+    let Some((disk, _)) = state.disk() else { return true };
+    let needed = bytes.saturating_add(SPARE_MIN.min(disk.all / 4));
+    let has_room = disk.left >= needed;
+    if !has_room {
+        tracing::warn!(left = disk.left, needed, "there is no room on the disk for a snapshot");
+    }
+    has_room
 }
 
 /// A snapshot that was received as a whole, and what openraft has to know of it.

@@ -128,7 +128,7 @@ impl Election {
     /// # Errors
     ///
     /// That of `work`; [`SessionLost`](crate::Reason::SessionLost) if the session was closed; or a refusal that no
-    /// waiting mends.
+    /// waiting mends. While the group has no room it waits.
     ///
     /// # Cancel safety
     ///

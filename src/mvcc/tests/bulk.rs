@@ -5,8 +5,8 @@ use crate::api::{Applied, Command, Position};
 use crate::error::Reason;
 use crate::mvcc::View;
 use crate::types::{
-    Changes, Compare, KeyRange, LeaseId, Op, OpKind, OpResult, Page, RangeOp, Revision, SortBy,
-    TxnOp, limits,
+    Changes, Compare, KeyRange, LeaseId, Op, OpKind, OpResult, Page, RangeOp, Revision, Shows,
+    SortBy, TxnOp, limits,
 };
 use bytes::Bytes;
 
@@ -355,6 +355,9 @@ fn a_write_goes_through_so_many_keys_and_not_more() {
     assert_eq!(lab.txn([exist(), exist()], [put()], []).map(drop), refused);
     let nested = [put(), Op::txn([exist()], [Op::range(all()).count_only()], [])];
     assert_eq!(lab.txn([], nested, []).map(drop), refused);
+    // To look for what was there once is to look at what is there now as well.
+    let once = RangeOp { at: Some(Revision::from(2)), shows: Shows::Count, ..RangeOp::new(all()) };
+    assert_eq!(lab.txn([], [put(), Op(OpKind::Range(once))], []).map(drop), refused);
     // Whichever branch it is that only reads.
     assert_eq!(lab.txn([exist()], [Op::range(all()).count_only()], [put()]).map(drop), refused);
     assert_eq!(lab.view().revision(), revision, "nothing has changed");

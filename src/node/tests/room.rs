@@ -140,7 +140,7 @@ async fn a_member_without_room_for_a_snapshot_stays_one() {
         leader.client().put(format!("k{number}"), "v").await.unwrap();
     }
     let last = leader.status().applied_index;
-    until("the log is cut", || leader.shared().purged() > Some(150)).await;
+    until("the log is cut", || leader.shared().purged() > Some(20)).await;
     seam::of(&log).set(Disk::Works);
     // It is offered a snapshot some times meanwhile.
     let failed = timeout(HEARTBEAT * 20, nodes[away].failed()).await;

@@ -48,7 +48,7 @@ impl Receiver {
         match number {
             method::SNAPSHOT_BEGIN => {
                 self.begun += 1;
-                self.transfer = Some(u64::from_bytes(body.clone()).unwrap());
+                self.transfer = Some(u64::from_bytes(body.slice(..8)).unwrap());
                 self.bytes.clear();
                 (Then::Answers, Ok(Bytes::new()))
             }

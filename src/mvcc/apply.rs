@@ -291,10 +291,10 @@ impl Writer<'_> {
         // at every start.
         check_txn(txn)?;
         let state = self.reader();
-        let mut effort = Effort::of_write();
-        let plan = Plan::resolve(txn, &state, &mut effort)?;
+        let effort = Effort::of_write();
+        let plan = Plan::resolve(txn, &state, &effort)?;
         plan.check(&state)?;
-        budget::check(&plan, &state, &mut effort)?;
+        budget::check(&plan, &state, &effort)?;
         self.check_leases(&plan)?;
         let outcome = self.run(&plan)?;
         self.end_revision();

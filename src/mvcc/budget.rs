@@ -26,7 +26,7 @@ const ENTRY_BYTES_MAX: usize = ENTRY_BYTES + limits::KEY_BYTES_MAX + limits::VAL
 /// What the operations so far take.
 struct Budget<'a> {
     state: &'a Reader<'a>,
-    effort: &'a mut Effort,
+    effort: &'a Effort,
     /// Of the answer.
     bytes: usize,
     /// The keys that were put, and what each takes.
@@ -38,7 +38,7 @@ struct Budget<'a> {
 pub(super) fn check<'a>(
     plan: &'a Plan<'_>,
     state: &'a Reader<'a>,
-    effort: &'a mut Effort,
+    effort: &'a Effort,
 ) -> Result<(), Stop> {
     match &plan.steps[..] {
         // One key, or one page, is never too much.

@@ -24,7 +24,7 @@ const ENTRY_BYTES: usize = 64;
 impl Reader<'_> {
     /// One page of a range.
     pub(super) fn page(&self, op: &RangeOp) -> Result<Page, Fault> {
-        let (listing, count) = self.list(op, &mut Effort::of_read())?;
+        let (listing, count) = self.list(op, &Effort::of_read())?;
         let (entries, more) = listing.finish()?;
         Ok(Page { entries, more, count, revision: self.revision })
     }
@@ -33,33 +33,35 @@ impl Reader<'_> {
     pub(super) fn page_sizes(
         &self,
         op: &RangeOp,
-        effort: &mut Effort,
+        effort: &Effort,
     ) -> Result<(Vec<usize>, bool), Fault> {
-        if self.past(op.at).is_some() && !effort.has_no_end() {
-            // What is there now is looked at as well, whether or not it was there then.
-            self.scan(&op.range, None, &mut |_, _| Ok(effort.step()))?;
-        }
         let (mut listing, _) = self.list(op, effort)?;
         listing.trim();
-        Ok((listing.kept.iter().map(|entry| entry.bytes).collect(), listing.dropped))
+        let bytes =
+            |entry: &Entry| if op.keys_only { ENTRY_BYTES + entry.key.len() } else { entry.bytes };
+        Ok((listing.kept.iter().map(bytes).collect(), listing.dropped))
     }
 
     /// What is on the page, and how many keys the range holds.
     fn list<'op>(
         &'op self,
         op: &'op RangeOp,
-        effort: &mut Effort,
+        effort: &Effort,
     ) -> Result<(Listing<'op, 'op>, u64), Fault> {
         let mut count = 0;
         let mut listing = Listing::new(op, self);
-        self.scan(&op.range, op.at, &mut |key, found| {
+        self.scan_within(&op.range, op.at, effort, &mut |key, found| {
             count += u64::from(op.shows != Shows::Entries);
             if op.shows != Shows::Count && !listing.is_decided() {
-                listing.add(key, found.image(key)?)?;
+                let image = found.image(key)?;
+                if op.sort == SortBy::Value && effort.value(image.value.len()).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                listing.add(key, image)?;
             }
             Ok(match op.shows == Shows::Entries && listing.is_decided() {
                 true => ControlFlow::Break(()),
-                false => effort.step(),
+                false => ControlFlow::Continue(()),
             })
         })?;
         Ok((listing, count))

@@ -19,34 +19,47 @@ use crate::error::{Fault, Reason};
 use crate::types::{
     Compare, DeleteOp, GetOp, LeaseId, Op, OpKind, Operand, PutOp, RangeOp, Relation, TxnOp, limits,
 };
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
+/// How many bytes of a value count for a key.
+const VALUE_BYTES: usize = 4096;
 /// The most keys that a write goes through.
 pub(super) const READ_KEYS_MAX: u64 = if cfg!(test) { 20_000 } else { limits::READ_KEYS_MAX };
 
-/// How many keys a transaction may still go through. What a write goes through, all members do, on the thread that applies.
+/// How many keys a transaction may still go through. What a write goes through, all members do, on the thread that applies. So
+/// whatever is counted is the same on all of them.
 pub(super) struct Effort {
-    left: Option<u64>,
+    left: Cell<Option<u64>>,
 }
 
 impl Effort {
     pub(super) fn of_write() -> Self {
-        Self { left: Some(READ_KEYS_MAX) }
+        Self { left: Cell::new(Some(READ_KEYS_MAX)) }
     }
 
     /// Reads keep nobody else from anything.
     pub(super) fn of_read() -> Self {
-        Self { left: Some(u64::MAX) }
+        Self { left: Cell::new(Some(u64::MAX)) }
     }
 
     pub(super) fn has_no_end(&self) -> bool {
-        self.left.is_some_and(|left| left > READ_KEYS_MAX)
+        self.left.get().is_some_and(|left| left > READ_KEYS_MAX)
     }
 
     /// Goes through one more, if it may.
-    pub(super) fn step(&mut self) -> ControlFlow<()> {
-        self.left = self.left.and_then(|left| left.checked_sub(1));
-        match self.left {
+    pub(super) fn step(&self) -> ControlFlow<()> {
+        self.spend(1)
+    }
+
+    /// Looks at a value, which counts for as many keys as it is large.
+    pub(super) fn value(&self, bytes: usize) -> ControlFlow<()> {
+        self.spend((bytes / VALUE_BYTES) as u64)
+    }
+
+    fn spend(&self, keys: u64) -> ControlFlow<()> {
+        self.left.set(self.left.get().and_then(|left| left.checked_sub(keys)));
+        match self.left.get() {
             Some(_) => ControlFlow::Continue(()),
             None => ControlFlow::Break(()),
         }
@@ -54,7 +67,7 @@ impl Effort {
 
     pub(super) fn check(&self) -> Result<(), Reason> {
         let limit = READ_KEYS_MAX;
-        self.left.map(drop).ok_or(Reason::TooManyKeysRead { limit })
+        self.left.get().map(drop).ok_or(Reason::TooManyKeysRead { limit })
     }
 }
 
@@ -79,7 +92,7 @@ impl<'op> Plan<'op> {
     pub(super) fn resolve(
         txn: &'op TxnOp,
         state: &Reader<'_>,
-        effort: &mut Effort,
+        effort: &Effort,
     ) -> Result<Self, Stop> {
         let mut succeeded = true;
         for compare in &txn.when {
@@ -103,7 +116,7 @@ impl<'op> Plan<'op> {
 }
 
 impl<'op> Step<'op> {
-    fn resolve(op: &'op Op, state: &Reader<'_>, effort: &mut Effort) -> Result<Self, Stop> {
+    fn resolve(op: &'op Op, state: &Reader<'_>, effort: &Effort) -> Result<Self, Stop> {
         Ok(match &op.0 {
             OpKind::Put(put) => Self::Put(put),
             OpKind::Get(get) => Self::Get(get),
@@ -128,16 +141,25 @@ fn check_put(put: &PutOp, state: &Reader<'_>) -> Result<(), Stop> {
 }
 
 /// Whether a comparison holds: for all keys of its range, or for a missing key if there is none.
-fn holds(compare: &Compare, state: &Reader<'_>, effort: &mut Effort) -> Result<bool, Stop> {
+fn holds(compare: &Compare, state: &Reader<'_>, effort: &Effort) -> Result<bool, Stop> {
+    let is_of_value = matches!(compare.operand, Operand::Value(_));
     if let Some(key) = compare.range.as_key() {
         let image = state.image(key)?;
+        if let Some(image) = image.as_ref().filter(|_| is_of_value) {
+            let _ = effort.value(image.value.len());
+            effort.check()?;
+        }
         return Ok(key_holds(compare, key, image.as_ref(), state)?);
     }
     let (mut all, mut any) = (true, false);
-    state.scan(&compare.range, None, &mut |key, found: Scanned<'_>| {
+    state.scan_within(&compare.range, None, effort, &mut |key, found: Scanned<'_>| {
         any = true;
-        all = key_holds(compare, key, Some(&found.image(key)?), state)?;
-        Ok(if all { effort.step() } else { ControlFlow::Break(()) })
+        let image = found.image(key)?;
+        if is_of_value && effort.value(image.value.len()).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        all = key_holds(compare, key, Some(&image), state)?;
+        Ok(if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     effort.check()?;
     if any { Ok(all) } else { Ok(key_holds(compare, &[], None, state)?) }

@@ -24,6 +24,7 @@
 
 use super::keys;
 use super::overlay::{Front, Recent, Step as Made};
+use super::plan::Effort;
 use super::plan::{Plan, Step};
 use super::records::{Gone, Image, LeaseRow, Record, Table, Value};
 use super::tables::{self, Row, RowsIter, Tables};
@@ -184,9 +185,24 @@ impl<'a> Reader<'a> {
         at: Option<Revision>,
         visit: &mut Visit<'_>,
     ) -> Result<(), Fault> {
+        self.scan_within(range, at, &Effort::of_read(), visit)
+    }
+
+    /// The same, or as many of them as may be gone through. To look for what was there once is to go through what is there now as
+    /// well, and what has gone since history begins: that is the same on all members, whatever they have flushed or removed.
+    pub(super) fn scan_within(
+        &self,
+        range: &KeyRange,
+        at: Option<Revision>,
+        effort: &Effort,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Fault> {
         match self.past(at) {
-            None => self.scan_latest(range, visit),
-            Some(at) => self.scan_past(range, at, visit),
+            None => self.scan_latest(range, &mut |key, found| match effort.step() {
+                ControlFlow::Continue(()) => visit(key, found),
+                enough @ ControlFlow::Break(()) => Ok(enough),
+            }),
+            Some(at) => self.scan_past(range, at, effort, visit),
         }
     }
 
@@ -215,12 +231,32 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Whether a key counts where the past is looked through: one that is there, or that has gone since history begins. What
+    /// else there is of it in the tables goes at any time.
+    fn is_gone_through(
+        &self,
+        key: &[u8],
+        is_here: bool,
+        is_now: bool,
+        was_gone: Option<&[u8]>,
+    ) -> Result<bool, Fault> {
+        if is_here {
+            return Ok(self.image(key)?.is_some() || self.gone(key)?.is_some());
+        }
+        match was_gone {
+            _ if is_now => Ok(true),
+            Some(row) => Ok(self.is_kept(Gone::open(key, row)?.at)),
+            None => Ok(false),
+        }
+    }
+
     /// The same at an older revision. The keys of that time are among those of now, those that are gone, and those that
     /// the overlays know; all three are in key order, so one pass merges them.
     fn scan_past(
         &self,
         range: &KeyRange,
         at: Revision,
+        effort: &Effort,
         visit: &mut Visit<'_>,
     ) -> Result<(), Fault> {
         let (start, end) = tables::bounds(range);
@@ -234,7 +270,14 @@ impl<'a> Reader<'a> {
             };
             let is_here = here.next_if(|next| **next == key).is_some();
             let was_gone = gone.take_at(&key)?;
-            let image = match now.take_at(&key)? {
+            let is_now = now.take_at(&key)?;
+            if !effort.has_no_end()
+                && self.is_gone_through(&key, is_here, is_now.is_some(), was_gone)?
+                && effort.step().is_break()
+            {
+                return Ok(());
+            }
+            let image = match is_now {
                 // It has not changed since.
                 Some(row) if !is_here => {
                     Some(Image::open(&key, row)?).filter(|image| image.modified.revision <= at)

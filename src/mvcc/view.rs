@@ -147,10 +147,10 @@ impl View {
         }
         check_txn(txn)?;
         let state = self.reader();
-        let mut effort = Effort::of_read();
-        let plan = Plan::resolve(txn, &state, &mut effort)?;
+        let effort = Effort::of_read();
+        let plan = Plan::resolve(txn, &state, &effort)?;
         plan.check(&state)?;
-        budget::check(&plan, &state, &mut effort)?;
+        budget::check(&plan, &state, &effort)?;
         Ok(state.run(&plan)?)
     }
 

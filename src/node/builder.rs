@@ -185,7 +185,7 @@ impl NodeBuilder {
     /// [differs](Reason::StateDiffers) or is [damaged](Reason::Corrupt), gets it at that rate as well.
     ///
     /// A snapshot shares a disk and a connection with the writes of the group, and must not be what they wait for. But as long
-    /// as it takes, the log behind it is kept, up to a gibibyte: if more is written meanwhile, it was for nothing, and the next
+    /// as it takes, the log behind it is kept, up to a gibibyte, or an eighth of a small disk: if more is written meanwhile, it was for nothing, and the next
     /// one begins. So a group that writes much wants it faster: at the default a state of a gibibyte takes a minute.
     ///
     /// It also says what the connection is good for. A snapshot that comes forward at less than an eighth of its share of it is given up
@@ -234,8 +234,8 @@ impl NodeBuilder {
     /// on all members. What is older is compacted.
     ///
     /// It is as long at least, and up to a tenth longer. When the leader changes it may be another tenth. But when
-    /// there is no [room](Self::quota) the older half of it goes, and then half of what is left, until there is room or nothing
-    /// is left: a watch or a read that needs it is told [`Reason::Compacted`].
+    /// there is no [room](Self::quota), and history can make some, the older half of it goes, and then half of what is left, until
+    /// there is room or nothing is left: a watch or a read that needs it is told [`Reason::Compacted`].
     pub fn keep_history(mut self, time: Duration) -> Self {
         self.history = History::For(time);
         self

@@ -54,6 +54,8 @@ const LONG_READS_MAX: usize = 8;
 
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_millis(500);
+/// How long it is waited until what is to be cut is gone, before it is looked again how much that is.
+const CUT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a snapshot may take to be made: a flush of the state.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -495,7 +497,7 @@ async fn bound_log(shared: Arc<Shared>, log: LogStore, retention: Retention) {
                 }
                 Some(())
             };
-            let _ = timeout(SNAPSHOT_PATIENCE, is_cut).await;
+            let _ = timeout(CUT_PATIENCE, is_cut).await;
         }
         tokio::time::sleep(LOG_CHECK_EVERY).await;
     }
@@ -513,15 +515,17 @@ pub(super) async fn cut_log(shared: &Shared) -> Option<u64> {
                 let metrics = metrics.borrow_watched();
                 (metrics.snapshot.map(|id| id.index), metrics.purged.map(|id| id.index))
             };
-            if snapshot >= Some(applied) {
-                return Some(purged.unwrap_or(0));
+            if let Some(snapshot) = snapshot.filter(|snapshot| *snapshot >= applied) {
+                return Some((snapshot, purged.unwrap_or(0)));
             }
             metrics.changed().await.ok()?;
         }
     };
     // It may not be made at all, if the log is spared for somebody: then it is asked for again.
-    let purged = timeout(SNAPSHOT_PATIENCE, made).await.ok()??;
-    let upto = applied - applied.saturating_sub(purged) / 4;
+    let (snapshot, purged) = timeout(SNAPSHOT_PATIENCE, made).await.ok()??;
+    // With the snapshot openraft has decided by itself to keep no more entries than these, and will not cut less.
+    let kept = shared.raft.config().max_in_snapshot_log_to_keep;
+    let upto = (applied - applied.saturating_sub(purged) / 4).max(snapshot.saturating_sub(kept));
     // It fails only if openraft has ended.
     shared.raft.trigger().purge_log(upto).await.ok()?;
     Some(upto)

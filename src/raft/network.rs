@@ -10,7 +10,7 @@
 //! that writes have the disk, the connection and the processors to themselves for most of the time. If its connection
 //! breaks it goes on from the last chunk that has come, as long as the receiver knows it: then the view is still there. Who
 //! was restarted meanwhile gets a new one. While a snapshot is being sent the log is not cut
-//! ([`Machine`](super::machine::Machine)), or whoever got it would need the next. So one that comes forward far more slowly than
+//! ([`Machine`](super::machine::Machine)) but for its bytes, or whoever got it would need the next. So one that comes forward far more slowly than
 //! the rate lets it is given up ([`Transfer`]), and openraft begins the next with a view of that moment.
 
 use super::config::Timing;
@@ -268,12 +268,14 @@ impl Connection {
         point(Point::SnapshotSend);
         let sending = self.bulk.state.sending.begin();
         let transfer = name()?;
-        let begin = [transfer.to_bytes(), self.bulk.state.used().to_bytes()].concat();
+        let begin = [transfer.to_bytes(), self.bulk.state.bytes_of_rows().to_bytes()].concat();
         let begun = self.client.call(method::SNAPSHOT_BEGIN, begin.into(), CHUNK_TIMEOUT).await;
         if let Err(error) = begun {
             // To ask costs a flush, and openraft would do that all the time.
             if *error.reason() == Reason::TooManyRequests {
                 tracing::warn!(to = self.target, "it takes no snapshot now");
+                // Nothing is sent meanwhile, and no page or entry is kept for that.
+                drop((sending, view));
                 sleep(REFUSED_PAUSE).await;
             }
             return Err(error);

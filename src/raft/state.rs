@@ -544,6 +544,12 @@ impl State {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// How many bytes a copy of the tables has, about. What is in use does not count all that history takes.
+    pub(crate) fn bytes_of_rows(&self) -> u64 {
+        let measured = self.store().and_then(|store| store.free());
+        measured.map_or_else(|_| self.used(), |(bytes, free)| bytes - free)
+    }
+
     /// After the tables have changed.
     fn measure(&self) -> Result<(), Fault> {
         let store = self.store()?;
@@ -554,10 +560,19 @@ impl State {
 
     /// An empty state beside the current one, to load a snapshot into.
     pub(crate) fn draft(&self) -> Result<Draft, Fault> {
+        self.draft_in(self.make_way()?)
+    }
+
+    /// Has whatever takes the room of a draft go, as long as what this returns is there.
+    pub(crate) fn make_way(&self) -> Result<Counted, Fault> {
         // Before it has a number: a copy that gets one later sees it, and gives way.
         let receiving = self.shrinking.receiving();
         self.generations.remove_older()?;
-        let folder = DraftFolder { path: self.generations.draft(), _receiving: Some(receiving) };
+        Ok(receiving)
+    }
+
+    pub(crate) fn draft_in(&self, way: Counted) -> Result<Draft, Fault> {
+        let folder = DraftFolder { path: self.generations.draft(), _receiving: Some(way) };
         Draft::new(folder, self.map_bytes)
     }
 

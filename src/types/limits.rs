@@ -42,7 +42,8 @@ pub const ANSWER_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// not there.
 pub const DELETED_KEYS_MAX: u64 = 100 * 1000;
 /// The most keys that the comparisons and ranges of one write go through, those beyond a limit or a page that are only counted
-/// included. All members do that before anything else is applied. Reads alone have no such limit.
+/// included; in a read of the past, those that are there now or have gone since history begins. Each 4 KiB of a value that is
+/// compared or sorted by count for a key. All members do that before anything else is applied. Reads alone have no such limit.
 pub const READ_KEYS_MAX: u64 = 1000 * 1000;
 /// The first byte that no key may begin with: the group keeps such keys for itself.
 pub const RESERVED_FIRST_BYTE: u8 = 0;

@@ -357,13 +357,40 @@ fn a_write_goes_through_so_many_keys_and_not_more() {
     assert_eq!(lab.txn([], nested, []).map(drop), refused);
     // To look for what was there once is to look at what is there now as well.
     let once = RangeOp { at: Some(Revision::from(2)), shows: Shows::Count, ..RangeOp::new(all()) };
-    assert_eq!(lab.txn([], [put(), Op(OpKind::Range(once))], []).map(drop), refused);
+    let once = || Op(OpKind::Range(once.clone()));
+    assert_eq!(lab.txn([], [put(), once(), once()], []).map(drop), refused);
     // Whichever branch it is that only reads.
     assert_eq!(lab.txn([exist()], [Op::range(all()).count_only()], [put()]).map(drop), refused);
     assert_eq!(lab.view().revision(), revision, "nothing has changed");
     // Reads keep nobody from anything.
     let read = txn([exist(), exist()], [Op::range(all()).count_only()], []);
     assert!(lab.view().query(&read).unwrap().is_ok());
+    // What has gone is looked through as long as history has it, wherever that is kept meanwhile.
+    lab.txn([], [put(), once()], []).unwrap();
+    assert_eq!(lab.run(Op::delete(all())).unwrap().0, deleted(limit));
+    for _ in 0..2 {
+        lab.txn([], [put(), once()], []).unwrap();
+        assert_eq!(lab.txn([], [put(), once(), once()], []).map(drop), refused);
+        lab.reopen();
+    }
+    // Large values that are compared count for more.
+    let value = "v".repeat(limits::VALUE_BYTES_MAX);
+    lab.put("large", &value);
+    let differs = |count: u64| (0..count).map(|_| Compare::value("large").differs("v"));
+    lab.txn(differs(limit / 256), [put()], []).unwrap();
+    assert_eq!(lab.txn(differs(limit / 256 + 1), [put()], []).map(drop), refused);
+    let sorted = RangeOp { sort: SortBy::Value, ..RangeOp::new(KeyRange::key("large")) };
+    let sorted = || {
+        Op(OpKind::Range(RangeOp {
+            shows: Shows::Both,
+            limit: 1,
+            keys_only: true,
+            ..sorted.clone()
+        }))
+    };
+    let reads = |count: u64| [put()].into_iter().chain((0..count).map(|_| sorted()));
+    lab.txn([], reads(limit / 258), []).unwrap();
+    assert_eq!(lab.txn([], reads(limit / 257 + 1), []).map(drop), refused);
 }
 
 fn deleted(count: u64) -> OpResult {

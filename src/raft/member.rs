@@ -497,7 +497,9 @@ async fn bound_log(shared: Arc<Shared>, log: LogStore, retention: Retention) {
                 }
                 Some(())
             };
-            let _ = timeout(CUT_PATIENCE, is_cut).await;
+            // A call to whoever does not answer lasts half of that.
+            let patience = CUT_PATIENCE.max(shared.timing.election_max());
+            let _ = timeout(patience, is_cut).await;
         }
         tokio::time::sleep(LOG_CHECK_EVERY).await;
     }

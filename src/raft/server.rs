@@ -205,7 +205,7 @@ impl PeerServer {
         let state = Arc::clone(&self.shared.state);
         let draft = self.blocking(move || {
             drop(old);
-            let way = state.make_way()?;
+            let way = state.make_way();
             Ok(has_room_for(&state, bytes).then(|| state.draft_in(way)).transpose()?)
         });
         let draft = draft.await?.ok_or(Reason::TooManyRequests)?;

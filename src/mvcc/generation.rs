@@ -5,7 +5,7 @@
 //! small file names the one that counts.
 //!
 //! ```text
-//! CURRENT          "state-000007"        replaced as a whole: it names the old state or the new one
+//! CURRENT          "state-000007 sum"    replaced as a whole: it names the old state or the new one
 //! state-000007/    the state
 //! state-000008/    a draft: a snapshot is being loaded, or a smaller copy made; rubbish, if the node dies before it counts
 //! RESTORING        a backup is being restored, and the rest is rubbish until this is gone
@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Invariants
-//! - what `CURRENT` names is whole and on the disk before it is named;
+//! - what `CURRENT` names is whole and on the disk before it is named; and it has a checksum, for who believed a wrong name would
+//!   remove the right state;
 //! - a number is not used twice in a folder while the process lives, nor one that was found there, so that a late reader of an
 //!   old state cannot meet a new one, nor what is left of an earlier node remove it: a node that is shut down may have a draft
 //!   that is looked over for minutes more, and another may have begun in its folder meanwhile;
@@ -165,7 +166,7 @@ impl Generations {
         })?;
         lmdb::sync_folder(draft)?;
         lmdb::sync_folder(&self.folder)?;
-        lmdb::draft_file(&self.folder.join(CURRENT), name(number).as_bytes())?;
+        lmdb::draft_file(&self.folder.join(CURRENT), naming(number).as_bytes())?;
         Ok(Announced { generations: self, number })
     }
 
@@ -216,10 +217,11 @@ impl Generations {
         self.folder.join(name(number))
     }
 
-    /// The state that counts must be there. Only the first one may not have been made yet.
+    /// The state that counts must be there. Only the first one may not have been made yet, and then there is no other.
     fn check_current(&self) -> Result<(), Fault> {
         let path = self.current();
-        if self.number() == FIRST || path.join("data.mdb").exists() {
+        let is_alone = || Ok::<_, Fault>(numbers(&self.folder)?.iter().all(|it| *it == FIRST));
+        if path.join("data.mdb").exists() || self.number() == FIRST && is_alone()? {
             return Ok(());
         }
         Err(Fault::corrupt(format!("{} is named by {CURRENT} and is not there", path.display())))
@@ -340,10 +342,24 @@ fn parse(text: &str) -> Option<u64> {
     (name(number) == text).then_some(number)
 }
 
+/// What names a state.
+fn naming(number: u64) -> String {
+    let name = name(number);
+    format!("{name} {:08x}", crc32c::crc32c(name.as_bytes()))
+}
+
+fn parse_naming(text: &str) -> Option<u64> {
+    match text.split_once(' ') {
+        Some((name, _)) => parse(name).filter(|number| naming(*number) == text),
+        // Of an earlier version.
+        None => parse(text),
+    }
+}
+
 fn read_current(folder: &Path) -> Result<Option<u64>, Fault> {
     let path = folder.join(CURRENT);
     match fs::read(&path) {
-        Ok(text) => match parse(&String::from_utf8_lossy(&text)) {
+        Ok(text) => match parse_naming(&String::from_utf8_lossy(&text)) {
             Some(number) => Ok(Some(number)),
             None => Err(Fault::corrupt(format!("{} names no state", path.display()))),
         },
@@ -353,7 +369,7 @@ fn read_current(folder: &Path) -> Result<Option<u64>, Fault> {
 }
 
 fn write_current(folder: &Path, number: u64) -> Result<(), Fault> {
-    lmdb::replace_file(&folder.join(CURRENT), name(number).as_bytes())
+    lmdb::replace_file(&folder.join(CURRENT), naming(number).as_bytes())
 }
 
 /// Names the first state of a node, before it is made.
@@ -484,6 +500,15 @@ mod tests {
         let current = folder.path().join(CURRENT);
         fs::write(&current, "state-2").unwrap();
         assert!(Generations::open(folder.path()).is_err());
+        // As an earlier version names it, and not the right one.
+        fs::write(&current, "state-000001").unwrap();
+        assert!(Generations::open(folder.path()).is_err());
+        for at in 0..naming(2).len() * 8 {
+            let mut flipped = naming(2).into_bytes();
+            flipped[at / 8] ^= 1 << (at % 8);
+            fs::write(&current, flipped).unwrap();
+            assert!(Generations::open(folder.path()).is_err(), "bit {at}");
+        }
         fs::write(&current, "state-000003").unwrap();
         assert!(Generations::open(folder.path()).is_err());
         fs::remove_file(&current).unwrap();

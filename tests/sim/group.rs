@@ -421,7 +421,10 @@ impl Group {
         let written = write(folder.join("UNTRUSTED"), b"by the simulation")
             .and_then(|()| std::fs::File::open(folder)?.sync_all())
             .and_then(|()| std::fs::read_to_string(folder.join("CURRENT")))
-            .and_then(|current| write(folder.join(current).join("data.mdb"), b"rubbish"));
+            .and_then(|current| {
+                let name = current.split(' ').next().unwrap_or_default();
+                write(folder.join(name).join("data.mdb"), b"rubbish")
+            });
         written.expect("the disk of a member that has a state can be written");
     }
 

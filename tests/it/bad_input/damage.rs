@@ -272,6 +272,13 @@ async fn a_state_that_is_not_named_or_not_there_is_refused() {
     }
     fs::remove_file(&current).unwrap();
     is_corrupt(&folder.start().await.unwrap_err(), "no CURRENT that names it");
+    // A bit of it, wherever, and whatever it would name.
+    for at in 0..name.len() * 8 {
+        let mut flipped = name.clone();
+        flipped[at / 8] ^= 1 << (at % 8);
+        fs::write(&current, flipped).unwrap();
+        is_corrupt(&folder.start().await.unwrap_err(), "");
+    }
     fs::write(&current, name).unwrap();
     let node = folder.start().await.unwrap();
     read_all(&node.client()).await.unwrap();

@@ -16,7 +16,9 @@ pub(crate) fn log_file(folder: &Path) -> PathBuf {
 /// The file of the state that counts.
 pub(crate) fn state_file(folder: &Path) -> PathBuf {
     let current = fs::read_to_string(folder.join("CURRENT")).unwrap();
-    folder.join(current).join("data.mdb")
+    // A checksum follows.
+    let name = current.split(' ').next().unwrap();
+    folder.join(name).join("data.mdb")
 }
 
 /// Flips a bit `skip` bytes behind the beginning of each place where `known` is, and returns how many there are.

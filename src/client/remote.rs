@@ -86,9 +86,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Allows an unencrypted connection to an address that is not loopback.
+    /// Allows an unencrypted connection to an address that is not loopback. Excludes `tls`.
     pub fn plaintext(mut self) -> Self {
-        self.security = Security::Plaintext;
+        self.security = self.security.and(Security::Plaintext);
         self
     }
 
@@ -105,7 +105,7 @@ impl ClientBuilder {
     /// ```
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: crate::wire::Tls) -> Self {
-        self.security = Security::Tls(tls);
+        self.security = self.security.and(Security::Tls(tls));
         self
     }
 

@@ -126,9 +126,9 @@ impl NodeBuilder {
         self
     }
 
-    /// Allows unencrypted traffic on addresses that are not loopback.
+    /// Allows unencrypted traffic on addresses that are not loopback. Excludes `tls`.
     pub fn plaintext(mut self) -> Self {
-        self.security = Security::Plaintext;
+        self.security = self.security.and(Security::Plaintext);
         self
     }
 
@@ -144,7 +144,7 @@ impl NodeBuilder {
     /// ```
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: crate::wire::Tls) -> Self {
-        self.security = Security::of_member(tls);
+        self.security = self.security.and(Security::of_member(tls));
         self
     }
 

@@ -181,6 +181,9 @@ async fn options_without_bound_mean_never() {
     let group =
         Node::builder(folder.path().join("group")).heartbeat(HEARTBEAT).patience(Duration::MAX);
     let node = group.listen(address.to_string()).form([address.to_string()]).await.unwrap();
+    let joins = Node::builder(folder.path().join("joins")).heartbeat(HEARTBEAT);
+    let joins = joins.listen("127.0.0.1:0").patience(Duration::MAX).join([address.to_string()]);
+    timeout(LONG, joins).await.expect("it hangs").unwrap().shutdown().await.unwrap();
     node.shutdown().await.unwrap();
 }
 

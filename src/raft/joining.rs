@@ -41,7 +41,7 @@ pub(crate) async fn ask(
         RpcClient::new(seed.clone(), Endpoint::client(), security.clone(), Handle::current())
     };
     let clients: Vec<RpcClient> = seeds.iter().map(client).collect();
-    let until = Instant::now() + patience;
+    let started = Instant::now();
     loop {
         let mut silent = Vec::new();
         for (seed, client) in seeds.iter().zip(&clients) {
@@ -56,7 +56,7 @@ pub(crate) async fn ask(
                 }),
             }
         }
-        if Instant::now() > until {
+        if started.elapsed() > patience {
             let detail = format!("no seed has let this node in: {}", silent.join("; "));
             return Err(Reason::Unreachable { detail }.into());
         }

@@ -23,6 +23,8 @@ pub(crate) const HELLO_BYTES_MAX: usize = 4096;
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one of several addresses behind a name is tried.
 pub(super) const CANDIDATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the first of them is tried alone; then the next is as well. Raft's calls have a second in all.
+pub(super) const CANDIDATE_HEAD_START: Duration = Duration::from_millis(200);
 /// How long a failed endpoint is left alone; doubles with each failure up to [`BACK_OFF_MAX`].
 pub(super) const BACK_OFF_MIN: Duration = Duration::from_millis(50);
 /// The longest that a failed endpoint is left alone.

@@ -12,6 +12,8 @@ use super::socket::{Socket, Stream};
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 use crate::error::Error;
+#[cfg(feature = "tls")]
+use crate::error::Reason;
 
 /// How connections are secured, on both of their ends.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +23,9 @@ pub(crate) enum Security {
     Plaintext,
     #[cfg(feature = "tls")]
     Tls(Tls),
+    /// Certificates and plain text were both asked for, which is a mistake: whoever says one of them does not want the other.
+    #[cfg(feature = "tls")]
+    Both(Tls),
 }
 
 /// What is known of whoever has called, before he says anything.
@@ -40,7 +45,7 @@ impl Security {
             Self::Loopback => Some(false),
             Self::Plaintext => Some(true),
             #[cfg(feature = "tls")]
-            Self::Tls(_) => None,
+            Self::Tls(_) | Self::Both(_) => None,
         }
     }
 
@@ -50,6 +55,23 @@ impl Security {
             Self::Loopback | Self::Plaintext => Ok(()),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.check(),
+            #[cfg(feature = "tls")]
+            Self::Both(_) => {
+                let detail = "`tls` and `plaintext` exclude each other: say one of them";
+                Err(Reason::BadOption { detail: detail.to_owned() }.into())
+            }
+        }
+    }
+
+    /// The same, when something is said of it as well.
+    pub(crate) fn and(self, said: Self) -> Self {
+        match (self, said) {
+            #[cfg(feature = "tls")]
+            (Self::Plaintext, Self::Tls(tls))
+            | (Self::Tls(tls) | Self::Both(tls), Self::Plaintext) => Self::Both(tls),
+            #[cfg(feature = "tls")]
+            (both @ Self::Both(_), _) => both,
+            (_, said) => said,
         }
     }
 
@@ -66,7 +88,7 @@ impl Security {
         match self {
             Self::Loopback | Self::Plaintext => Ok(Socket::Plain(stream)),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.meet(stream, address).await,
+            Self::Tls(tls) | Self::Both(tls) => tls.meet(stream, address).await,
         }
     }
 
@@ -76,7 +98,7 @@ impl Security {
         match self {
             Self::Loopback | Self::Plaintext => Ok((Socket::Plain(stream), Trust::Member)),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.greet(stream).await,
+            Self::Tls(tls) | Self::Both(tls) => tls.greet(stream).await,
         }
     }
 }

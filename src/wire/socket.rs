@@ -6,11 +6,12 @@
 //! Plain text to an address that is not loopback needs the caller's leave; it is the *resolved* address that counts, at
 //! each connect anew, since a name may change its meaning.
 
-use super::limits::CANDIDATE_TIMEOUT;
+use super::limits::{CANDIDATE_HEAD_START, CANDIDATE_TIMEOUT};
 use super::security::Security;
 #[cfg(feature = "tls")]
 use super::tls;
 use crate::error::{Error, Reason};
+use futures::stream::{FuturesUnordered, StreamExt};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -55,23 +56,40 @@ pub(super) async fn connect(address: &str, security: &Security) -> Result<Socket
 }
 
 async fn reach(address: &str, security: &Security) -> Result<Stream, Error> {
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let resolved = match resolve(address).await {
         Ok(resolved) => resolved,
         Err(error) => return Err(unreachable(address, &error)),
     };
     check_resolved(address, &resolved, security)?;
-    for candidate in resolved {
-        match timeout(CANDIDATE_TIMEOUT, Stream::connect(candidate)).await {
-            Ok(Ok(socket)) => {
+    first_of(resolved).await.map_err(|error| unreachable(address, &error))
+}
+
+/// Connects to the first that answers. One that is silent must not have all the time that there is: a network may drop what goes to
+/// the first address of a name, and Raft's calls have a second.
+async fn first_of(candidates: impl IntoIterator<Item = SocketAddr>) -> io::Result<Stream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut candidates = candidates.into_iter().peekable();
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        let next = candidates.next();
+        under_way.extend(next.map(|it| timeout(CANDIDATE_TIMEOUT, Stream::connect(it))));
+        let ended = match candidates.peek() {
+            Some(_) => match timeout(CANDIDATE_HEAD_START, under_way.next()).await {
+                Ok(ended) => ended,
+                Err(_) => continue,
+            },
+            None => under_way.next().await,
+        };
+        match ended {
+            Some(Ok(Ok(socket))) => {
                 let _ = socket.set_nodelay(true);
                 return Ok(socket);
             }
-            Ok(Err(error)) => failure = error,
-            Err(_) => failure = io::ErrorKind::TimedOut.into(),
+            Some(Ok(Err(error))) => failure = error,
+            Some(Err(_)) => failure = io::ErrorKind::TimedOut.into(),
+            None => return Err(failure),
         }
     }
-    Err(unreachable(address, &failure))
 }
 
 /// Listens on `address`. A port that was in use a moment ago, and whose connections still fade, can be had at once.
@@ -200,6 +218,32 @@ impl AsyncWrite for Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A host has two addresses, and what goes to the first is dropped on the way.
+    #[tokio::test]
+    async fn a_silent_address_does_not_keep_the_next_from_being_tried() {
+        let listen = |backlog| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            socket.listen(backlog).unwrap()
+        };
+        let (silent, alive) = (listen(1), listen(16));
+        let address = |port: &tokio::net::TcpListener| port.local_addr().unwrap();
+        // What nobody takes is dropped, once there is enough of it.
+        let mut taken = Vec::new();
+        let brief = std::time::Duration::from_millis(100);
+        while let Ok(socket) = timeout(brief, Stream::connect(address(&silent))).await {
+            taken.push(socket.unwrap());
+        }
+        let found = first_of([address(&silent), address(&alive)]);
+        let found =
+            timeout(CANDIDATE_TIMEOUT / 2, found).await.expect("the next is tried").unwrap();
+        drop(found);
+        // One that refuses is not waited for.
+        let gone = address(&listen(1));
+        assert!(first_of([gone, address(&alive)]).await.is_ok());
+        assert!(first_of([gone, gone]).await.is_err());
+    }
 
     #[tokio::test]
     async fn plain_text_stays_on_loopback_unless_allowed() {

@@ -296,7 +296,9 @@ async fn a_state_of_a_later_term_brings_the_vote_for_it() {
 fn rot(data: &Path, value: &str) {
     use std::os::unix::fs::FileExt;
     let current = std::fs::read_to_string(data.join("CURRENT")).unwrap();
-    let path = data.join(current).join("data.mdb");
+    // A checksum follows.
+    let name = current.split(' ').next().unwrap();
+    let path = data.join(name).join("data.mdb");
     let bytes = std::fs::read(&path).unwrap();
     let file = std::fs::File::options().write(true).open(path).unwrap();
     let is_there = |at: &usize| bytes[*at..].starts_with(value.as_bytes());

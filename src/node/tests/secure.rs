@@ -107,3 +107,20 @@ async fn a_node_does_not_start_with_the_certificate_of_a_client() {
     assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error:?}");
     assert!(error.to_string().contains(MEMBER), "{error}");
 }
+
+/// Whoever says both may not be heard in the clear because of the order in which he says it.
+#[tokio::test]
+async fn certificates_and_plain_text_exclude_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let tls = || crate::wire::Tls::new(folder.path().join("ca.pem"));
+    let builder = || Node::builder(folder.path().join("data")).listen("127.0.0.1:0");
+    for both in [builder().tls(tls()).plaintext(), builder().plaintext().tls(tls()).plaintext()] {
+        let error = both.solo().await.unwrap_err();
+        assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error}");
+    }
+    let client = || Client::builder().endpoints(["127.0.0.1:1"]);
+    for both in [client().tls(tls()).plaintext(), client().plaintext().tls(tls())] {
+        let error = both.connect().await.unwrap_err();
+        assert!(matches!(error.reason(), Reason::BadOption { .. }), "{error}");
+    }
+}

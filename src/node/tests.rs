@@ -296,6 +296,10 @@ async fn leases_with_many_keys_end_one_after_the_other() {
         }
     }
     assert_eq!(client.range(..).count_only().await.unwrap().count, 2400);
+    let listed = client.lease_list().await.unwrap();
+    assert!(listed.len() == 4 && listed.iter().all(|lease| lease.keys.len() == 600));
+    let listed = client.lease_list().without_keys().await.unwrap();
+    assert!(listed.len() == 4 && listed.iter().all(|lease| lease.keys.is_empty()));
     node.shutdown().await.unwrap();
     // Whoever begins to lead gives all of them their time, and so they end at once.
     let node = start().await.unwrap();

@@ -264,9 +264,12 @@ async fn a_key_that_arrives_late_is_found() {
     session.delete_later("late".into(), None);
     // As long as a call may take.
     sleep(limits::CALL_TIMEOUT_MAX).await;
-    fake.put("late", "v");
-    sleep(Duration::from_secs(4)).await;
-    assert!(fake.keys().is_empty());
+    // And once more, by a try that was overtaken by another.
+    for _ in 0..2 {
+        fake.put("late", "v");
+        sleep(Duration::from_secs(4)).await;
+        assert!(fake.keys().is_empty());
+    }
     sleep(Duration::from_secs(60)).await;
     let calls = fake.count(Kind::Propose);
     sleep(Duration::from_secs(60)).await;

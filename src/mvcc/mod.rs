@@ -34,7 +34,7 @@
 //!
 //! What is in which file: `keys` and `records` are the format, `tables` moves rows, `overlay` is what is in memory and
 //! `flush` writes it down, `plan`, `apply`, `lease`, `dedup` and `compact` are the rules for writes, `view`, `read`, `chain`, `page`
-//! and `events` those for reads, `hash` and `verify` compare and check, `snapshot` and `unpack` move a whole state to another
+//! and `events` those for reads, `hash`, `scrub` and `verify` compare and check, `snapshot` and `unpack` move a whole state to another
 //! member, `backup` and `restore` to another group, and `generation` keeps several of them apart on the disk.
 
 mod apply;
@@ -57,6 +57,7 @@ mod plan;
 mod read;
 mod records;
 mod restore;
+mod scrub;
 mod snapshot;
 mod tables;
 #[cfg(any(test, feature = "fuzz"))]
@@ -74,6 +75,7 @@ pub(crate) use hash::HASH_FORMAT;
 pub(crate) use lease::KEY_BYTES;
 pub(crate) use overlay::{Moment, Recent};
 pub(crate) use restore::Restorer;
+pub(crate) use scrub::Scrub;
 pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::{View, read};
 

@@ -1,4 +1,4 @@
-//! Checks of a whole state: the hash anew, and every row against the rows that it hangs together with.
+//! Checks of a whole state: every row by itself, as [`Scrub`] does, and against the rows that it hangs together with.
 //!
 //! Tests call [`verify`] after everything that they do, and it is what an operator runs on a folder that is in doubt.
 //!
@@ -11,60 +11,25 @@
 //! ```
 
 use super::View;
-use super::dedup::ClientRow;
 use super::hash;
 use super::keys;
 use super::read::Reader;
-use super::records::{
-    Change, FIRST_TURN, Format, Gone, Image, LeaseRow, Record, Table, Value, check_row, next_turn,
-};
+use super::records::{Change, FIRST_TURN, Format, Gone, Image, Record, Table, Value, next_turn};
+use super::scrub::{Scrub, check_digest};
 use crate::api::Position;
 use crate::error::Fault;
 use crate::types::Revision;
 use std::ops::Bound;
 
-/// The hash of the state from all of its rows.
-pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
-    let state = view.reader();
-    let mut head = *view.head();
-    head.rows_hash = 0;
-    head.keys = 0;
-    state.each(Table::Latest, |key, row| {
-        let image = Image::open(key, row)?;
-        check_digest(&state, key, &image)?;
-        head.rows_hash = head.rows_hash.wrapping_add(hash::of_key(key, &image));
-        head.keys += 1;
-        Ok(())
-    })?;
-    if let Some(membership) = state.tables.find_meta(state.txn)? {
-        head.rows_hash = head.rows_hash.wrapping_add(hash::of_membership(&membership));
-    }
-    for (id, ttl) in state.leases()? {
-        head.rows_hash = head.rows_hash.wrapping_add(hash::of_lease(id, &LeaseRow { ttl }));
-    }
-    head.clients = 0;
-    state.each(Table::Dedup, |key, row| {
-        let id = keys::parse_client(key).ok_or_else(|| Table::Dedup.corrupt(key))?;
-        head.add(ClientRow::open(key, row)?.hash(id));
-        head.clients += 1;
-        Ok(())
-    })?;
-    Ok(hash::of_state(&head))
-}
-
 /// Checks every row, alone and against the others.
 pub(super) fn verify(view: &View) -> Result<(), Fault> {
+    let mut scrub = Scrub::new(view);
+    while scrub.step(usize::MAX)? > 0 {}
     let state = view.reader();
-    for table in Table::ALL {
-        state.each(table, |key, row| check_row(table, key, row))?;
-    }
     state.tables.meta::<Format>(state.txn)?;
     check_links(view)?;
     check_chains(&state)?;
-    check_values(&state)?;
-    ensure(recompute_hash(view)? == view.hash(), || {
-        Fault::damaged("the state has another hash than its changes add up to")
-    })
+    check_values(&state)
 }
 
 /// Checks the rows without content, which no checksum covers, against the rows that they point to and come from.
@@ -91,14 +56,6 @@ impl Reader<'_> {
 
 fn ensure(is_right: bool, fault: impl FnOnce() -> Fault) -> Result<(), Fault> {
     if is_right { Ok(()) } else { Err(fault()) }
-}
-
-/// The value of an image is the one that it was written with.
-fn check_digest(state: &Reader<'_>, key: &[u8], image: &Image) -> Result<(), Fault> {
-    let value = state.value(key, image)?;
-    ensure(Value::of(&value) == image.value, || {
-        Table::Values.corrupt(&keys::position(image.modified))
-    })
 }
 
 /// Each key with a lease is among the keys of that lease, and the other way round.

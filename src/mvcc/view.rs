@@ -22,7 +22,7 @@ use super::plan::{Effort, Plan};
 use super::read::{Reader, key_value};
 use super::records::{Head, Value};
 use super::tables::Tables;
-use super::{LogPosition, Permit, Stop, Store, hash, split, verify};
+use super::{LogPosition, Permit, Stop, Store, hash, scrub, split, verify};
 use crate::api::{Cursor, check_txn};
 use crate::error::{Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
@@ -195,7 +195,7 @@ impl View {
 
     /// The same hash from every row anew. Reads everything that is not history, of a view of what is flushed.
     pub(crate) fn recompute_hash(&self) -> Result<u128, Fault> {
-        verify::recompute_hash(self)
+        scrub::recompute_hash(self)
     }
 
     /// Checks every row, alone and against the others, of a view of what is flushed. Reads everything, and much of it

@@ -25,6 +25,7 @@ use super::pace::Pace;
 use super::reads::{Reads, rounds};
 use super::reseed;
 use super::room;
+use super::scrub::scrub_in_time;
 use super::state::{FLUSH_EVERY, Head, State, compact_in_time, shrink_in_time};
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::types::{NodeId, Status};
@@ -328,6 +329,7 @@ impl Member {
         tasks.spawn(room::watch_room(Arc::clone(&shared)));
         tasks.spawn(room::make_room(Arc::clone(&shared), history));
         tasks.spawn(compare::compare(Arc::clone(&shared)));
+        tasks.spawn(scrub_in_time(Arc::clone(&shared)));
         tasks.spawn(members::reconcile(Arc::clone(&shared)));
         tasks.spawn(members::leave(Arc::clone(&shared)));
         tasks.spawn(watch_health(Arc::clone(&shared), failed));

@@ -43,6 +43,7 @@ pub(crate) mod peek;
 pub(crate) mod reads;
 pub(crate) mod reseed;
 mod room;
+mod scrub;
 mod seeds;
 pub(crate) mod server;
 pub(crate) mod state;

@@ -327,7 +327,7 @@ impl Connection {
             let ended = self.client.call(method::SNAPSHOT_END, vote.to_bytes(), INSTALL_TIMEOUT);
             let error = match ended.await {
                 Ok(answer) => return read_answer(answer),
-                Err(error) if !is_lost(&error) => return Err(error),
+                Err(error) if !is_lost(&error) => return Err(self.refused(error)),
                 Err(error) => error,
             };
             if matches!(error.reason(), Reason::DeadlinePassed { .. }) {
@@ -338,6 +338,15 @@ impl Connection {
             }
             sleep(self.timing.heartbeat).await;
         }
+    }
+
+    /// Each row was right when it was read, and yet what has come does not fit together: rows may be missing here.
+    fn refused(&self, error: Error) -> Error {
+        if matches!(error.reason(), Reason::Malformed { .. }) {
+            tracing::warn!(to = self.target, %error, "a snapshot of this member was refused");
+            self.bulk.state.doubt();
+        }
+        error
     }
 
     /// Has a chunk arrive, over as many connections as that takes.

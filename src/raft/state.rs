@@ -59,7 +59,7 @@ use std::time::Duration;
 #[cfg(feature = "bench")]
 pub(crate) use thread::FLUSH_BYTES;
 use thread::{Applier, Job, Share, Work, flush};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 /// How much of a snapshot is written to the disk at once: others on that disk wait behind it for their flushes.
 const LOAD_BYTES: usize = 256 << 10;
@@ -122,6 +122,8 @@ pub(crate) struct State {
     generations: Generations,
     shrinking: Shrinking,
     dead: Dead,
+    /// Somebody believes that its rows are damaged.
+    pub(super) doubted: Notify,
     map_bytes: usize,
     /// The thread that applies, and the one that flushes.
     applier: Mutex<Option<Worker<Work>>>,
@@ -189,6 +191,7 @@ impl State {
             generations,
             shrinking: Shrinking::default(),
             dead: Dead::default(),
+            doubted: Notify::new(),
             map_bytes,
             applier: Mutex::new(Some(Worker::spawn_with("quorate-state", |inbox| {
                 applier.run(inbox)

@@ -4,7 +4,7 @@ use super::kit::{Lab, cursor, rows, txn};
 use crate::api::Command;
 use crate::error::{Error, ErrorKind, Fault, Reason};
 use crate::mvcc::records::{Format, MetaRow, Record, Table};
-use crate::mvcc::{Body, Store, View};
+use crate::mvcc::{Body, Scrub, Store, View};
 use crate::types::{LeaseId, Op, OpKind, OpResult, Page, RangeOp, Revision, Shows};
 use bytes::Bytes;
 use std::fs;
@@ -235,4 +235,79 @@ fn a_full_disk_is_a_fault_that_leaves_the_last_batch_whole() {
     assert_eq!(view.hash(), committed);
     assert_eq!(view.applied().unwrap().index, lab.index - 1);
     view.verify().unwrap();
+}
+
+/// Where the pages of a live file are that LMDB finds its way by, in the layout that `lmdb/audit.rs` draws.
+struct Pages(Vec<u8>);
+
+impl Pages {
+    const BYTES: usize = 4096;
+    const BRANCH: u16 = 1;
+    const LEAF: u16 = 2;
+
+    fn short(&self, at: usize) -> usize {
+        u16::from_ne_bytes([self.0[at], self.0[at + 1]]).into()
+    }
+
+    /// Where pages of a kind begin that hold a key with this prefix.
+    fn with(&self, kind: u16, prefix: &[u8]) -> Vec<usize> {
+        let pages = (2..self.0.len() / Self::BYTES).map(|page| page * Self::BYTES);
+        let is_kind = |at: &usize| self.short(at + 10) == usize::from(kind);
+        let holds = |at: &usize| {
+            self.0[*at..at + Self::BYTES].windows(prefix.len()).any(|window| window == prefix)
+        };
+        pages.filter(is_kind).filter(holds).collect()
+    }
+
+    /// Where the key of the second node of a page ends.
+    fn end_of_second_key(&self, page: usize) -> usize {
+        let node = page + self.short(page + 16 + 2);
+        node + 8 + self.short(node + 6)
+    }
+}
+
+/// The bits rot while the file is mapped, so nobody looks it over; and the rows are all there.
+#[test]
+fn a_page_that_leads_past_rows_is_found() {
+    use std::os::unix::fs::FileExt;
+    let mut lab = Lab::new();
+    let puts = (0..2000).map(|n| Command::Txn(txn([], [Op::put(format!("rot-{n:06}"), "v")], [])));
+    lab.batch(puts);
+    let path = lab.folder.path().join("data.mdb");
+    let pages = Pages(fs::read(&path).unwrap());
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    let all = |view: View| {
+        let mut scrub = Scrub::new(view);
+        loop {
+            match scrub.step(4096) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+    };
+    let there = || (0..2000).filter(|n| lab.get(&format!("rot-{n:06}")).is_some()).count();
+    let prefix = b"rot-00";
+    // One key less on a leaf; and a way to the next leaf that begins too late.
+    let leaves = pages.with(Pages::LEAF, prefix).into_iter().map(|page| (page + 12, 2));
+    let ways = pages.with(Pages::BRANCH, prefix).into_iter();
+    let ways = ways.map(|page| (pages.end_of_second_key(page) - 1, 0x40));
+    let (mut hidden, mut found) = ([0; 2], [0; 2]);
+    for (kind, (at, by)) in leaves.map(|it| (0, it)).chain(ways.map(|it| (1, it))) {
+        let byte = pages.0[at];
+        let other = if kind == 0 { byte.wrapping_sub(by) } else { byte ^ by };
+        file.write_all_at(&[other], at as u64).unwrap();
+        let is_hidden = there() < 2000;
+        hidden[kind] += usize::from(is_hidden);
+        let looked = all(lab.view());
+        if is_hidden {
+            let fault = looked.unwrap_err();
+            assert!(fault.is_of_tables(), "{fault:?}");
+            found[kind] += 1;
+        }
+        file.write_all_at(&[byte], at as u64).unwrap();
+        all(lab.view()).unwrap();
+    }
+    assert_eq!(hidden, found);
+    assert!(hidden.iter().all(|times| *times > 0), "{hidden:?}");
 }

@@ -38,6 +38,8 @@ struct Receiver {
     begun: usize,
     chunks: usize,
     resumed: usize,
+    /// Whether what has come is damaged.
+    is_damaged: bool,
     /// By the number of the chunk.
     then: BTreeMap<usize, Then>,
 }
@@ -74,6 +76,7 @@ impl Receiver {
                 let received = is_known.then_some(self.bytes.len() as u64);
                 (Then::Answers, Ok(received.to_bytes()))
             }
+            method::SNAPSHOT_END if self.is_damaged => (Then::Answers, refused("rows")),
             method::SNAPSHOT_END => (Then::Answers, Ok(body.clone())),
             _ => (Then::Answers, refused("method")),
         }
@@ -217,6 +220,20 @@ async fn what_a_receiver_refuses_is_not_sent_again() {
     let (sent, ()) = futures::future::join(sending, meddling).await;
     sent.unwrap_err();
     assert_eq!(peer.lock().unwrap().chunks, 2);
+}
+
+/// Each row was right when it was read; so some were not found.
+#[tokio::test]
+async fn whoever_sends_what_is_refused_as_damaged_has_doubts_of_its_own_rows() {
+    let doubts = |kit: &Kit| kit.connection.bulk.state.doubted.notified().now_or_never().is_some();
+    let folder = tempfile::tempdir().unwrap();
+    let (snapshot, _) = snapshot(folder.path());
+    let mut kit = kit(&[], 1 << 40).await;
+    kit.receiver.lock().unwrap().is_damaged = true;
+    assert!(!doubts(&kit));
+    let refused = send(&mut kit, snapshot).await.unwrap_err();
+    assert!(matches!(refused.reason(), Reason::Malformed { .. }), "{refused:?}");
+    assert!(doubts(&kit));
 }
 
 /// Two megabytes in a second take three of them a second and a half.

@@ -397,6 +397,7 @@ pub(crate) async fn shrink_in_time(state: Arc<State>) {
             Err(GaveUp::Ended) => return,
             Err(why @ GaveUp::Differs(_)) => {
                 tracing::error!(%why, "the file of the state is not made smaller before the next start");
+                state.doubt();
                 return state.remove_older_only(&limits).await;
             }
             Err(why) => tracing::warn!(%why, "the file of the state was not made smaller"),

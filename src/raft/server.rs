@@ -14,7 +14,7 @@ mod drafts;
 use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
 use super::marks::Verdict;
 use super::member::Shared;
-use super::network::{can_be_spared, method};
+use super::network::{CHUNK_TIMEOUT, can_be_spared, method};
 use super::room::SPARE_MIN;
 use super::state::{Draft, Loaded, State};
 use super::{LogId, Types, Vote, aside, drop_aside};
@@ -33,8 +33,12 @@ use openraft::raft::{
 use openraft::storage::Snapshot;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use tokio::sync::RwLock;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+
+/// How long a copy that is being made may take to give way. Whoever waits for that has more patience.
+const COPY_PATIENCE: Duration = CHUNK_TIMEOUT.checked_div(2).expect("by two");
 
 /// Answers the messages of other members.
 #[derive(Debug)]
@@ -203,14 +207,27 @@ impl PeerServer {
         // A draft that a broken transfer left behind goes first: there is room for one of each member.
         let old = self.drafts.make_room(from);
         let state = Arc::clone(&self.shared.state);
-        let draft = self.blocking(move || {
+        let way = self.blocking(move || {
             drop(old);
-            let way = state.make_way();
+            Ok(state.make_way())
+        });
+        let way = way.await?;
+        self.copy_is_gone().await;
+        let state = Arc::clone(&self.shared.state);
+        let draft = self.blocking(move || {
             Ok(has_room_for(&state, bytes).then(|| state.draft_in(way)).transpose()?)
         });
         let draft = draft.await?.ok_or(Reason::TooManyRequests)?;
         self.drafts.put(from, Receiving::new(transfer, draft));
         Ok(Bytes::new())
+    }
+
+    /// Waits until a smaller copy of the tables has given way, which has the room that a snapshot needs.
+    async fn copy_is_gone(&self) {
+        let until = Instant::now() + COPY_PATIENCE;
+        while self.shared.state.is_copying() && Instant::now() < until {
+            sleep(self.shared.timing.heartbeat / 4).await;
+        }
     }
 
     async fn chunk(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {

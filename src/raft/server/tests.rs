@@ -478,3 +478,21 @@ async fn another_snapshot_takes_the_place_of_one_that_did_not_end() {
     let second = Leader { server: Arc::clone(&leader.server), node: 2, term: 1 };
     assert_eq!((leader.received(9).await, second.received(2).await), (Some(0), None));
 }
+
+/// Or whoever begins a snapshot would find no room, time and again, for the copy goes on as soon as he is refused.
+#[tokio::test]
+async fn a_snapshot_waits_for_the_room_of_a_copy_that_gives_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(folder.path()).await;
+    let leader = Leader { server: Arc::new(PeerServer::new(Arc::clone(&member.shared))), node: 1, term: 1 };
+    let state = Arc::clone(&member.shared.state);
+    let copying = state.pretend_to_copy();
+    let disk = |left| Some(crate::lmdb::Room { all: 1 << 30, left });
+    *state.pretended.lock().unwrap() = disk(0);
+    let mut call = Box::pin(leader.try_call(method::SNAPSHOT_BEGIN, 7_u64.to_bytes()));
+    let early = timeout(Duration::from_millis(100), &mut call).await;
+    assert!(early.is_err(), "{early:?}");
+    *state.pretended.lock().unwrap() = disk(1 << 30);
+    drop(copying);
+    call.await.unwrap();
+}

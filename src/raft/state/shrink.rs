@@ -1,7 +1,7 @@
 //! The file gets smaller: a copy of the tables, without the pages that no row needs, takes their place.
 //!
-//! LMDB uses free pages again, and never gives them back to the file system. So when most of a large file is free, the rows
-//! are copied into a file of their own, like a snapshot that this member takes of itself, while everything goes on. What is
+//! LMDB uses free pages again, and never gives them back to the file system. So when most of a large file is free, or when the
+//! quota is used up by pages that are half empty, the rows are copied into a file of their own, like a snapshot that this member takes of itself, while everything goes on. What is
 //! flushed meanwhile is kept in memory, and flushed into the copy as well, until hardly anything is left. Then flushing stops
 //! for the moment that it takes to write the rest and to name the copy in `CURRENT`.
 //!
@@ -159,6 +159,13 @@ impl Limits {
 pub(crate) struct Shrunk {
     pub(crate) before: u64,
     pub(crate) after: u64,
+}
+
+impl Shrunk {
+    /// Whether so much was won that it may be worth to do it again soon.
+    fn has_helped(&self) -> bool {
+        self.after <= self.before / 8 * 7
+    }
 }
 
 /// Why there is no smaller file. The old one goes on, as if nothing had been.
@@ -385,11 +392,12 @@ pub(crate) async fn shrink_in_time(state: Arc<State>) {
         let Ok(store) = state.check().and_then(|()| state.store()) else { return };
         let free = store.free();
         drop(store);
-        if !when.is_it(Instant::now(), free.is_ok_and(|free| limits.are_passed(free))) {
+        let is_worth_it = free.is_ok_and(|free| limits.are_passed(free));
+        if !when.is_it(Instant::now(), is_worth_it || state.has_deleted_in_vain()) {
             continue;
         }
         let shrunk = state.shrink(&limits).await;
-        when.has_ended(Instant::now(), shrunk.is_ok());
+        when.has_ended(Instant::now(), shrunk.as_ref().is_ok_and(Shrunk::has_helped));
         match shrunk {
             Ok(Shrunk { before, after }) => {
                 tracing::info!(before, after, "the file of the state was made smaller")
@@ -446,6 +454,23 @@ fn some_of(time: Duration) -> Duration {
 }
 
 impl State {
+    /// Whether there is no room although nothing waits to be removed. The rows may fill half of their pages, for LMDB merges
+    /// those that are nearly empty only; in a copy all pages are full.
+    fn has_deleted_in_vain(&self) -> bool {
+        !self.forgets() && self.moment().is_ok_and(|moment| moment.is_short_of_room())
+    }
+
+    /// Whether the room of a copy that is being made is about to be free again.
+    pub(crate) fn is_copying(&self) -> bool {
+        self.shrinking.with_tail(|tail| tail.is_some())
+    }
+
+    /// As if a copy was being made.
+    #[cfg(test)]
+    pub(crate) fn pretend_to_copy(self: &Arc<Self>) -> impl Sized + use<> {
+        Recording::begin(self, self.store().unwrap(), TAIL_BYTES)
+    }
+
     /// Goes on without copies.
     async fn remove_older_only(self: &Arc<Self>, limits: &Limits) {
         while self.check().is_ok() {

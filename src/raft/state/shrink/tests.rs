@@ -13,6 +13,8 @@ use std::path::Path;
 use std::pin::pin;
 use std::task::Poll;
 
+const LONG: Duration = Duration::from_secs(20);
+
 /// As fast as it goes, and whatever the size.
 const FAST: Limits = Limits {
     free_bytes: 0,
@@ -506,4 +508,49 @@ fn a_copy_rests_after_the_last_one_and_longer_after_one_that_was_given_up() {
     when.has_ended(now, true);
     assert!(!when.is_it(now + limits.rest - Duration::from_millis(1), true));
     assert!(when.is_it(now + limits.rest * 2, true));
+}
+
+/// Every second key is deleted, so every page is half full, and not one is free.
+#[tokio::test]
+async fn a_quota_that_is_used_up_by_half_empty_pages_is_not_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open_unsynced(folder.path());
+    let keys = 4000;
+    let put = |n: u64| Command::Txn(TxnOp::single(Op::put(format!("k{n:06}"), vec![7; 200]).0));
+    let mut commands: Vec<_> = (0..keys).map(put).collect();
+    let delete = |n: u64| Command::Txn(TxnOp::single(Op::delete(format!("k{:06}", n * 2)).0));
+    commands.extend((0..keys / 2).map(delete));
+    commands.push(Command::Compact(Revision::from(keys + keys / 2 + 1)));
+    commands.push(Command::Room { is_short: true });
+    let mut index = 0;
+    for part in commands.chunks(500) {
+        let entries: Vec<_> = part
+            .iter()
+            .map(|command| {
+                index += 1;
+                entry(index, command.clone())
+            })
+            .collect();
+        state.apply_for_test(&entries);
+        state.settled().await.unwrap();
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(crate::raft::state::compact_in_time(Arc::clone(&state)));
+    let gone = async {
+        while state.forgets() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, gone).await.expect("history stays");
+    let before = state.used();
+    assert!(state.has_deleted_in_vain());
+    tasks.spawn(shrink_in_time(Arc::clone(&state)));
+    let helped = async {
+        while state.used() > before / 10 * 7 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LONG, helped).await.expect("it stays as it is");
+    tasks.shutdown().await;
+    state.store().unwrap().view().unwrap().verify().unwrap();
 }

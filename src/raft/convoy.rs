@@ -22,7 +22,7 @@
 
 use super::Payload;
 use super::gateway::Tried;
-use super::member::Shared;
+use super::member::{Leadership, Shared};
 use crate::api::{Applied, Call, Proposal, Request, Response};
 use crate::error::{Error, Reason};
 use crate::fault::{Point, point};
@@ -111,7 +111,8 @@ impl Convoy {
     /// What has not left when the future is dropped never leaves.
     pub(crate) async fn send(
         &self,
-        leader: &RpcClient,
+        shared: &Shared,
+        leader: (&Leadership, &RpcClient),
         batch: &[&Payload],
         deadline: Instant,
     ) -> Vec<Tried> {
@@ -119,7 +120,7 @@ impl Convoy {
             self.wait(batch, deadline).await
         } else {
             // Seldom, and large: not in the future of each write.
-            Box::pin(forward(leader, batch, deadline)).await
+            Box::pin(forward(shared, leader, batch, deadline)).await
         }
     }
 
@@ -226,8 +227,9 @@ async fn take_along(shared: Arc<Shared>, aboard: Vec<Passenger>, _place: OwnedSe
     }
     let batch: Vec<&Payload> = batch.iter().collect();
     let answered = async {
-        match shared.leader_client(&shared.leadership()) {
-            Some(leader) => forward(&leader, &batch, deadline).await,
+        let leadership = shared.leadership();
+        match shared.leader_client(&leadership) {
+            Some(leader) => forward(&shared, (&leadership, &leader), &batch, deadline).await,
             // They look for the leader again, which may be this member by now.
             None => {
                 let nobody = || Tried::NotAppended(Reason::NoLeader.into());
@@ -252,12 +254,17 @@ async fn take_along(shared: Arc<Shared>, aboard: Vec<Passenger>, _place: OwnedSe
 }
 
 /// Sends proposals to the leader's gateway, in one call.
-async fn forward(leader: &RpcClient, batch: &[&Payload], deadline: Instant) -> Vec<Tried> {
+async fn forward(
+    shared: &Shared,
+    (leadership, leader): (&Leadership, &RpcClient),
+    batch: &[&Payload],
+    deadline: Instant,
+) -> Vec<Tried> {
     let proposals = batch.iter().map(|payload| Proposal::clone(&payload.proposal)).collect();
     let timeout = deadline.saturating_duration_since(Instant::now());
     let request = Request::Propose { proposals, forwarded: true };
     point(Point::ConvoyLeaves);
-    let answer = leader.call(Call { request, timeout }).await;
+    let answer = shared.of_leader(leadership, leader.call(Call { request, timeout })).await;
     point(Point::ForwardAnswered);
     match answer {
         Ok(Response::Propose(outcomes)) if outcomes.len() == batch.len() => {

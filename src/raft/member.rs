@@ -43,7 +43,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
 
@@ -85,7 +85,7 @@ pub(crate) struct Shared {
     pub(super) long_reads: Arc<Semaphore>,
     disk: Health,
     is_disk_short: AtomicBool,
-    leadership: watch::Sender<Leadership>,
+    pub(super) leadership: watch::Sender<Leadership>,
     pub(super) refusals: Refusals,
     /// How fast whole states may go to others, all together.
     pub(super) pace: Pace,
@@ -130,6 +130,29 @@ impl Shared {
             RpcClient::new(address.to_string(), who, self.security.clone(), self.runtime.clone());
         clients.insert(address.to_string(), client.clone());
         Some(client)
+    }
+
+    /// What the leader answers. Whoever has vanished does not: once another leads, it has a heartbeat left to do so.
+    pub(super) async fn of_leader<T>(
+        &self,
+        leadership: &Leadership,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let is_another = |now: &Leadership| {
+            now.leader.is_some() && (now.term, now.leader) != (leadership.term, leadership.leader)
+        };
+        let mut changes = self.leadership_changes();
+        let is_late = async {
+            if changes.wait_for(is_another).await.is_err() {
+                // This member has ended, and says so itself.
+                std::future::pending().await
+            }
+            sleep(self.timing.heartbeat).await;
+        };
+        match select(pin!(answer), pin!(is_late)).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(Error::from(Reason::LeaderChanged).unknown_outcome()),
+        }
     }
 
     /// The log index up to which the log was cut.

@@ -8,7 +8,7 @@ use crate::raft::founding::{Desk, Founders};
 use crate::raft::identity::{Identity, Records};
 use crate::raft::log::LogStore;
 use crate::raft::log::tests::seam::{self, Disk};
-use crate::raft::member::{Member, Parts};
+use crate::raft::member::{Leadership, Member, Parts};
 use crate::raft::network::SNAPSHOT_RATE;
 use crate::raft::state::State;
 use crate::raft::{Entry, EntryPayload, Membership, Peer};
@@ -495,4 +495,29 @@ async fn a_snapshot_waits_for_the_room_of_a_copy_that_gives_way() {
     *state.pretended.lock().unwrap() = disk(1 << 30);
     drop(copying);
     call.await.unwrap();
+}
+
+/// A leader that has vanished leaves its connections open, and says nothing.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_the_leader_before_once_there_is_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(folder.path()).await;
+    let shared = &member.shared;
+    let led_by = |term, leader| Leadership { term, leader, ..Leadership::default() };
+    let before = led_by(1, Some(1));
+    let vanished = || std::future::pending::<Result<(), Error>>();
+    let mut asked = Box::pin(shared.of_leader(&before, vanished()));
+    for now in [before.clone(), led_by(2, None)] {
+        shared.leadership.send_replace(now);
+        let waits = timeout(Duration::from_secs(1), &mut asked).await;
+        assert!(waits.is_err(), "nobody else leads");
+    }
+    shared.leadership.send_replace(led_by(2, Some(3)));
+    let begun = Instant::now();
+    let error = asked.await.unwrap_err();
+    assert_eq!(*error.reason(), Reason::LeaderChanged);
+    assert!(error.is_retryable() && error.may_have_applied());
+    assert!(begun.elapsed() >= shared.timing.heartbeat, "it may just have been about to answer");
+    // What it says in time counts.
+    shared.of_leader(&before, async { Ok(()) }).await.unwrap();
 }

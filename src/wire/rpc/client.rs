@@ -190,8 +190,12 @@ impl Way {
         lane.spawn(probe, &self.runtime);
     }
 
+    /// What is in time or of no use goes with what waits for news: on the other it could be behind megabytes.
     fn lane(&self, request: &Request) -> &Lane {
-        if matches!(request, Request::Follow(_)) { &self.follows } else { &self.calls }
+        match request {
+            Request::Follow(_) | Request::KeepAlive { .. } => &self.follows,
+            _ => &self.calls,
+        }
     }
 
     /// A timer in the runtime of the sockets, wherever the caller runs.

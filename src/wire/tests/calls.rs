@@ -16,10 +16,14 @@ async fn calls_come_back_each_to_its_caller() {
 }
 
 #[tokio::test]
-async fn follows_have_a_connection_of_their_own() {
+async fn follows_and_keep_alives_have_a_connection_of_their_own() {
     let kit = Kit::new().await;
     let client = kit.client();
     say(&client, "call").await.unwrap();
+    assert_eq!(kit.stage.services.load(Ordering::SeqCst), 1);
+    let keep_alive = Request::KeepAlive { leases: Vec::new(), forwarded: false };
+    let _ = ask(&client, keep_alive, LONG).await;
+    assert_eq!(kit.stage.services.load(Ordering::SeqCst), 2);
     let waiting = ask(&client, follow(), LONG);
     let other = async {
         kit.stage.entered.wait().await;

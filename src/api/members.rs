@@ -2,6 +2,7 @@
 
 use crate::error::Reason;
 use crate::types::NodeId;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// What a node says that wants to be let in.
@@ -43,11 +44,17 @@ pub(super) fn check_join(join: &Join) -> Result<(), Reason> {
 /// No host's name is longer than 253 bytes.
 const ADDRESS_BYTES_MAX: usize = 300;
 
-/// An address is `host:port`.
+/// An address that others call is `host:port`. One to listen at may leave open which of them it is.
 pub(crate) fn check_address(address: &str) -> Result<(), Reason> {
-    let bad = || Reason::BadAddress { detail: format!("{address:?} is not host:port") };
-    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-    if host.is_empty() || port.parse::<u16>().is_err() { Err(bad()) } else { Ok(()) }
+    let bad = |why: &str| Reason::BadAddress { detail: format!("{address:?} is {why}") };
+    let parts = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    let parts = parts.and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let (host, port) = parts.ok_or_else(|| bad("not host:port"))?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if port == 0 || host.parse::<IpAddr>().is_ok_and(|host| host.is_unspecified()) {
+        return Err(bad("where to listen, and nobody can call it: say advertise() as well"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -64,6 +71,13 @@ mod tests {
         assert!(matches!(join("d:1", 0), Err(Reason::BadMembers { .. })));
         assert!(matches!(join("d", 7), Err(Reason::BadAddress { .. })));
         assert!(matches!(join(":1", 7), Err(Reason::BadAddress { .. })));
+        for nowhere in ["d:0", "0.0.0.0:1", "[::]:1", "[::0]:1"] {
+            let Err(Reason::BadAddress { detail }) = join(nowhere, 7) else { panic!("{nowhere}") };
+            assert!(detail.contains(nowhere) && detail.contains("advertise()"), "{detail}");
+        }
+        for somewhere in ["10.0.0.0:1", "[::1]:1", "[2001:db8::]:65535", "0.example:1"] {
+            assert_eq!(join(somewhere, 7), Ok(()), "{somewhere}");
+        }
         let long = format!("{}:1", "d".repeat(ADDRESS_BYTES_MAX));
         assert!(matches!(join(&long, 7), Err(Reason::BadMembers { .. })));
     }

@@ -182,7 +182,8 @@ async fn options_without_bound_mean_never() {
         Node::builder(folder.path().join("group")).heartbeat(HEARTBEAT).patience(Duration::MAX);
     let node = group.listen(address.to_string()).form([address.to_string()]).await.unwrap();
     let joins = Node::builder(folder.path().join("joins")).heartbeat(HEARTBEAT);
-    let joins = joins.listen("127.0.0.1:0").patience(Duration::MAX).join([address.to_string()]);
+    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let joins = joins.listen(own.to_string()).patience(Duration::MAX).join([address.to_string()]);
     timeout(LONG, joins).await.expect("it hangs").unwrap().shutdown().await.unwrap();
     node.shutdown().await.unwrap();
 }

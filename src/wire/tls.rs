@@ -376,6 +376,13 @@ impl Tls {
             let names = self.member_names.join(", ");
             return Err(bad(format!("{file} is for none of the names of members: {names}")));
         }
+        if self.is_of_member
+            && !self.is_unchecked()
+            && let Err(error) = members.verify(own, between, &[], UnixTime::now())
+            && !is_of_time(&error)
+        {
+            return Err(bad(format!("{file} is not one to be called with: {error}")));
+        }
         Ok(())
     }
 
@@ -435,15 +442,12 @@ impl Members {
             self.names.iter().any(|name| verify_server_name(&certificate, name).is_ok())
         })
     }
-}
 
-impl ServerCertVerifier for Members {
     /// As it is usual, but for any of the names.
-    fn verify_server_cert(
+    fn verify(
         &self,
         shown: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
         ocsp: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
@@ -455,6 +459,19 @@ impl ServerCertVerifier for Members {
             }
         }
         answer
+    }
+}
+
+impl ServerCertVerifier for Members {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        self.verify(shown, between, ocsp, now)
     }
 
     fn verify_tls12_signature(

@@ -1,7 +1,10 @@
 //! An authority that gives certificates to whoever is in a test.
 
 use crate::wire::Tls;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    date_time_ymd,
+};
 use std::fs;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -51,6 +54,13 @@ impl Authority {
         let mut params = params(names);
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2021, 1, 1);
+        self.write(file, &params);
+    }
+
+    /// The same, of one that only whoever calls can show.
+    pub(crate) fn issue_for_calling(&self, file: &str, names: &[&str]) {
+        let mut params = params(names);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.write(file, &params);
     }
 

@@ -233,8 +233,10 @@ async fn files_that_make_no_sense_are_named() {
         let Reason::BadOption { detail } = reason else { panic!("{reason:?}") };
         assert!(detail.contains(text), "{detail}");
     }
+    authority.issue_for_calling("caller", &[MEMBER_NAME]);
     for (tls, text) in [
         (authority.anonymous(), "identity()"),
+        (authority.as_one("caller"), "caller.pem is not one to be called with"),
         (authority.as_new("worker", CLIENT), "none of the names of members"),
     ] {
         tls.check().unwrap();

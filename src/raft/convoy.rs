@@ -264,7 +264,7 @@ async fn forward(
     let timeout = deadline.saturating_duration_since(Instant::now());
     let request = Request::Propose { proposals, forwarded: true };
     point(Point::ConvoyLeaves);
-    let answer = shared.of_leader(leadership, leader.call(Call { request, timeout })).await;
+    let answer = shared.while_led(leadership, leader.call(Call { request, timeout })).await;
     point(Point::ForwardAnswered);
     match answer {
         Ok(Response::Propose(outcomes)) if outcomes.len() == batch.len() => {

@@ -264,7 +264,8 @@ impl Gateway {
         match self.shared.leader_client(leadership) {
             Some(_) if forwarded => refuse(Reason::NotLeader { leader }),
             Some(client) => {
-                let tried = self.shared.convoy.send(&self.shared, (leadership, &client), batch, deadline).await;
+                let (shared, leader) = (&*self.shared, (leadership, &client));
+                let tried = shared.convoy.send(shared, leader, batch, deadline).await;
                 tried.into_iter().map(|it| self.of_leader(it)).collect()
             }
             None => refuse(Reason::NoLeader),
@@ -492,7 +493,7 @@ impl Gateway {
                         point(Point::ForwardCall);
                         let timeout = deadline.saturating_duration_since(Instant::now());
                         let answer = client.call(Call { request: again.clone(), timeout });
-                        let answer = self.shared.of_leader(&leadership, answer).await;
+                        let answer = self.shared.while_led(&leadership, answer).await;
                         answer.map_err(|error| self.shared.passed_on(error))
                     }
                     None => Err(Reason::NoLeader.into()),

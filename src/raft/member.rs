@@ -133,7 +133,7 @@ impl Shared {
     }
 
     /// What the leader answers. Whoever has vanished does not: once another leads, it has a heartbeat left to do so.
-    pub(super) async fn of_leader<T>(
+    pub(super) async fn while_led<T>(
         &self,
         leadership: &Leadership,
         answer: impl Future<Output = Result<T, Error>>,

@@ -245,6 +245,7 @@ impl Pages {
     const BRANCH: u16 = 1;
     const LEAF: u16 = 2;
 
+    #[expect(clippy::host_endian_bytes, reason = "LMDB's files are in the byte order of the host")]
     fn short(&self, at: usize) -> usize {
         u16::from_ne_bytes([self.0[at], self.0[at + 1]]).into()
     }

@@ -484,7 +484,8 @@ async fn another_snapshot_takes_the_place_of_one_that_did_not_end() {
 async fn a_snapshot_waits_for_the_room_of_a_copy_that_gives_way() {
     let folder = tempfile::tempdir().unwrap();
     let member = member(folder.path()).await;
-    let leader = Leader { server: Arc::new(PeerServer::new(Arc::clone(&member.shared))), node: 1, term: 1 };
+    let leader =
+        Leader { server: Arc::new(PeerServer::new(Arc::clone(&member.shared))), node: 1, term: 1 };
     let state = Arc::clone(&member.shared.state);
     let copying = state.pretend_to_copy();
     let disk = |left| Some(crate::lmdb::Room { all: 1 << 30, left });
@@ -506,7 +507,7 @@ async fn nobody_waits_for_the_leader_before_once_there_is_another() {
     let led_by = |term, leader| Leadership { term, leader, ..Leadership::default() };
     let before = led_by(1, Some(1));
     let vanished = || std::future::pending::<Result<(), Error>>();
-    let mut asked = Box::pin(shared.of_leader(&before, vanished()));
+    let mut asked = Box::pin(shared.while_led(&before, vanished()));
     for now in [before.clone(), led_by(2, None)] {
         shared.leadership.send_replace(now);
         let waits = timeout(Duration::from_secs(1), &mut asked).await;
@@ -519,5 +520,5 @@ async fn nobody_waits_for_the_leader_before_once_there_is_another() {
     assert!(error.is_retryable() && error.may_have_applied());
     assert!(begun.elapsed() >= shared.timing.heartbeat, "it may just have been about to answer");
     // What it says in time counts.
-    shared.of_leader(&before, async { Ok(()) }).await.unwrap();
+    shared.while_led(&before, async { Ok(()) }).await.unwrap();
 }

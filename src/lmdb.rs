@@ -48,6 +48,8 @@ const LMDB_VERSION: (i32, i32, i32) = (0, 9, 70);
 
 /// What LMDB calls its file.
 const FILE: &str = "data.mdb";
+/// There while all pages of it are being read.
+const WALK: &str = "WALK";
 
 /// How an environment is opened.
 #[derive(Clone, Copy, Debug)]
@@ -104,13 +106,37 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
     } else if options.sync.is_durable() {
         sync_names_found(folder)?;
     }
-    audit::audit(&file).map_err(|finding| match finding {
+    let ended_within = folder.join(WALK);
+    let bytes_max = if ended_within.exists() { u64::MAX } else { audit::AUDITED_BYTES };
+    audit::audit(&file, bytes_max).map_err(|finding| match finding {
         audit::Finding::Wrong(what) => Fault::damaged(format!("{}: {what}", file.display())),
         audit::Finding::Io(error) => Fault::disk(format!("cannot open {}", file.display()), error),
     })?;
+    drop(Walk(ended_within));
     let env = open_mapped(folder, options)?;
     env.clear_stale_readers()?;
     Ok(env)
+}
+
+/// Somebody reads all pages of a file. Should one of them be LMDB's end, and with it that of the process, then the next start finds
+/// this, and looks the file over however large it is.
+#[derive(Debug)]
+pub(crate) struct Walk(PathBuf);
+
+/// Begins to read all pages of an environment.
+pub(crate) fn walk(env: &Env) -> Walk {
+    let walk = Walk(env.path().join(WALK));
+    // Without it the file is looked over a little less often.
+    if let Err(error) = fs::write(&walk.0, []) {
+        tracing::debug!(%error, "that all pages are read was not written down");
+    }
+    walk
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// Makes an environment with nothing in it, whole or not at all. LMDB would write the first pages in their place, and a
@@ -494,6 +520,42 @@ mod tests {
         assert!(text.contains(&*folder.path().to_string_lossy()), "{text}");
         assert!(close(first, Duration::from_secs(5)));
         open(folder.path(), SMALL).unwrap();
+    }
+
+    /// Or a page that is the end of whoever reads it would be that again after each start.
+    #[test]
+    fn a_process_that_ended_while_it_read_all_pages_has_the_next_one_look_them_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { map_bytes: 512 << 20, ..SMALL };
+        let env = open(folder.path(), options).unwrap();
+        let made = env.create_databases_and_commit(env.write_txn().unwrap(), |opener, txn| {
+            let table: heed::Database<'_, heed::types::Bytes, heed::types::Bytes> =
+                opener.create_database(txn, Some("t"))?;
+            table.put(txn, b"a key", b"a value")?;
+            Ok::<_, heed::Error>(heed::CommitOrAbort::<_, ()>::Commit(()))
+        });
+        made.unwrap();
+        drop(walk(&env));
+        assert!(!folder.path().join(WALK).exists());
+        assert!(close(env, Duration::from_secs(5)));
+        // Too large to be looked over at each start.
+        let path = folder.path().join(FILE);
+        File::options().write(true).open(&path).unwrap().set_len(300 << 20).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        let at = whole.windows(5).position(|window| window == b"a key").unwrap();
+        // The head of its page: how much of it is free.
+        damaged[at / 4096 * 4096 + 12] ^= 0x80;
+        fs::write(&path, damaged).unwrap();
+        let env = open(folder.path(), options).unwrap();
+        let _is_killed = std::mem::ManuallyDrop::new(walk(&env));
+        assert!(close(env, Duration::from_secs(5)));
+        for _ in 0..2 {
+            assert!(open(folder.path(), options).unwrap_err().is_of_tables());
+        }
+        fs::write(&path, whole).unwrap();
+        open(folder.path(), options).unwrap();
+        assert!(!folder.path().join(WALK).exists(), "that is over");
     }
 
     #[test]

@@ -52,7 +52,9 @@ pub(crate) fn check_address(address: &str) -> Result<(), Reason> {
     let (host, port) = parts.ok_or_else(|| bad("not host:port"))?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if port == 0 || host.parse::<IpAddr>().is_ok_and(|host| host.is_unspecified()) {
-        return Err(bad("where to listen, and nobody can call it: say advertise() as well"));
+        return Err(bad(
+            "where to listen, and nobody can call it: advertise() says how others call a node",
+        ));
     }
     Ok(())
 }

@@ -31,8 +31,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
-/// Larger files are believed: to look them over would take longer than a start may.
-const AUDITED_BYTES: u64 = 256 << 20;
+/// Larger files are believed, unless there is a reason not to: to look them over would take longer than a start may.
+pub(super) const AUDITED_BYTES: u64 = 256 << 20;
 
 const MAGIC: u32 = 0xbeef_c0de;
 const VERSION: u32 = 1;
@@ -82,14 +82,14 @@ fn wrong<T>(page: u64, what: &str) -> Result<T, Finding> {
 }
 
 /// Looks over a file, if there is one and it is of the kind that is known here. What is no such file is LMDB's to refuse.
-pub(super) fn audit(path: &Path) -> Result<(), Finding> {
+pub(super) fn audit(path: &Path, bytes_max: u64) -> Result<(), Finding> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let length = file.metadata()?.len();
-    if cfg!(not(target_pointer_width = "64")) || length > AUDITED_BYTES {
+    if cfg!(not(target_pointer_width = "64")) || length > bytes_max {
         return Ok(());
     }
     let Some(meta) = newest_meta(&mut file)? else { return Ok(()) };
@@ -543,7 +543,7 @@ mod tests {
             }
             drop(reader);
             assert!(close(env, Duration::from_secs(5)));
-            audit(&file).unwrap();
+            audit(&file, AUDITED_BYTES).unwrap();
         }
         let whole = std::fs::read(&file).unwrap();
         assert!(whole.len() > 1 << 20, "{} bytes are no test", whole.len());
@@ -555,15 +555,15 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 1 << dice.roll(8);
             std::fs::write(&file, &damaged).unwrap();
-            found += usize::from(audit(&file).is_err());
+            found += usize::from(audit(&file, AUDITED_BYTES).is_err());
         }
         assert!(found > 0, "none of 400 flips was found");
         // One that was cut off.
         std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
-        audit(&file).unwrap_err();
+        audit(&file, AUDITED_BYTES).unwrap_err();
         std::fs::write(&file, &whole[..100]).unwrap();
-        audit(&file).unwrap();
+        audit(&file, AUDITED_BYTES).unwrap();
         std::fs::write(&file, whole).unwrap();
-        audit(&file).unwrap();
+        audit(&file, AUDITED_BYTES).unwrap();
     }
 }

@@ -272,6 +272,11 @@ impl Store {
         compact::step(&self.env, self.tables, rows_max)
     }
 
+    /// All of its pages are about to be read, as long as what this returns is there.
+    pub(crate) fn walk(&self) -> lmdb::Walk {
+        lmdb::walk(&self.env)
+    }
+
     /// Returns when everything flushed survives a loss of power.
     pub(crate) fn force_sync(&self) -> Result<(), Fault> {
         Ok(self.env.force_sync()?)

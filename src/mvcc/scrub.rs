@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! table by table, row by row ─▶ is it what was written?     its checksum
-//!                            ─▶ is it found under its key?  a page above it may lead elsewhere
+//!                            ─▶ is it found under its key?  a page above it may lead elsewhere, or back
 //!                 at its end ─▶ are these all?              as many as the table says it has
 //!                 at the end ─▶ are they the state?         the hash, from all of them anew
 //! ```
@@ -99,13 +99,16 @@ impl<V: Borrow<View>> Scrub<V> {
         let (mut bytes, mut last) = (0, None);
         for row in state.tables.range(state.txn, table, start, Bound::Unbounded)? {
             let (key, row) = row?;
+            // A way that leads back would have no end.
+            if last.or(self.last.as_deref()).is_some_and(|last| last >= key) {
+                return Err(table.corrupt(key));
+            }
             check_row(table, key, row)?;
             if state.tables.raw(state.txn, table, key)? != Some(row) {
                 return Err(table.missing(key));
             }
-            add(&mut self.sum, &state, table, key, row)?;
+            bytes += key.len() + row.len() + add(&mut self.sum, &state, table, key, row)?;
             self.rows += 1;
-            bytes += key.len() + row.len();
             last = Some(key);
             if bytes >= bytes_max {
                 break;
@@ -127,20 +130,21 @@ pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
     Ok(scrub.hash())
 }
 
-/// Adds a row to the hash, if it is in there.
+/// Adds a row to the hash, if it is in there. Returns how many bytes were read for that elsewhere.
 fn add(
     sum: &mut Head,
     state: &Reader<'_>,
     table: Table,
     key: &[u8],
     row: &[u8],
-) -> Result<(), Fault> {
+) -> Result<usize, Fault> {
     match table {
         Table::Latest => {
             let image = Image::open(key, row)?;
-            check_digest(state, key, &image)?;
+            let value = check_digest(state, key, &image)?;
             sum.add(hash::of_key(key, &image));
             sum.keys += 1;
+            return Ok(value);
         }
         Table::Leases => {
             let id = keys::parse_lease(key).ok_or_else(|| table.corrupt(key))?;
@@ -161,14 +165,14 @@ fn add(
         | Table::History
         | Table::Attachments => {}
     }
-    Ok(())
+    Ok(0)
 }
 
-/// The value of an image is the one that it was written with.
-pub(super) fn check_digest(state: &Reader<'_>, key: &[u8], image: &Image) -> Result<(), Fault> {
+/// The value of an image is the one that it was written with. Returns how many bytes it has.
+pub(super) fn check_digest(state: &Reader<'_>, key: &[u8], image: &Image) -> Result<usize, Fault> {
     let value = state.value(key, image)?;
     if Value::of(&value) == image.value {
-        return Ok(());
+        return Ok(value.len());
     }
     Err(Table::Values.corrupt(&keys::position(image.modified)))
 }

@@ -139,7 +139,10 @@ impl NodeBuilder {
     /// use quorate::{Node, Tls};
     ///
     /// let tls = Tls::new("tls/ca.pem").identity("tls/member.pem", "tls/member.key");
-    /// let builder = Node::builder("data").listen("0.0.0.0:7401").tls(tls);
+    /// let builder = Node::builder("data")
+    ///     .listen("0.0.0.0:7401")
+    ///     .advertise("a.example.com:7401")
+    ///     .tls(tls);
     /// # let _ = builder;
     /// ```
     #[cfg(feature = "tls")]

@@ -264,7 +264,8 @@ async fn forward(
     let timeout = deadline.saturating_duration_since(Instant::now());
     let request = Request::Propose { proposals, forwarded: true };
     point(Point::ConvoyLeaves);
-    let answer = shared.while_led(leadership, leader.call(Call { request, timeout })).await;
+    let call = Call { request, timeout };
+    let answer = leader.call_until(call, shared.led_by_another(leadership)).await;
     point(Point::ForwardAnswered);
     match answer {
         Ok(Response::Propose(outcomes)) if outcomes.len() == batch.len() => {

@@ -492,8 +492,9 @@ impl Gateway {
                     Some(client) => {
                         point(Point::ForwardCall);
                         let timeout = deadline.saturating_duration_since(Instant::now());
-                        let answer = client.call(Call { request: again.clone(), timeout });
-                        let answer = self.shared.while_led(&leadership, answer).await;
+                        let call = Call { request: again.clone(), timeout };
+                        let given_up = self.shared.led_by_another(&leadership);
+                        let answer = client.call_until(call, given_up).await;
                         answer.map_err(|error| self.shared.passed_on(error))
                     }
                     None => Err(Reason::NoLeader.into()),
@@ -508,6 +509,8 @@ impl Gateway {
                         return Err(if is_unknown { error.unknown_outcome() } else { error });
                     }
                 }
+                // An earlier try may have been carried out, and this be what became of it.
+                Err(error) if is_unknown => return Err(error.unknown_outcome()),
                 answer => return answer,
             }
         }

@@ -132,27 +132,16 @@ impl Shared {
         Some(client)
     }
 
-    /// What the leader answers. Whoever has vanished does not: once another leads, it has a heartbeat left to do so.
-    pub(super) async fn while_led<T>(
-        &self,
-        leadership: &Leadership,
-        answer: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        let is_another = |now: &Leadership| {
-            now.leader.is_some() && (now.term, now.leader) != (leadership.term, leadership.leader)
-        };
+    /// Done when another has taken the leader's place, and has had a heartbeat's time to say so: whoever has vanished does
+    /// not answer, and a leader that has only stood back does.
+    pub(super) async fn led_by_another(&self, leadership: &Leadership) {
         let mut changes = self.leadership_changes();
-        let is_late = async {
-            if changes.wait_for(is_another).await.is_err() {
-                // This member has ended, and says so itself.
-                std::future::pending().await
-            }
-            sleep(self.timing.heartbeat).await;
-        };
-        match select(pin!(answer), pin!(is_late)).await {
-            Either::Left((answer, _)) => answer,
-            Either::Right(_) => Err(Error::from(Reason::LeaderChanged).unknown_outcome()),
+        let is_another = |now: &Leadership| now.leader.is_some() && now.leader != leadership.leader;
+        if changes.wait_for(is_another).await.is_err() {
+            // This member has ended, and says so itself.
+            return std::future::pending().await;
         }
+        sleep(self.timing.heartbeat).await;
     }
 
     /// The log index up to which the log was cut.

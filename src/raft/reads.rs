@@ -74,7 +74,7 @@ async fn round(shared: &Shared) -> Result<LogPosition, Error> {
         return Err(Reason::NoLeader.into());
     };
     let call = Call { request: Request::ReadIndex, timeout: shared.timing.election_max() };
-    let answer = shared.while_led(&leadership, leader.call(call)).await;
+    let answer = leader.call_until(call, shared.led_by_another(&leadership)).await;
     match answer.map_err(|error| shared.passed_on(error))? {
         Response::ReadIndex(index) => {
             Ok(LogPosition { term: leadership.term, node: leadership.leader.unwrap_or(0), index })

@@ -11,9 +11,11 @@
 //! run for long.
 //!
 //! Invariants
-//! - what is found is this member's end only as long as that is what it reads from, and the group has a majority without it;
-//! - the view that is read keeps pages from being used again: if the file grows for that, the look ends, and is begun another day;
-//! - whoever has doubts, however often, has all rows read once in [`REST_MIN`] at most.
+//! - what is found is this member's end only as long as that is what it reads from, and there is a majority of voters without it;
+//! - the view that is read keeps pages from being used again: if the file grows too much for that, the look ends, and is begun
+//!   another time;
+//! - whoever has doubts, however often, has all rows read once in [`REST_MIN`] at most;
+//! - a process that comes to its end by what LMDB finds on a page does so once: the next start looks the pages over first.
 
 use super::aside;
 use super::member::Shared;
@@ -21,7 +23,7 @@ use super::network::can_be_spared;
 use super::pace::Pace;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Fault, Reason};
-use crate::mvcc::{Scrub, View};
+use crate::mvcc::{Scrub, Store, View};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +38,10 @@ const REST_MIN: Duration = Duration::from_secs(600);
 const PIECE_BYTES: usize = 256 << 10;
 /// How fast: eight gigabytes, which is what the quota allows, in about four minutes.
 const BYTES_PER_SECOND: NonZeroU64 = NonZeroU64::new(32 << 20).expect("it is more than nothing");
-/// By how much the file may grow meanwhile, and by which part of itself.
+/// By how much the file may grow meanwhile: so much, or by a quarter if that is more, but by no more than a quarter of the room that
+/// there is.
 const GROWTH: u64 = 1 << 30;
-const GROWTH_PART: u64 = 4;
+const PART: u64 = 4;
 
 /// When it is looked, and how.
 #[derive(Clone, Copy, Debug)]
@@ -84,22 +87,32 @@ pub(super) async fn scrub_in_time(shared: Arc<Shared>) {
     let mut rest = some_of(limits.first);
     loop {
         // A doubt that comes meanwhile waits.
-        let _ = timeout(rest, shared.state.doubted.notified()).await;
+        let is_doubted = timeout(rest, shared.state.doubted.notified()).await.is_ok();
         let rows = shared.state.rows().await;
         let looked = match rows {
             Ok(rows) => shared.state.scrub(rows, &limits).await,
             Err(fault) => Err(fault),
         };
-        match looked {
-            Ok(Looked::AtAll(bytes)) => tracing::debug!(bytes, "all rows of the state are right"),
-            Ok(Looked::Elsewhere) => {}
-            Ok(Looked::TooLong) => tracing::warn!(
-                "not all rows of the state were looked at: the file grew too much meanwhile"
-            ),
-            Err(fault) if fault.is_of_tables() => found(&shared, fault),
-            // Too many readers, say: they are not fewer if it is tried again.
-            Err(fault) if Error::from(fault.clone()).kind() == ErrorKind::Overloaded => {}
-            Err(fault) => drop(shared.state.fail(fault)),
+        let is_answered = match looked {
+            Ok(Looked::AtAll(bytes)) => {
+                tracing::debug!(bytes, "all rows of the state are right");
+                true
+            }
+            // A copy, or the state of another: both were looked at as a whole.
+            Ok(Looked::Elsewhere) => true,
+            Ok(Looked::TooLong) => {
+                tracing::warn!("not all rows were looked at: the file grew too much meanwhile");
+                false
+            }
+            // There are too many readers.
+            Err(fault) if fault.reason() == &Reason::TooManyRequests => false,
+            Err(fault) => {
+                found(&shared, fault);
+                true
+            }
+        };
+        if is_doubted && !is_answered {
+            shared.state.doubt();
         }
         if shared.state.check().is_err() || shared.state.store().is_err() {
             return;
@@ -112,11 +125,13 @@ pub(super) async fn scrub_in_time(shared: Arc<Shared>) {
 /// Rows are damaged. Whoever knows that ends, and gets them from another; but if there is no majority without it, all that the
 /// group has goes on as well as it can.
 fn found(shared: &Shared, fault: Fault) {
-    if can_be_spared(&shared.membership(), 1) {
+    let members = shared.membership();
+    let is_voter = members.voter_ids().any(|node| node == shared.identity.node);
+    let error = Error::from(fault.clone());
+    if error.kind() != ErrorKind::Storage || !is_voter || can_be_spared(&members, 1) {
         shared.state.fail(fault);
         return;
     }
-    let error = Error::from(fault);
     tracing::error!(
         node = shared.identity.node,
         %error,
@@ -155,6 +170,13 @@ impl State {
         Ok((view, bytes))
     }
 
+    /// By how much a file of so many bytes may grow while its pages are kept.
+    fn growth(&self, source: &Store, before: u64, limits: &Limits) -> u64 {
+        let left = self.disk().map_or(u64::MAX, |(disk, _)| disk.left);
+        let left = left.min(source.map_bytes().saturating_sub(before));
+        limits.growth.max(before / PART).min(left / PART)
+    }
+
     /// Looks at all rows.
     async fn scrub(
         self: &Arc<Self>,
@@ -162,7 +184,8 @@ impl State {
         limits: &Limits,
     ) -> Result<Looked, Fault> {
         let source = view.store();
-        let growth = limits.growth.max(before / GROWTH_PART);
+        let _walk = source.walk();
+        let growth = self.growth(&source, before, limits);
         let (pace, piece_bytes) = (Pace::new(BYTES_PER_SECOND), limits.piece_bytes);
         let (mut scrub, mut bytes) = (Scrub::new(view), 0);
         loop {
@@ -224,7 +247,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = with_keys(folder.path()).await;
         let looked = state.scrub(state.rows().await.unwrap(), &SMALL).await.unwrap();
-        assert!(matches!(looked, Looked::AtAll(50_000..)), "{looked:?}");
+        // Large values are read twice: for their key, and by themselves.
+        assert!(matches!(looked, Looked::AtAll(100_000..)), "{looked:?}");
         let rows = state.rows().await.unwrap();
         for part in 1..40 {
             put(&state, part * 100..part * 100 + 100);

@@ -230,6 +230,7 @@ async fn whoever_sends_what_is_refused_as_damaged_has_doubts_of_its_own_rows() {
     let (snapshot, _) = snapshot(folder.path());
     let mut kit = kit(&[], 1 << 40).await;
     kit.receiver.lock().unwrap().is_damaged = true;
+    kit.connection.refused(Reason::Malformed { what: format!("{OUT_OF_TURN}so") }.into());
     assert!(!doubts(&kit));
     let refused = send(&mut kit, snapshot).await.unwrap_err();
     assert!(matches!(refused.reason(), Reason::Malformed { .. }), "{refused:?}");

@@ -14,7 +14,7 @@ use crate::wire::transport::{Ask, TIMEOUT_BYTES, Ticket, context_for, put_timeou
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
-use std::future::Future;
+use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -86,6 +86,15 @@ impl RpcClient {
         }
     }
 
+    /// The same, and its time is also up when `given_up` is done. It goes alone.
+    pub(crate) async fn call_until(
+        &self,
+        call: Call,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Response, Error> {
+        self.0.way.send_until(&call, given_up).await
+    }
+
     /// Waits for no news on the connection for that any more. What the member has kept for it goes with it.
     pub(crate) fn follow_no_more(&self) {
         self.0.way.follows.renew();
@@ -109,13 +118,23 @@ impl Way {
 
     /// Sends a request and waits for its answer.
     pub(super) async fn send(self: &Arc<Self>, call: &Call) -> Result<Response, Error> {
+        self.send_until(call, pending()).await
+    }
+
+    /// The same, and its time is also up when `given_up` is done.
+    async fn send_until(
+        self: &Arc<Self>,
+        call: &Call,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Response, Error> {
         let started = Instant::now();
         let deadline = started + call.timeout.min(CALL_TIMEOUT_MAX);
-        let mut timer = pin!(self.timer(deadline));
+        let (timer, given_up) = (pin!(self.timer(deadline)), pin!(given_up));
+        let mut time_is_up = pin!(select(timer, given_up).map(drop));
         let lane = self.lane(&call.request);
         for _ in 0..ATTEMPTS {
             let mut payload = encode(&call.request)?;
-            let Some(live) = before(timer.as_mut(), lane.enter(&self.runtime)).await else {
+            let Some(live) = before(time_is_up.as_mut(), lane.enter(&self.runtime)).await else {
                 return Err(self.peer.target.not_in_time());
             };
             let live = live?;
@@ -125,7 +144,8 @@ impl Way {
             let (method, payload) = (call.request.method(), Bytes::from(payload));
             let ask = Ask { method, payload, ticket: ticket.clone() };
             let answer = live.channel.call(context_for(left), ask);
-            let answer = before(timer.as_mut(), unless_left(&live, &call.request, answer)).await;
+            let answer = unless_left(&live, &call.request, answer);
+            let answer = before(time_is_up.as_mut(), answer).await;
             let never_left = !matches!(answer, Some(Ok(_))) && ticket.withdraw();
             let failure = match answer {
                 Some(Ok(answer)) => return self.decode(answer, &call.request),
@@ -233,7 +253,7 @@ fn encode(request: &Request) -> Result<Vec<u8>, Error> {
 
 /// What `future` gives, unless the timer rings before.
 pub(super) async fn before<T>(
-    timer: Pin<&mut Sleep>,
+    timer: Pin<&mut impl Future<Output = ()>>,
     future: impl Future<Output = T>,
 ) -> Option<T> {
     match select(pin!(future), timer).await {

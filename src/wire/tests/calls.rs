@@ -322,3 +322,23 @@ async fn plain_text_to_others_is_refused_before_it_is_sent() {
     let client = RpcClient::new("192.0.2.1:1".into(), who, Security::Loopback, Handle::current());
     assert!(matches!(reason_of(say(&client, "x").await), Reason::PlaintextRefused { .. }));
 }
+
+/// Whoever gives a call up hears whether it has left, as whoever has waited too long does.
+#[tokio::test]
+async fn a_call_that_is_given_up_is_unknown_only_if_it_is_a_write_that_has_left() {
+    let kit = Kit::new().await;
+    let client = kit.client();
+    for (request, is_unknown) in [(write(), true), (founding("gate"), false)] {
+        let entered = async { kit.stage.entered.wait().await };
+        let call = Call { request, timeout: LONG };
+        let error = client.call_until(call, entered).await.unwrap_err();
+        assert!(matches!(error.reason(), Reason::DeadlinePassed { .. }), "{error:?}");
+        assert_eq!(error.may_have_applied(), is_unknown);
+        kit.stage.dropped.wait().await;
+    }
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = client_of(&silent.local_addr().unwrap().to_string());
+    let call = Call { request: write(), timeout: LONG };
+    let error = client.call_until(call, tokio::time::sleep(SHORT)).await.unwrap_err();
+    assert!(error.is_retryable() && !error.may_have_applied(), "{error:?}");
+}

@@ -82,7 +82,7 @@ impl RpcClient {
         let Inner { way, together } = &*self.0;
         match together.sort(&call.request) {
             Some(sort) => together.call(way, sort, call).await,
-            None => way.send(&call).await,
+            None => Box::pin(way.send(&call)).await,
         }
     }
 
@@ -134,7 +134,8 @@ impl Way {
         let lane = self.lane(&call.request);
         for _ in 0..ATTEMPTS {
             let mut payload = encode(&call.request)?;
-            let Some(live) = before(time_is_up.as_mut(), lane.enter(&self.runtime)).await else {
+            let live = pin!(lane.enter(&self.runtime));
+            let Some(live) = before(time_is_up.as_mut(), live).await else {
                 return Err(self.peer.target.not_in_time());
             };
             let live = live?;
@@ -143,8 +144,9 @@ impl Way {
             let (ticket, came) = (Ticket::default(), live.came());
             let (method, payload) = (call.request.method(), Bytes::from(payload));
             let ask = Ask { method, payload, ticket: ticket.clone() };
-            let answer = live.channel.call(context_for(left), ask);
-            let answer = unless_left(&live, &call.request, answer);
+            // Each is pinned where it is: what is handed on by value is in the future of whoever gets it, twice.
+            let answer = pin!(live.channel.call(context_for(left), ask));
+            let answer = pin!(unless_left(&live, &call.request, answer));
             let answer = before(time_is_up.as_mut(), answer).await;
             let never_left = !matches!(answer, Some(Ok(_))) && ticket.withdraw();
             let failure = match answer {
@@ -155,7 +157,7 @@ impl Way {
                 }
                 Some(Err(RpcError::DeadlineExceeded)) | None => {
                     if live.came() == came {
-                        self.probe(lane, live);
+                        self.probe(lane, live.clone());
                     }
                     Reason::DeadlinePassed { waited: started.elapsed() }
                 }
@@ -229,12 +231,12 @@ impl Way {
 async fn unless_left<T>(
     live: &Live,
     request: &Request,
-    answer: impl Future<Output = Result<T, RpcError>>,
+    answer: Pin<&mut impl Future<Output = Result<T, RpcError>>>,
 ) -> Result<T, RpcError> {
     if !matches!(request, Request::Follow(_)) {
         return answer.await;
     }
-    match select(pin!(answer), pin!(live.left())).await {
+    match select(answer, pin!(live.left())).await {
         Either::Left((answer, _)) => answer,
         Either::Right(_) => Err(RpcError::Shutdown),
     }
@@ -254,9 +256,9 @@ fn encode(request: &Request) -> Result<Vec<u8>, Error> {
 /// What `future` gives, unless the timer rings before.
 pub(super) async fn before<T>(
     timer: Pin<&mut impl Future<Output = ()>>,
-    future: impl Future<Output = T>,
+    future: Pin<&mut impl Future<Output = T>>,
 ) -> Option<T> {
-    match select(pin!(future), timer).await {
+    match select(future, timer).await {
         Either::Left((value, _)) => Some(value),
         Either::Right(_) => None,
     }

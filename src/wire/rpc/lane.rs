@@ -61,6 +61,7 @@ pub(super) struct Lane {
 }
 
 /// A channel to call on, and which connection it belongs to.
+#[derive(Clone)]
 pub(super) struct Live {
     pub(super) channel: Channel,
     came: Came,

@@ -149,7 +149,8 @@ impl Together {
         let line = &self.lines[sort as usize];
         let (_under_way, before) = UnderWay::begin(&line.under_way);
         let answer = match before {
-            0 => way.send(&call).await,
+            // Not in the future of each who shares one.
+            0 => Box::pin(way.send(&call)).await,
             _ => self.share(way, sort, call).await,
         };
         if let Ok(response) = &answer {
@@ -185,7 +186,7 @@ impl Together {
             sent.map_err(|_| ())?;
             answered.await.map_err(|_| ())
         };
-        let travelled = before(pin!(way.timer(deadline)), travels).await;
+        let travelled = before(pin!(way.timer(deadline)), pin!(travels)).await;
         let has_left = kept.0.take().is_none();
         let error = match (travelled, again) {
             (Some(Ok(Err(error))), Some(request)) if is_too_much(&error) => {
@@ -285,7 +286,7 @@ async fn take_along(
     let latest = aboard.iter().map(|passenger| passenger.deadline).max();
     let latest = latest.unwrap_or_else(Instant::now);
     // Nobody has left before there is a connection to leave on.
-    let open = before(pin!(way.timer(latest)), way.is_open()).await;
+    let open = before(pin!(way.timer(latest)), pin!(way.is_open())).await;
     let open = open.unwrap_or_else(|| Err(way.not_in_time()));
     let now = Instant::now();
     let mut requests = Vec::with_capacity(aboard.len());

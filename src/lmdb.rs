@@ -106,16 +106,30 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
     } else if options.sync.is_durable() {
         sync_names_found(folder)?;
     }
-    let ended_within = folder.join(WALK);
-    let bytes_max = if ended_within.exists() { u64::MAX } else { audit::AUDITED_BYTES };
-    audit::audit(&file, bytes_max).map_err(|finding| match finding {
-        audit::Finding::Wrong(what) => Fault::damaged(format!("{}: {what}", file.display())),
-        audit::Finding::Io(error) => Fault::disk(format!("cannot open {}", file.display()), error),
-    })?;
-    drop(Walk(ended_within));
+    look_over(folder, &file)?;
     let env = open_mapped(folder, options)?;
     env.clear_stale_readers()?;
     Ok(env)
+}
+
+/// Looks over the pages of a file, if there are not too many, or the last process that read all of them may have died of one.
+fn look_over(folder: &Path, file: &Path) -> Result<(), Fault> {
+    let walk = folder.join(WALK);
+    // It may take so long that somebody ends this process as well: then the file is believed again.
+    let is_suspect = fs::metadata(&walk).is_ok_and(|found| found.len() == 0);
+    if is_suspect {
+        let _ = fs::write(&walk, b"looked over");
+    }
+    let depth = if is_suspect { audit::Depth::All } else { audit::Depth::Small };
+    let looked = audit::audit(file, depth).map_err(|finding| match finding {
+        audit::Finding::Wrong(what) => Fault::damaged(format!("{}: {what}", file.display())),
+        audit::Finding::Io(error) => Fault::disk(format!("cannot open {}", file.display()), error),
+    });
+    match &looked {
+        Err(_) if is_suspect => drop(fs::write(&walk, [])),
+        _ => drop(Walk(walk)),
+    }
+    looked
 }
 
 /// Somebody reads all pages of a file. Should one of them be LMDB's end, and with it that of the process, then the next start finds
@@ -505,6 +519,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
     use std::sync::Mutex;
 
     const SMALL: Options =
@@ -539,19 +554,24 @@ mod tests {
         // Too large to be looked over at each start.
         let path = folder.path().join(FILE);
         File::options().write(true).open(&path).unwrap().set_len(300 << 20).unwrap();
-        let whole = fs::read(&path).unwrap();
-        let mut damaged = whole.clone();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut whole = vec![0; 1 << 16];
+        file.read_exact_at(&mut whole, 0).unwrap();
         let at = whole.windows(5).position(|window| window == b"a key").unwrap();
         // The head of its page: how much of it is free.
-        damaged[at / 4096 * 4096 + 12] ^= 0x80;
-        fs::write(&path, damaged).unwrap();
+        let at = at / 4096 * 4096 + 12;
+        file.write_all_at(&[whole[at] ^ 0x80], at as u64).unwrap();
         let env = open(folder.path(), options).unwrap();
         let _is_killed = std::mem::ManuallyDrop::new(walk(&env));
         assert!(close(env, Duration::from_secs(5)));
         for _ in 0..2 {
             assert!(open(folder.path(), options).unwrap_err().is_of_tables());
         }
-        fs::write(&path, whole).unwrap();
+        // Whoever was ended while it looked them over has a next start that does not.
+        fs::write(folder.path().join(WALK), b"looked over").unwrap();
+        assert!(close(open(folder.path(), options).unwrap(), Duration::from_secs(5)));
+        fs::write(folder.path().join(WALK), []).unwrap();
+        file.write_all_at(&whole[at..=at], at as u64).unwrap();
         open(folder.path(), options).unwrap();
         assert!(!folder.path().join(WALK).exists(), "that is over");
     }

@@ -25,6 +25,7 @@
 
 #![expect(clippy::host_endian_bytes, reason = "LMDB's files are in the byte order of the host")]
 
+use rustix::io::Errno;
 use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -32,7 +33,7 @@ use std::ops::Range;
 use std::path::Path;
 
 /// Larger files are believed, unless there is a reason not to: to look them over would take longer than a start may.
-pub(super) const AUDITED_BYTES: u64 = 256 << 20;
+const AUDITED_BYTES: u64 = 256 << 20;
 
 const MAGIC: u32 = 0xbeef_c0de;
 const VERSION: u32 = 1;
@@ -60,6 +61,15 @@ const INTEGER_KEYS: u16 = 0x08;
 /// The root of an empty tree.
 const NO_PAGE: u64 = u64::MAX;
 
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// What leads to the rows, of a file that is not large.
+    Small,
+    /// All of it: the values too must be readable.
+    All,
+}
+
 /// Why a file is not believed.
 #[derive(Debug)]
 pub(super) enum Finding {
@@ -72,6 +82,10 @@ impl From<io::Error> for Finding {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::Wrong("a page is beyond its end".to_owned()),
+            // A mapped page that cannot be read is the end of the process.
+            _ if Errno::from_io_error(&error) == Some(Errno::IO) => {
+                Self::Wrong("a page cannot be read".to_owned())
+            }
             _ => Self::Io(error),
         }
     }
@@ -82,14 +96,14 @@ fn wrong<T>(page: u64, what: &str) -> Result<T, Finding> {
 }
 
 /// Looks over a file, if there is one and it is of the kind that is known here. What is no such file is LMDB's to refuse.
-pub(super) fn audit(path: &Path, bytes_max: u64) -> Result<(), Finding> {
+pub(super) fn audit(path: &Path, depth: Depth) -> Result<(), Finding> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let length = file.metadata()?.len();
-    if cfg!(not(target_pointer_width = "64")) || length > bytes_max {
+    if cfg!(not(target_pointer_width = "64")) || (depth == Depth::Small && length > AUDITED_BYTES) {
         return Ok(());
     }
     let Some(meta) = newest_meta(&mut file)? else { return Ok(()) };
@@ -101,7 +115,7 @@ pub(super) fn audit(path: &Path, bytes_max: u64) -> Result<(), Finding> {
         return wrong(in_file, "the file ends before it");
     }
     let seen = vec![false; usize::try_from(meta.pages).expect("a page for each of the file")];
-    let mut audit = Audit { file, page_bytes: meta.page_bytes, in_file, seen };
+    let mut audit = Audit { depth, file, page_bytes: meta.page_bytes, in_file, seen };
     let mut tables = Vec::new();
     audit.tree(&meta.main, Keys::Bytes, &mut |audit, page, node| {
         if node.flags & TREE == 0 || node.data.len() != TREE_BYTES {
@@ -246,6 +260,7 @@ struct Node<'page> {
 type Visit<'visit> = dyn FnMut(&mut Audit, u64, &Node<'_>) -> Result<(), Finding> + 'visit;
 
 struct Audit {
+    depth: Depth,
     file: File,
     page_bytes: usize,
     /// How many pages the file has room for.
@@ -332,6 +347,9 @@ impl Audit {
             return wrong(first, "it is another page than one of a long value");
         }
         (first + 1..first.saturating_add(pages)).try_for_each(|page| self.visit_used(page))?;
+        if self.depth == Depth::All {
+            (first..first + pages).try_for_each(|page| self.read(page, 0, PAGE_HEAD).map(drop))?;
+        }
         Ok(pages)
     }
 
@@ -543,7 +561,7 @@ mod tests {
             }
             drop(reader);
             assert!(close(env, Duration::from_secs(5)));
-            audit(&file, AUDITED_BYTES).unwrap();
+            audit(&file, Depth::Small).unwrap();
         }
         let whole = std::fs::read(&file).unwrap();
         assert!(whole.len() > 1 << 20, "{} bytes are no test", whole.len());
@@ -555,15 +573,15 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 1 << dice.roll(8);
             std::fs::write(&file, &damaged).unwrap();
-            found += usize::from(audit(&file, AUDITED_BYTES).is_err());
+            found += usize::from(audit(&file, Depth::Small).is_err());
         }
         assert!(found > 0, "none of 400 flips was found");
         // One that was cut off.
         std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
-        audit(&file, AUDITED_BYTES).unwrap_err();
+        audit(&file, Depth::Small).unwrap_err();
         std::fs::write(&file, &whole[..100]).unwrap();
-        audit(&file, AUDITED_BYTES).unwrap();
+        audit(&file, Depth::Small).unwrap();
         std::fs::write(&file, whole).unwrap();
-        audit(&file, AUDITED_BYTES).unwrap();
+        audit(&file, Depth::Small).unwrap();
     }
 }

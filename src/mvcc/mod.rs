@@ -76,7 +76,7 @@ pub(crate) use lease::KEY_BYTES;
 pub(crate) use overlay::{Moment, Recent};
 pub(crate) use restore::Restorer;
 pub(crate) use scrub::Scrub;
-pub(crate) use snapshot::{LoadError, SnapshotLoader, SnapshotReader};
+pub(crate) use snapshot::{ANOTHER_VERSION, LoadError, SnapshotLoader, SnapshotReader};
 pub(crate) use view::{View, read};
 
 use crate::api::{Applied, Command, Position, Proposal};

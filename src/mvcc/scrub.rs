@@ -70,15 +70,7 @@ impl<V: Borrow<View>> Scrub<V> {
             let Some((&table, rest)) = self.tables.split_first() else { break };
             match self.look(table, bytes_max - bytes)? {
                 0 => {
-                    let state = self.view().reader();
-                    let all = state.tables.count(state.txn, table)?;
-                    if self.rows != all {
-                        return Err(Fault::damaged(format!(
-                            "table {} has {} rows, and should have {all}",
-                            table.name(),
-                            self.rows
-                        )));
-                    }
+                    check_count(&self.view().reader(), table, self.rows)?;
                     (self.tables, self.last, self.rows) = (rest, None, 0);
                 }
                 read => bytes += read,
@@ -130,6 +122,16 @@ pub(super) fn recompute_hash(view: &View) -> Result<u128, Fault> {
     Ok(scrub.hash())
 }
 
+/// A table has as many rows as were found.
+pub(super) fn check_count(state: &Reader<'_>, table: Table, found: u64) -> Result<(), Fault> {
+    let all = state.tables.count(state.txn, table)?;
+    if found == all {
+        return Ok(());
+    }
+    let name = table.name();
+    Err(Fault::damaged(format!("table {name} has {found} rows, and should have {all}")))
+}
+
 /// Adds a row to the hash, if it is in there. Returns how many bytes were read for that elsewhere.
 fn add(
     sum: &mut Head,
@@ -168,11 +170,11 @@ fn add(
     Ok(0)
 }
 
-/// The value of an image is the one that it was written with. Returns how many bytes it has.
+/// The value of an image is the one that it was written with. Returns how many bytes it has in a row of its own.
 pub(super) fn check_digest(state: &Reader<'_>, key: &[u8], image: &Image) -> Result<usize, Fault> {
     let value = state.value(key, image)?;
     if Value::of(&value) == image.value {
-        return Ok(value.len());
+        return Ok(if matches!(image.value, Value::Large { .. }) { value.len() } else { 0 });
     }
     Err(Table::Values.corrupt(&keys::position(image.modified)))
 }

@@ -25,6 +25,7 @@
 //! - the loader never holds more than [`LOAD_BYTES`] and one row.
 
 use super::records::{Gone, Record, Table, check_row};
+use super::scrub::check_count;
 use super::tables::Tables;
 use super::unpack::{Refused, Unpacker};
 use super::{Store, VERIFIED_BYTES, View, keys, lmdb, open_environment, verify};
@@ -61,8 +62,8 @@ pub(crate) struct SnapshotReader {
 
 #[derive(Debug)]
 enum Next {
-    /// The rows of a table after a key.
-    Rows(usize, Bound<Vec<u8>>),
+    /// The rows of a table after a key, which so many were up to.
+    Rows(usize, Bound<Vec<u8>>, u64),
     Trailer,
     Nothing,
 }
@@ -74,7 +75,7 @@ impl SnapshotReader {
         let mut ready = BytesMut::from(&MAGIC[..]);
         ready.extend_from_slice(&[VERSION]);
         let sum = crc32c::crc32c(&ready);
-        Self { view, next: Next::Rows(0, Bound::Unbounded), ready, rows: 0, sum }
+        Self { view, next: Next::Rows(0, Bound::Unbounded, 0), ready, rows: 0, sum }
     }
 
     /// The next piece, of `bytes_max` bytes but for the last; none when there is no more.
@@ -82,7 +83,9 @@ impl SnapshotReader {
         assert!(bytes_max > 0, "a piece has at least one byte");
         while self.ready.len() < bytes_max {
             match std::mem::replace(&mut self.next, Next::Nothing) {
-                Next::Rows(table, after) => self.next = self.read_rows(table, &after, bytes_max)?,
+                Next::Rows(table, after, seen) => {
+                    self.next = self.read_rows(table, &after, seen, bytes_max)?;
+                }
                 Next::Trailer => self.write_trailer(),
                 Next::Nothing => break,
             }
@@ -96,6 +99,7 @@ impl SnapshotReader {
         &mut self,
         index: usize,
         after: &Bound<Vec<u8>>,
+        mut seen: u64,
         bytes_max: usize,
     ) -> Result<Next, Fault> {
         let Some(table) = Table::ALL.get(index).copied() else { return Ok(Next::Trailer) };
@@ -104,6 +108,7 @@ impl SnapshotReader {
         let start = after.as_ref().map(|key| &key[..]);
         for row in state.tables.range(state.txn, table, start, Bound::Unbounded)? {
             let (key, row) = row?;
+            seen += 1;
             if !is_needed(view, table, key, row)? {
                 continue;
             }
@@ -114,10 +119,12 @@ impl SnapshotReader {
             *sum = crc32c::crc32c_append(*sum, &ready[begin..]);
             *rows += 1;
             if ready.len() >= bytes_max {
-                return Ok(Next::Rows(index, Bound::Excluded(key.to_vec())));
+                return Ok(Next::Rows(index, Bound::Excluded(key.to_vec()), seen));
             }
         }
-        Ok(Next::Rows(index + 1, Bound::Unbounded))
+        // Nor would anybody hear of those that were passed over.
+        check_count(&state, table, seen)?;
+        Ok(Next::Rows(index + 1, Bound::Unbounded, 0))
     }
 
     fn write_trailer(&mut self) {
@@ -167,6 +174,10 @@ fn write_row(table: Table, key: &[u8], row: &[u8], out: &mut BytesMut) {
     out.extend_from_slice(row);
 }
 
+/// What is said of a snapshot that is not damaged, and cannot be read all the same.
+pub(crate) const ANOTHER_VERSION: &str =
+    "the snapshot is of a version that this program does not know";
+
 /// Why a snapshot was not loaded.
 #[derive(Clone, Debug)]
 pub(crate) enum LoadError {
@@ -185,7 +196,7 @@ impl From<Fault> for LoadError {
 impl From<Refused> for LoadError {
     fn from(refused: Refused) -> Self {
         Self::Malformed(match refused {
-            Refused::Version(_) => "the snapshot is of a version that this program does not know",
+            Refused::Version(_) => ANOTHER_VERSION,
             Refused::Damaged { what, .. } => what,
         })
     }

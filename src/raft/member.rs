@@ -132,9 +132,9 @@ impl Shared {
         Some(client)
     }
 
-    /// Done when another has taken the leader's place, and has had a heartbeat's time to say so: whoever has vanished does
+    /// Says so when another has taken the leader's place, and has had a heartbeat's time to say so: whoever has vanished does
     /// not answer, and a leader that has only stood back does.
-    pub(super) async fn led_by_another(&self, leadership: &Leadership) {
+    pub(super) async fn led_by_another(&self, leadership: &Leadership) -> Reason {
         let mut changes = self.leadership_changes();
         let is_another = |now: &Leadership| now.leader.is_some() && now.leader != leadership.leader;
         if changes.wait_for(is_another).await.is_err() {
@@ -142,6 +142,7 @@ impl Shared {
             return std::future::pending().await;
         }
         sleep(self.timing.heartbeat).await;
+        Reason::LeaderChanged
     }
 
     /// The log index up to which the log was cut.

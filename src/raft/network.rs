@@ -74,8 +74,8 @@ pub(super) const CHUNK_BYTES: usize = 512 << 10;
 /// write that is not bulk by itself, and between two chunks there is nothing that a flush would have to wait for.
 pub(crate) const SNAPSHOT_RATE: NonZeroU64 =
     NonZeroU64::new(16 << 20).expect("it is more than nothing");
-/// How a receiver begins what it says of messages that it did not expect; all else that is malformed is in the snapshot.
-pub(super) const OUT_OF_TURN: &str = "snapshot: ";
+/// How a receiver begins what it says of a snapshot that is damaged.
+pub(super) const DAMAGED: &str = "rows of a snapshot: ";
 /// For how long it is tried to go on with a snapshot whose connection broke. Its view keeps pages from being reused.
 const RESUME_PATIENCE: Duration = Duration::from_secs(30);
 /// How long whoever takes no snapshot now is not asked again.
@@ -345,7 +345,7 @@ impl Connection {
     /// Each row was right when it was read, and yet what has come does not fit together: rows may be missing here, or be there
     /// twice.
     fn refused(&self, error: Error) -> Error {
-        if matches!(error.reason(), Reason::Malformed { what } if !what.starts_with(OUT_OF_TURN)) {
+        if matches!(error.reason(), Reason::Malformed { what } if what.starts_with(DAMAGED)) {
             tracing::warn!(to = self.target, %error, "a snapshot of this member was refused");
             self.bulk.state.doubt();
         }

@@ -304,6 +304,7 @@ impl Reseed {
         let (path, map_bytes) = (self.generations.current(), self.map_bytes);
         let looked = aside(move || {
             let store = Store::open(&path, map_bytes)?;
+            let _walk = store.walk();
             let looked = store.view().and_then(|view| view.verify());
             store.close(CLOSING);
             looked

@@ -14,14 +14,14 @@ mod drafts;
 use super::machine::{SnapshotData, SnapshotMetaOf, SnapshotOf, meta};
 use super::marks::Verdict;
 use super::member::Shared;
-use super::network::{CHUNK_TIMEOUT, OUT_OF_TURN, can_be_spared, method};
+use super::network::{CHUNK_TIMEOUT, DAMAGED, can_be_spared, method};
 use super::room::SPARE_MIN;
 use super::state::{Draft, Loaded, State};
 use super::{LogId, Types, Vote, aside, drop_aside};
 use crate::codec::layout::{Input, Layout};
 use crate::error::{Error, Reason};
 use crate::fault::{Bug, Point, bug, point};
-use crate::mvcc::LoadError;
+use crate::mvcc::{ANOTHER_VERSION, LoadError};
 use crate::wire::{Hello, PeerKind, Status};
 use bytes::Bytes;
 use drafts::{Drafts, Receiving};
@@ -236,7 +236,7 @@ impl PeerServer {
         let offset = u64::read(&mut input).map_err(|_| malformed("snapshot chunk"))?;
         let chunk = input.rest();
         let turn = self.drafts.turn(from).await.filter(|turn| drafts::is_next(turn, offset));
-        let turn = turn.ok_or_else(|| out_of_turn("a chunk is missing"))?;
+        let turn = turn.ok_or_else(|| malformed("snapshot: a chunk is missing"))?;
         self.blocking(move || drafts::push(turn, &chunk)).await?;
         Ok(Bytes::new())
     }
@@ -252,7 +252,7 @@ impl PeerServer {
     async fn end(self: &Arc<Self>, from: u64, body: Bytes) -> Result<Bytes, Error> {
         let vote: Vote = read(body)?;
         speaks_for(from, &vote)?;
-        let not_begun = || out_of_turn("it has not begun");
+        let not_begun = || malformed("snapshot: it has not begun");
         // Whoever calls again waits until the first look is over.
         let turn = self.drafts.turn(from).await.ok_or_else(not_begun)?;
         point(Point::SnapshotEnd);
@@ -263,7 +263,7 @@ impl PeerServer {
             last.index += 1;
         }
         if meta.last_log_id.is_some_and(|last| last.leader_id > vote.leader_id) {
-            return Err(out_of_turn("it is of a later leader than the one who sends it"));
+            return Err(malformed("snapshot: it is of a later leader than the one who sends it"));
         }
         point(Point::SnapshotValid);
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Loaded(loaded) };
@@ -291,8 +291,12 @@ impl PeerServer {
         &self,
         work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
     ) -> Result<T, Error> {
-        let done = aside(work).await?;
-        self.done(done)
+        match aside(work).await? {
+            Err(LoadError::Malformed(what)) if what != ANOTHER_VERSION => {
+                Err(malformed(&format!("{DAMAGED}{what}")))
+            }
+            done => self.done(done),
+        }
     }
 
     fn done<T>(&self, done: Result<T, LoadError>) -> Result<T, Error> {
@@ -319,10 +323,10 @@ pub(super) fn read_begin(body: Bytes) -> Result<(Option<u64>, Option<u64>), Erro
     let mut input = Input::new(body);
     let mut next = || match input.remaining() {
         0 => Ok(None),
-        _ => u64::read(&mut input).map(Some).map_err(|_| out_of_turn("how it begins")),
+        _ => u64::read(&mut input).map(Some).map_err(|_| malformed("snapshot: how it begins")),
     };
     let said = (next()?, next()?);
-    if input.remaining() == 0 { Ok(said) } else { Err(out_of_turn("how it begins")) }
+    if input.remaining() == 0 { Ok(said) } else { Err(malformed("snapshot: how it begins")) }
 }
 
 /// Whether there is room for a second state of so many bytes. Who has none would fail when it is half there, and again after
@@ -351,10 +355,6 @@ fn read<T: Layout>(body: Bytes) -> Result<T, Error> {
 
 fn is_empty(body: &Bytes) -> Result<(), Error> {
     if body.is_empty() { Ok(()) } else { Err(malformed("message of a member")) }
-}
-
-fn out_of_turn(what: &str) -> Error {
-    malformed(&format!("{OUT_OF_TURN}{what}"))
 }
 
 fn malformed(what: &str) -> Error {

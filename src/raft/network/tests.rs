@@ -76,7 +76,9 @@ impl Receiver {
                 let received = is_known.then_some(self.bytes.len() as u64);
                 (Then::Answers, Ok(received.to_bytes()))
             }
-            method::SNAPSHOT_END if self.is_damaged => (Then::Answers, refused("rows")),
+            method::SNAPSHOT_END if self.is_damaged => {
+                (Then::Answers, refused(&format!("{DAMAGED}so")))
+            }
             method::SNAPSHOT_END => (Then::Answers, Ok(body.clone())),
             _ => (Then::Answers, refused("method")),
         }
@@ -230,7 +232,7 @@ async fn whoever_sends_what_is_refused_as_damaged_has_doubts_of_its_own_rows() {
     let (snapshot, _) = snapshot(folder.path());
     let mut kit = kit(&[], 1 << 40).await;
     kit.receiver.lock().unwrap().is_damaged = true;
-    kit.connection.refused(Reason::Malformed { what: format!("{OUT_OF_TURN}so") }.into());
+    kit.connection.refused(Reason::Malformed { what: "snapshot: so".to_owned() }.into());
     assert!(!doubts(&kit));
     let refused = send(&mut kit, snapshot).await.unwrap_err();
     assert!(matches!(refused.reason(), Reason::Malformed { .. }), "{refused:?}");

@@ -166,7 +166,7 @@ pub(super) fn push(mut turn: Turn, chunk: &Bytes) -> Result<(), LoadError> {
     let Some(receiving) = turn.as_mut() else { return Ok(()) };
     let pushed = match &mut receiving.stage {
         Stage::Draft(draft) => draft.push(chunk),
-        Stage::Whole(..) => Err(LoadError::Malformed("snapshot: there is more behind its end")),
+        Stage::Whole(..) => Err(LoadError::Malformed("there is more behind its end")),
     };
     receiving.received += chunk.len() as u64;
     if pushed.is_err() {

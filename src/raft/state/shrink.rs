@@ -34,6 +34,7 @@ use super::thread::{Job, Work};
 use super::{Counted, Draft, DraftFolder, Loaded, State, answering};
 use crate::error::{Error, Fault, Reason};
 use crate::fault::{Bug, Point, bug, point};
+use crate::lmdb::Walk;
 use crate::mvcc::{Flush, Generations, LoadError, SnapshotLoader, SnapshotReader, Store, View};
 use crate::raft::aside;
 use crate::raft::pace::Pace;
@@ -314,6 +315,7 @@ impl Drop for Recording {
 struct Copying {
     reader: SnapshotReader,
     draft: Draft,
+    _walk: Walk,
 }
 
 impl Copying {
@@ -552,10 +554,11 @@ impl State {
         // A snapshot whose folder has a smaller number could not take the place of this copy.
         self.shrinking.check(self, source)?;
         let map_bytes = limits.map_bytes.unwrap_or(self.map_bytes);
+        let store = source.clone();
         let begin = move || {
             let loader = SnapshotLoader::new(&folder.path, map_bytes).map_err(GaveUp::Disk)?;
             let draft = Draft { loader: loader.gathering(piece_bytes), folder };
-            Ok(Copying { reader: SnapshotReader::new(view), draft })
+            Ok(Copying { reader: SnapshotReader::new(view), draft, _walk: store.walk() })
         };
         let mut copying = beside(begin).await?;
         let pace = Pace::new(bytes_per_second);
@@ -576,10 +579,13 @@ impl State {
                 return Err(why);
             }
         }
-        let Copying { reader, draft } = copying;
-        // Checking takes a while, and the old pages need not be kept for it.
-        drop(reader);
-        beside(move || Ok(draft.finish()?)).await
+        let Copying { reader, draft, _walk } = copying;
+        let finish = move || {
+            // Checking takes a while, and the old pages need not be kept for it.
+            drop((reader, _walk));
+            Ok(draft.finish()?)
+        };
+        beside(finish).await
     }
 
     /// Whether the disk has room for so many bytes more, and for what the log may need meanwhile.

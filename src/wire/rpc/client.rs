@@ -86,11 +86,11 @@ impl RpcClient {
         }
     }
 
-    /// The same, and its time is also up when `given_up` is done. It goes alone.
+    /// The same, unless it is given up before, for a reason. It goes alone.
     pub(crate) async fn call_until(
         &self,
         call: Call,
-        given_up: impl Future<Output = ()>,
+        given_up: impl Future<Output = Reason>,
     ) -> Result<Response, Error> {
         self.0.way.send_until(&call, given_up).await
     }
@@ -121,24 +121,28 @@ impl Way {
         self.send_until(call, pending()).await
     }
 
-    /// The same, and its time is also up when `given_up` is done.
+    /// The same, unless it is given up before.
     async fn send_until(
         self: &Arc<Self>,
         call: &Call,
-        given_up: impl Future<Output = ()>,
+        given_up: impl Future<Output = Reason>,
     ) -> Result<Response, Error> {
         let started = Instant::now();
         let deadline = started + call.timeout.min(CALL_TIMEOUT_MAX);
         let (timer, given_up) = (pin!(self.timer(deadline)), pin!(given_up));
-        let mut time_is_up = pin!(select(timer, given_up).map(drop));
+        let mut given_up = pin!(select(timer, given_up).map(|given_up| match given_up {
+            Either::Left(_) => Reason::DeadlinePassed { waited: started.elapsed() },
+            Either::Right((reason, _)) => reason,
+        }));
         let lane = self.lane(&call.request);
         for _ in 0..ATTEMPTS {
             let mut payload = encode(&call.request)?;
             let live = pin!(lane.enter(&self.runtime));
-            let Some(live) = before(time_is_up.as_mut(), live).await else {
-                return Err(self.peer.target.not_in_time());
+            let live = match before(given_up.as_mut(), live).await {
+                Ok(live) => live?,
+                Err(Reason::DeadlinePassed { .. }) => return Err(self.not_in_time()),
+                Err(reason) => return Err(reason.into()),
             };
-            let live = live?;
             let left = deadline.saturating_duration_since(Instant::now());
             put_timeout(&mut payload, left);
             let (ticket, came) = (Ticket::default(), live.came());
@@ -147,21 +151,26 @@ impl Way {
             // Each is pinned where it is: what is handed on by value is in the future of whoever gets it, twice.
             let answer = pin!(live.channel.call(context_for(left), ask));
             let answer = pin!(unless_left(&live, &call.request, answer));
-            let answer = before(time_is_up.as_mut(), answer).await;
-            let never_left = !matches!(answer, Some(Ok(_))) && ticket.withdraw();
+            let late = || Reason::DeadlinePassed { waited: started.elapsed() };
+            let answer = match before(given_up.as_mut(), answer).await {
+                Ok(Err(RpcError::DeadlineExceeded)) => Err(late()),
+                Ok(answer) => Ok(answer),
+                Err(reason) => Err(reason),
+            };
+            let never_left = !matches!(answer, Ok(Ok(_))) && ticket.withdraw();
             let failure = match answer {
-                Some(Ok(answer)) => return self.decode(answer, &call.request),
-                Some(Err(_)) if never_left => {
+                Ok(Ok(answer)) => return self.decode(answer, &call.request),
+                Ok(Err(_)) if never_left => {
                     live.leave();
                     continue;
                 }
-                Some(Err(RpcError::DeadlineExceeded)) | None => {
+                Ok(Err(_)) => Reason::ConnectionLost,
+                Err(reason) => {
                     if live.came() == came {
                         self.probe(lane, live.clone());
                     }
-                    Reason::DeadlinePassed { waited: started.elapsed() }
+                    reason
                 }
-                Some(Err(_)) => Reason::ConnectionLost,
             };
             let failure = Error::from(failure);
             let unknown = call.request.is_write() && !never_left;
@@ -253,14 +262,14 @@ fn encode(request: &Request) -> Result<Vec<u8>, Error> {
     Ok(payload)
 }
 
-/// What `future` gives, unless the timer rings before.
-pub(super) async fn before<T>(
-    timer: Pin<&mut impl Future<Output = ()>>,
+/// What `future` gives, unless something else comes before.
+pub(super) async fn before<T, E>(
+    other: Pin<&mut impl Future<Output = E>>,
     future: Pin<&mut impl Future<Output = T>>,
-) -> Option<T> {
-    match select(future, timer).await {
-        Either::Left((value, _)) => Some(value),
-        Either::Right(_) => None,
+) -> Result<T, E> {
+    match select(future, other).await {
+        Either::Left((value, _)) => Ok(value),
+        Either::Right((other, _)) => Err(other),
     }
 }
 

@@ -189,14 +189,14 @@ impl Together {
         let travelled = before(pin!(way.timer(deadline)), pin!(travels)).await;
         let has_left = kept.0.take().is_none();
         let error = match (travelled, again) {
-            (Some(Ok(Err(error))), Some(request)) if is_too_much(&error) => {
+            (Ok(Ok(Err(error))), Some(request)) if is_too_much(&error) => {
                 let timeout = deadline.saturating_duration_since(Instant::now());
                 return Box::pin(way.send(&Call { request, timeout })).await;
             }
-            (Some(Ok(answer)), _) => return answer,
-            (Some(Err(())), _) => Error::from(Reason::Closed),
-            (None, _) if has_left => Reason::DeadlinePassed { waited: started.elapsed() }.into(),
-            (None, _) => way.not_in_time(),
+            (Ok(Ok(answer)), _) => return answer,
+            (Ok(Err(())), _) => Error::from(Reason::Closed),
+            (Err(()), _) if has_left => Reason::DeadlinePassed { waited: started.elapsed() }.into(),
+            (Err(()), _) => way.not_in_time(),
         };
         let is_unknown = has_left && sort == Sort::Write;
         Err(if is_unknown { error.unknown_outcome() } else { error })
@@ -287,7 +287,7 @@ async fn take_along(
     let latest = latest.unwrap_or_else(Instant::now);
     // Nobody has left before there is a connection to leave on.
     let open = before(pin!(way.timer(latest)), pin!(way.is_open())).await;
-    let open = open.unwrap_or_else(|| Err(way.not_in_time()));
+    let open = open.unwrap_or_else(|()| Err(way.not_in_time()));
     let now = Instant::now();
     let mut requests = Vec::with_capacity(aboard.len());
     let mut travellers = Vec::with_capacity(aboard.len());

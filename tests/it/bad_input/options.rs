@@ -24,8 +24,13 @@ async fn an_option_that_makes_no_sense_is_refused_and_leaves_no_trace() {
     for (node, text) in wrong {
         let error = refused(node.clone().solo().await, ErrorKind::InvalidInput, text);
         assert!(matches!(error.reason(), Reason::BadOption { .. }));
-        let member = node.listen("127.0.0.1:0").form(["127.0.0.1:0"]).await;
+        let member = node.listen("127.0.0.1:7401").form(["127.0.0.1:7401"]).await;
         refused(member, ErrorKind::InvalidInput, text);
+    }
+    for nowhere in ["127.0.0.1:0", "0.0.0.0:7401"] {
+        let member = node().listen(nowhere).plaintext().form([nowhere]).await;
+        let error = refused(member, ErrorKind::InvalidInput, "nobody can call it");
+        assert!(matches!(error.reason(), Reason::BadAddress { .. }));
     }
     assert!(!data.exists(), "nothing was begun");
 }

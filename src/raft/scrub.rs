@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A page that has changed on the disk may lead past rows: they are answered as keys that do not exist, and no checksum is read
-//! that could tell ([`Scrub`](crate::mvcc::Scrub)). Small states are looked over at each start; this is for those that are large, or
+//! that could tell ([`Scrub`]). Small states are looked over at each start; this is for those that are large, or
 //! run for long.
 //!
 //! Invariants

@@ -112,24 +112,32 @@ pub(crate) fn open(folder: &Path, options: Options) -> Result<Env, Fault> {
     Ok(env)
 }
 
+/// What `WALK` says by its length, which takes no room: all pages are being read; they are being looked over for that; one is damaged.
+const UNDER_WAY: u64 = 0;
+const LOOKED_OVER: u64 = 1;
+const DAMAGED: u64 = 2;
+
 /// Looks over the pages of a file, if there are not too many, or the last process that read all of them may have died of one.
 fn look_over(folder: &Path, file: &Path) -> Result<(), Fault> {
     let walk = folder.join(WALK);
-    // It may take so long that somebody ends this process as well: then the file is believed again.
-    let is_suspect = fs::metadata(&walk).is_ok_and(|found| found.len() == 0);
-    if is_suspect {
-        let _ = fs::write(&walk, b"looked over");
+    let say = |length| File::options().write(true).open(&walk).and_then(|it| it.set_len(length));
+    let said = fs::metadata(&walk).ok().map(|found| found.len());
+    let is_suspect = matches!(said, Some(UNDER_WAY | DAMAGED));
+    if said == Some(UNDER_WAY) {
+        // It may take so long that somebody ends this process as well: then the file is believed again.
+        let _ = say(LOOKED_OVER);
     }
     let depth = if is_suspect { audit::Depth::All } else { audit::Depth::Small };
-    let looked = audit::audit(file, depth).map_err(|finding| match finding {
+    let looked = audit::audit(file, depth);
+    match &looked {
+        Err(audit::Finding::Wrong(_)) if is_suspect => drop(say(DAMAGED)),
+        Err(audit::Finding::Io(_)) if is_suspect => drop(say(UNDER_WAY)),
+        _ => drop(Walk(walk.clone())),
+    }
+    looked.map_err(|finding| match finding {
         audit::Finding::Wrong(what) => Fault::damaged(format!("{}: {what}", file.display())),
         audit::Finding::Io(error) => Fault::disk(format!("cannot open {}", file.display()), error),
-    });
-    match &looked {
-        Err(_) if is_suspect => drop(fs::write(&walk, [])),
-        _ => drop(Walk(walk)),
-    }
-    looked
+    })
 }
 
 /// Somebody reads all pages of a file. Should one of them be LMDB's end, and with it that of the process, then the next start finds
@@ -568,7 +576,7 @@ mod tests {
             assert!(open(folder.path(), options).unwrap_err().is_of_tables());
         }
         // Whoever was ended while it looked them over has a next start that does not.
-        fs::write(folder.path().join(WALK), b"looked over").unwrap();
+        fs::write(folder.path().join(WALK), [0]).unwrap();
         assert!(close(open(folder.path(), options).unwrap(), Duration::from_secs(5)));
         fs::write(folder.path().join(WALK), []).unwrap();
         file.write_all_at(&whole[at..=at], at as u64).unwrap();

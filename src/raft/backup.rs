@@ -13,6 +13,7 @@
 //! Invariant: what ends before its time leaves a folder that is empty, or that is refused and can be restored into again.
 
 use super::member::Shared;
+use super::network::can_be_spared;
 use crate::error::{Error, Fault, Reason};
 use crate::lmdb::FolderLock;
 pub(crate) use crate::mvcc::BackupReader;
@@ -46,12 +47,22 @@ impl Shared {
         reader: &mut BackupReader,
         bytes_max: usize,
     ) -> Result<Option<Bytes>, Error> {
-        reader.next_chunk(bytes_max).map_err(|fault| self.state.fail(fault))
+        reader.next_chunk(bytes_max).map_err(|fault| self.cannot_read(fault))
     }
 
     /// What was read, if it was all right.
     pub(crate) fn end_backup(&self, reader: BackupReader) -> Result<BackupInfo, Error> {
-        reader.finish().map_err(|fault| self.state.fail(fault))
+        reader.finish().map_err(|fault| self.cannot_read(fault))
+    }
+
+    /// Rows that are damaged are this member's end, unless the group has no majority without it: all that it has goes on as well
+    /// as it can, and only whoever wants all of the rows is refused.
+    fn cannot_read(&self, fault: Fault) -> Error {
+        if !fault.is_of_tables() || can_be_spared(&self.membership(), 1) {
+            return self.state.fail(fault);
+        }
+        self.state.doubt();
+        fault.into()
     }
 }
 

@@ -459,3 +459,21 @@ async fn whoever_was_removed_hears_so_and_waits_for_no_state() {
     assert!(group.data(removed).join(MARK).exists(), "its state is not to be opened all the same");
     group.shutdown().await;
 }
+
+/// A backup of what is left is why anybody comes to it, and its other keys are asked for all the time.
+#[tokio::test]
+async fn the_last_member_goes_on_with_rows_that_are_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = solo(folder.path()).await.unwrap();
+    node.client().put("k", VALUE).await.unwrap();
+    node.client().put("other", "whole").await.unwrap();
+    node.backup(Vec::new()).await.unwrap();
+    rot(folder.path(), VALUE);
+    for _ in 0..2 {
+        let refused = node.backup(Vec::new()).await.unwrap_err();
+        assert!(matches!(refused.reason(), Reason::Corrupt { .. }), "{refused:?}");
+    }
+    assert_eq!(local(&node, "other".to_owned()).await.unwrap().as_deref(), Some("whole"));
+    node.client().put("other", "as before").await.unwrap();
+    node.shutdown().await.unwrap();
+}

@@ -313,21 +313,27 @@ impl Drop for Recording {
 
 /// A copy in the making.
 struct Copying {
+    _walk: Walk,
     reader: SnapshotReader,
     draft: Draft,
-    _walk: Walk,
 }
 
 impl Copying {
     /// Copies another piece, and says how large it was; nothing when there is none.
     fn step(mut self, state: &State, bytes_max: usize) -> Result<(Self, usize), GaveUp> {
-        let chunk = self.reader.next_chunk(bytes_max).map_err(|fault| ended(state, fault))?;
+        // Whether this member can go on with rows that are damaged is not for a copy to say: they are all looked at then.
+        const DAMAGED: GaveUp = GaveUp::Differs("rows of the tables are damaged");
+        let chunk =
+            self.reader.next_chunk(bytes_max).map_err(|fault| match fault.is_of_tables() {
+                true => DAMAGED,
+                false => ended(state, fault),
+            })?;
         point(Point::ShrinkCopies);
         let Some(chunk) = chunk else { return Ok((self, 0)) };
         match self.draft.push(&chunk) {
             Ok(()) => Ok((self, chunk.len())),
             // It was read from the tables: what is wrong with it is wrong there.
-            Err(LoadError::Malformed(what)) => Err(ended(state, Fault::damaged(what.to_owned()))),
+            Err(LoadError::Malformed(_)) => Err(DAMAGED),
             Err(LoadError::Fault(fault)) => Err(GaveUp::Disk(fault)),
         }
     }
@@ -558,7 +564,7 @@ impl State {
         let begin = move || {
             let loader = SnapshotLoader::new(&folder.path, map_bytes).map_err(GaveUp::Disk)?;
             let draft = Draft { loader: loader.gathering(piece_bytes), folder };
-            Ok(Copying { reader: SnapshotReader::new(view), draft, _walk: store.walk() })
+            Ok(Copying { _walk: store.walk(), reader: SnapshotReader::new(view), draft })
         };
         let mut copying = beside(begin).await?;
         let pace = Pace::new(bytes_per_second);
@@ -579,10 +585,10 @@ impl State {
                 return Err(why);
             }
         }
-        let Copying { reader, draft, _walk } = copying;
+        let Copying { _walk, reader, draft } = copying;
         let finish = move || {
             // Checking takes a while, and the old pages need not be kept for it.
-            drop((reader, _walk));
+            drop((_walk, reader));
             Ok(draft.finish()?)
         };
         beside(finish).await

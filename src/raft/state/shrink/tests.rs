@@ -554,3 +554,24 @@ async fn a_quota_that_is_used_up_by_half_empty_pages_is_not_for_ever() {
     tasks.shutdown().await;
     state.store().unwrap().view().unwrap().verify().unwrap();
 }
+
+/// Whether the group can do without this member is for others to say.
+#[tokio::test]
+async fn a_copy_of_damaged_rows_is_given_up_and_ends_nothing() {
+    use std::os::unix::fs::FileExt;
+    let folder = tempfile::tempdir().unwrap();
+    let state = with_room(folder.path()).await;
+    let value = vec![0xA7; 20_000];
+    let put = Op::put("marked", Bytes::from(value.clone()));
+    state.apply_for_test(&[entry(2000, Command::Txn(TxnOp::single(put.0)))]);
+    state.settled().await.unwrap();
+    let path = folder.path().join(&files(folder.path())[0]).join("data.mdb");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let mut places = bytes.windows(64).enumerate().filter(|(_, it)| **it == value[..64]);
+    let at = places.next().expect("it is there").0;
+    file.write_all_at(b"?", at as u64).unwrap();
+    let given_up = state.shrink(&FAST).await.unwrap_err();
+    assert!(matches!(given_up, GaveUp::Differs(_)), "{given_up}");
+    state.check().unwrap();
+}
